@@ -1,0 +1,43 @@
+# Every target builds .venv by itself, once; a second run reinstalls nothing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# One torch thread per process: on a shared machine two can be many times slower than one.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint types bench format clean
+
+demo: $(STAMP)
+	$(BIN)/expunge demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow" --doctest-modules src tests
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m slow tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/fisher.py
+	$(BIN)/python benchmarks/evaluate.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) expunge-demo
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Expected Python 3.11 as '$(PYTHON)', found none: install it or run make PYTHON=/path/to/python3.11." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,32 @@
+"""The registry of attacks is this folder: an attack's name is its file's name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from expunge.errors import UserError, suggest
+from expunge.metric import Attack
+
+__all__ = ["load", "names"]
+
+
+def names() -> list[str]:
+    """Return the names of all attacks.
+
+    >>> names()
+    ['entropy_lr', 'loss_threshold']
+    """
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def load(name: str) -> type[Attack]:
+    """Return the class of an attack.
+
+    Raises:
+        UserError: no such attack.
+    """
+    if name not in names():
+        raise UserError("a known attack", repr(name), suggest(name, names()))
+    found: type[Attack] = importlib.import_module(f"{__name__}.{name}").ATTACK
+    return found

@@ -1,0 +1,59 @@
+"""Curves and rates of scores of members and others: pure functions, used by every attack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+from expunge import stats
+from expunge.metric import Unavailable, Value
+
+Scores = NDArray[np.float64]
+FOLDS = 10
+
+
+def curve(members: Scores, others: Scores) -> tuple[Scores, Scores]:
+    """Return false and true positive rates at every threshold, from (0, 0) to (1, 1)."""
+    cuts = np.unique(np.concatenate([members, others]))[::-1]
+    fpr = 1 - np.searchsorted(np.sort(others), cuts, side="left") / len(others)
+    tpr = 1 - np.searchsorted(np.sort(members), cuts, side="left") / len(members)
+    return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
+
+
+def auc(members: Scores, others: Scores) -> Value | Unavailable:
+    """Return the area under the curve with DeLong's interval."""
+    if len(members) < 2 or len(others) < 2:
+        return Unavailable(f"needs 2 samples on each side, has {len(members)} and {len(others)}")
+    return Value.of(stats.auc(members, others))
+
+
+def tpr_at(members: Scores, others: Scores, rate: float) -> Value | Unavailable:
+    """Return the largest true positive rate at a false positive rate of at most ``rate``, Wilson's interval.
+
+    The interval is that of the members at the threshold found; the threshold's own error is not in it.
+    """
+    least = int(np.ceil(1 / rate))
+    if len(others) < least:
+        return Unavailable(f"a false positive rate of {rate:g} needs {least} unseen samples, there are {len(others)}")
+    if len(members) == 0:
+        return Unavailable("there are no members")
+    fpr, tpr = curve(members, others)
+    best = float(tpr[fpr <= rate].max())
+    return Value.of(stats.wilson(round(best * len(members)), len(members)))
+
+
+def balanced_accuracy(members: Scores, others: Scores, seed: int) -> Value | Unavailable:
+    """Return (TPR + TNR)/2 of a balanced logistic regression on the score, by stratified 10-fold cross-validation."""
+    if min(len(members), len(others)) < FOLDS:
+        return Unavailable(f"{FOLDS} folds need {FOLDS} samples on each side, there are {len(members)}, {len(others)}")
+    x = np.concatenate([members, others])[:, None]
+    y = np.concatenate([np.ones(len(members), int), np.zeros(len(others), int)])
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
+    guess: Any = cross_val_predict(LogisticRegression(class_weight="balanced"), x, y, cv=folds)
+    caught = stats.wilson(int(guess[y == 1].sum()), len(members))
+    cleared = stats.wilson(int((guess[y == 0] == 0).sum()), len(others))
+    return Value.of(stats.half_sum(caught, cleared))

@@ -1,0 +1,105 @@
+"""What a model says of each sample, collected in one pass and reused by every metric and attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Data
+from expunge.errors import NotFinite
+from expunge.runtime import Runtime
+from expunge.task import Task
+from expunge.tensors import eval_mode
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One model on one set of samples, on the CPU.
+
+    Args:
+        outputs: (N, ...) raw outputs, float64.
+        prediction: (N, ...) the task's predictions.
+        target: (N, ...) labels, or None.
+        loss: (N,) per-sample loss, float64, or None without labels.
+        features: tapped activations (N, ...) by tap.
+    """
+
+    outputs: Tensor
+    prediction: Tensor
+    target: Tensor | None = None
+    loss: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def take(self, index: Tensor) -> Outputs:
+        """Return the samples at these positions."""
+        return Outputs(
+            self.outputs[index],
+            self.prediction[index],
+            None if self.target is None else self.target[index],
+            None if self.loss is None else self.loss[index],
+            {k: v[index] for k, v in self.features.items()},
+        )
+
+
+Evidence = Mapping[tuple[str, str], Outputs]
+"""Outputs by (model role, split): roles ``model``, ``original``, ``retrained``; see `expunge.metric.Audit`."""
+
+
+def collect(
+    model: nn.Module, task: Task, data: Data, *, taps: Sequence[str] = (), runtime: Runtime | None = None
+) -> Outputs:
+    """Run a model once over data, in eval mode, and keep what it says of each sample.
+
+    Args:
+        model: its modes are left as found.
+        task: outputs, loss, predictions.
+        data: the samples.
+        taps: activations to keep, see `expunge.task.run`.
+        runtime: device, batch size, precision, progress.
+
+    Returns:
+        One row a sample, in the data's order.
+
+    Raises:
+        NotFinite: an output is NaN or infinite.
+    """
+    runtime = runtime or Runtime()
+    rows: list[Outputs] = []
+    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with eval_mode(model), torch.no_grad(), runtime.tracking(f"outputs on {data.name}", len(data)) as advance:
+        model.to(runtime.torch_device)
+        for batch in data.batches(runtime.batch_size):
+            batch = batch.to(runtime.torch_device)
+            with runtime.autocast():
+                outputs, found = task.forward(model, batch, taps)
+            outputs = outputs.double()
+            if not bool(torch.isfinite(outputs).all()):
+                raise NotFinite(f"finite outputs on {data.name}", "NaN or infinity", "check the weights and inputs")
+            loss = None
+            if batch.target is not None:
+                task.check(outputs, batch.target)
+                loss = task.loss(outputs, batch.target).double().cpu()
+            target = None if batch.target is None else batch.target.cpu()
+            features = {k: v.float().cpu() for k, v in found.items()}
+            rows.append(Outputs(outputs.cpu(), task.predictions(outputs).cpu(), target, loss, features))
+            advance(len(batch))
+        model.to(home)
+    return _joined(rows)
+
+
+def _joined(rows: Sequence[Outputs]) -> Outputs:
+    targets = [r.target for r in rows if r.target is not None]
+    losses = [r.loss for r in rows if r.loss is not None]
+    return Outputs(
+        torch.cat([r.outputs for r in rows]),
+        torch.cat([r.prediction for r in rows]),
+        torch.cat(targets) if targets else None,
+        torch.cat(losses) if losses else None,
+        {k: torch.cat([r.features[k] for r in rows]) for k in rows[0].features},
+    )

@@ -1,0 +1,77 @@
+"""vmap over the gradient of one sample, chunked to a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from expunge.data import Batch
+from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
+from expunge.fisher.quantities import power, scalars
+from expunge.runtime import Runtime
+from expunge.task import Task
+
+
+class _Objective(nn.Module):
+    """The quantity of one sample as a module, so that `functional_call` can swap the model's parameters."""
+
+    def __init__(self, model: nn.Module, task: Task, of: str, pick: int) -> None:
+        super().__init__()
+        self.model, self.task, self.of, self.pick = model, task, of, pick
+
+    def forward(self, inputs: Any, target: Tensor | None, weight: Tensor | None) -> Tensor:
+        one = {k: v.unsqueeze(0) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.unsqueeze(0)
+        label = None if target is None else target.unsqueeze(0)
+        batch = Batch(one, label, None if weight is None else weight.unsqueeze(0), torch.zeros(1, dtype=torch.long))
+        outputs, _ = self.task.forward(self.model, batch)
+        return scalars(self.of, self.task, outputs, batch)[self.pick].squeeze(0)
+
+
+def sums(
+    model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
+) -> Sums:
+    """Return what `reference.sums` returns, several samples at a time.
+
+    Raises:
+        RuntimeError: vmap cannot trace the model (in-place code, data-dependent branches).
+    """
+    total = zeros(params)
+    picks = 1
+    if of == "true":
+        with torch.no_grad(), runtime.autocast():
+            picks = task.forward(model, batch)[0].shape[1]
+    width = 3 * max(1, sum(p.numel() * p.element_size() for p in params.values()))
+    chunk = max(1, min(len(batch), runtime.budget() // width))
+    inner = {f"model.{name}": p.detach() for name, p in params.items()}
+    for pick in range(picks):
+        objective = _Objective(model, task, of, pick)
+
+        def value(p: dict[str, Tensor], x: Any, y: Any, w: Any, f: _Objective = objective) -> Tensor:
+            with runtime.autocast():
+                return functional_call(f, p, (x, y, w))  # type: ignore[no-any-return]
+
+        mapped = vmap(grad(value), in_dims=(None, 0, _axis(batch.target), _axis(batch.weight)), randomness="error")
+        for start in range(0, len(batch), chunk):
+            grads = mapped(inner, *_slice(batch, slice(start, start + chunk)))
+            for name in params:
+                g = wide(grads[f"model.{name}"])
+                if power(of) == 2:
+                    warn_underflow(g, name)
+                    total[name] += g.square().sum(dim=0)
+                else:
+                    total[name] += g.abs().sum(dim=0)
+    return total
+
+
+def _axis(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else 0
+
+
+def _slice(batch: Batch, at: slice) -> tuple[Any, Tensor | None, Tensor | None]:
+    inputs = {k: v[at] for k, v in batch.inputs.items()} if isinstance(batch.inputs, dict) else batch.inputs[at]
+    target = None if batch.target is None else batch.target[at]
+    return inputs, target, None if batch.weight is None else batch.weight[at]

@@ -1,0 +1,86 @@
+"""What must hold before and after a per-sample gradient is believed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Data
+from expunge.errors import NotFinite, UserError, listing, suggest
+from expunge.tensors import parameters
+
+Sums = dict[str, Tensor]
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in train mode: batch statistics and dropout make a per-sample gradient meaningless.
+
+    Raises:
+        UserError: names the modules.
+    """
+    stateful = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    active = [n for n, m in model.named_modules() if m.training and isinstance(m, stateful)]
+    if model.training or active:
+        got = f"train mode, with active {listing(active)}" if active else "train mode"
+        raise UserError("a model in eval mode", got, "call model.eval() first")
+
+
+def check_data(data: Data) -> None:
+    """Refuse data without samples.
+
+    Raises:
+        UserError: there are none.
+    """
+    if len(data) == 0:
+        raise UserError("at least one sample", f"none in {data.name}", "pass data that is not empty")
+
+
+def chosen(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters asked for, all by default.
+
+    Raises:
+        UserError: a name is unknown or frozen, or nothing is trainable.
+    """
+    known = parameters(model)
+    if not known:
+        raise UserError("a model with trainable parameters", "none", "call requires_grad_(True) on some")
+    if names is None:
+        return known
+    for name in names:
+        if name not in known:
+            raise UserError("names of trainable parameters", f"unknown '{name}'", suggest(name, known))
+    return {name: known[name] for name in names}
+
+
+def check_sums(sums: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinite sums.
+
+    Raises:
+        NotFinite: names the parameters.
+    """
+    bad = [name for name, s in sums.items() if not bool(torch.isfinite(s).all())]
+    if bad:
+        raise NotFinite("finite per-sample gradients", f"NaN or infinity in {listing(bad)}", "check data and weights")
+
+
+def warn_underflow(gradient: Tensor, what: str) -> None:
+    """Warn when a nonzero gradient squares to zero in its dtype (below about 1e-23 in float32)."""
+    lost = int(((gradient != 0) & (gradient.square() == 0)).sum())
+    if lost:
+        text = (
+            f"{lost} nonzero gradients of {what} square to 0 in {gradient.dtype}: use a float64 model if they matter."
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 or wider: squares are never taken in half precision."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def zeros(params: Mapping[str, Tensor]) -> Sums:
+    """Return float64 zeros in the shape of the parameters."""
+    return {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in params.items()}

@@ -1,0 +1,119 @@
+"""One backward pass for the whole batch: rules turn each layer's input and output gradient into its sum.
+
+Parameter gradients are switched off, so autograd computes only the gradients that flow between layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Batch
+from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
+from expunge.fisher.quantities import power, scalars
+from expunge.fisher.rules import RULES
+from expunge.runtime import Runtime
+from expunge.task import Task
+
+
+def covered(model: nn.Module, params: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
+    """Return the modules with a rule that own some of the parameters, by name."""
+    names = {id(p): name for name, p in params.items()}
+    owners: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) in names]
+        stats = not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is not None
+        if own and type(module) in RULES and stats:
+            owners[name] = module
+    return owners
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in flags:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+class Reused(Exception):
+    """A layer ran other than once, or its input changed in place: its rule does not hold.
+
+    Args:
+        name: the module's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def sums(
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    params: Mapping[str, nn.Parameter],
+    of: str,
+    runtime: Runtime,
+    modules: Mapping[str, nn.Module],
+) -> Sums:
+    """Return what `reference.sums` returns, for the parameters of ``modules``.
+
+    Raises:
+        Reused: a module's rule does not hold on this batch.
+    """
+    names = {id(p): name for name, p in params.items()}
+    own = {name for m in modules.values() for p in m.parameters(recurse=False) if (name := names.get(id(p)))}
+    total = zeros({name: params[name] for name in sorted(own)})
+    calls = dict.fromkeys(modules, 0)
+    device = next(iter(params.values())).device
+    anchor = torch.zeros((), device=device, requires_grad=True)
+
+    def hook(name: str) -> Any:
+        def forward(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            calls[name] += 1
+            if calls[name] > 1:
+                raise Reused(name)
+            a = args[0].detach()
+            version = a._version
+            if not out.requires_grad:
+                out = out + anchor.to(out.dtype)
+
+            def backward(delta: Tensor) -> None:
+                if a._version != version:
+                    raise Reused(name)
+                if power(of) == 2:
+                    warn_underflow(wide(delta), name)
+                with torch.no_grad():
+                    for key, value in RULES[type(module)](module, a, delta, power(of)).items():
+                        target = names.get(id(getattr(module, key)))
+                        if target is not None:
+                            total[target] += value
+
+            out.register_hook(backward)
+            return out
+
+        return forward
+
+    with ExitStack() as stack:
+        stack.enter_context(_frozen(model))
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(hook(name)).remove)
+        with torch.enable_grad():
+            with runtime.autocast():
+                outputs, _ = task.forward(model, batch)
+                each = scalars(of, task, outputs, batch)
+            for q in each:
+                torch.autograd.backward(q.sum(), inputs=[anchor], retain_graph=q is not each[-1])
+    unused = [name for name, n in calls.items() if n == 0]
+    if unused:
+        raise Reused(unused[0])
+    return total

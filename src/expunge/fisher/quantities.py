@@ -1,0 +1,89 @@
+"""The per-sample scalars whose gradients are squared, or taken absolute."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Batch, Data
+from expunge.errors import UserError, suggest
+from expunge.runtime import Runtime
+from expunge.seeds import seed as named_seed
+from expunge.task import Classification, Task
+
+Quantity = Literal["loss", "sampled_loss", "true", "output_norm", "batch_mean"]
+QUANTITIES: tuple[Quantity, ...] = ("loss", "sampled_loss", "true", "output_norm", "batch_mean")
+
+
+def check_quantity(of: str, task: Task) -> None:
+    """Refuse an unknown quantity, and the expectation over classes for a task without classes.
+
+    Raises:
+        UserError: says which.
+    """
+    if of not in QUANTITIES:
+        raise UserError("a known quantity", repr(of), suggest(of, QUANTITIES))
+    if of == "true" and not isinstance(task, Classification):
+        remedy = "use 'sampled_loss', which draws targets from the model"
+        raise UserError("a classification task for 'true'", type(task).__name__, remedy)
+
+
+def power(of: str) -> int:
+    """Return 1 where gradients are taken absolute, 2 where they are squared."""
+    return 1 if of == "output_norm" else 2
+
+
+def scalars(of: str, task: Task, outputs: Tensor, batch: Batch) -> list[Tensor]:
+    """Return the scalars (B,) of each sample; their squared gradients are summed over the list.
+
+    ``true`` gives √p_c(x)·ℓ(x, c) for every class c, p without gradient, so that the squares sum to
+    Σ_c p_c (∂ℓ(x, c)/∂θ)².
+    """
+    if of == "output_norm":
+        each = [outputs.flatten(1).square().sum(dim=1)]
+    elif of == "true":
+        root = outputs.detach().softmax(dim=1).sqrt()
+        each = [
+            root[:, c] * task.loss(outputs, torch.full_like(outputs[:, 0], c, dtype=torch.long))
+            for c in range(outputs.shape[1])
+        ]
+    else:
+        if batch.target is None:
+            raise UserError(f"labels for the quantity '{of}'", "none", "use output_norm, true or sampled_loss")
+        each = [task.loss(outputs, batch.target)]
+    if batch.weight is not None:
+        each = [q * batch.weight.to(q) for q in each]
+    return each
+
+
+def ready(of: str, model: nn.Module, task: Task, data: Data, batch: Batch, runtime: Runtime, seed: int) -> Batch:
+    """Return the batch with the targets its quantity needs, checked; draws them for ``sampled_loss``.
+
+    Each draw is seeded by the sample's id, so batch size, order and partition do not matter.
+
+    Raises:
+        UserError: labels are missing or do not fit, or the loss is not one number a sample.
+    """
+    batch = batch.to(runtime.torch_device)
+    if of in ("output_norm", "true"):
+        return batch
+    if of != "sampled_loss" and batch.target is None:
+        raise UserError(f"labels for the quantity '{of}'", f"none in {data.name}", "use output_norm or sampled_loss")
+    with torch.no_grad(), runtime.autocast():
+        outputs, _ = task.forward(model, batch)
+        if of == "sampled_loss":
+            ids = data.all_ids[data.positions[batch.index.numpy()]]
+            rows = []
+            for row, name in zip(outputs.split(1), ids, strict=True):
+                generator = torch.Generator().manual_seed(named_seed("sampled_loss", seed, name))
+                rows.append(task.sample_target(row, generator))
+            batch = Batch(batch.inputs, torch.cat(rows), batch.weight, batch.index)
+        assert batch.target is not None
+        task.check(outputs, batch.target)
+        shape = task.loss(outputs, batch.target).shape
+    if shape != (len(batch),):
+        got = f"shape {tuple(shape)} for {len(batch)} samples"
+        raise UserError("a loss of shape (B,), one number a sample", got, "return it unreduced from Task.loss")
+    return batch

@@ -1,0 +1,197 @@
+"""The selection and dampening rule that SSD and LFSSD share."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import Incompatible, UserError
+from expunge.fisher import Diagonal, Quantity, diagonal
+from expunge.fisher.checks import wide
+from expunge.method import Method, Needs, See, Session, State, option
+from expunge.tensors import check_finite, parameters
+
+log = logging.getLogger(__name__)
+
+SHARE, CAP = 0.4, 10.0
+"""``alpha="auto"``: this share of the bound n/n_f, and at most this; chosen in docs/results/alpha.md."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """What dampening did to one tensor, or to all.
+
+    Args:
+        size: scalars.
+        selected: with I_f > α·I_D.
+        changed: of these, with β below 1.
+        zeroed: of these, with β of 0.
+        unseen: of the selected, with I_D of 0.
+    """
+
+    size: int = 0
+    selected: int = 0
+    changed: int = 0
+    zeroed: int = 0
+    unseen: int = 0
+
+    def __add__(self, other: Count) -> Count:
+        return Count(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def dampen(
+    theta: Tensor, forget: Tensor, reference: Tensor, alpha: float, dampening: float, unseen: str = "zero"
+) -> tuple[Tensor, Count]:
+    """Return β∘θ with β_i = min(λ·I_D,i / I_f,i, 1) where I_f,i > α·I_D,i, and 1 elsewhere.
+
+    Args:
+        theta: weights θ, any shape and floating dtype.
+        forget: importance I_f on the forget set, same shape.
+        reference: importance I_D on the training set, same shape.
+        alpha: α ≥ 0; selection is strict, a tie is not selected.
+        dampening: λ ≥ 0; 0 prunes what is selected.
+        unseen: what happens to weights with I_f > 0 and I_D = 0: ``zero`` or ``skip``.
+
+    Returns:
+        The new weights in θ's dtype, and the counts.
+
+    >>> one = torch.ones(3)
+    >>> dampen(torch.tensor([1.0, -2.0, 2.0]), torch.tensor([0.5, 2.0, 10.0]), one, 1.0, 1.0)[0]
+    tensor([ 1.0000, -1.0000,  0.2000])
+    """
+    forget, reference = wide(forget), wide(reference)
+    selected = forget > alpha * reference
+    bare = selected & (reference == 0)
+    if unseen == "skip":
+        selected = selected & ~bare
+    ratio = dampening * reference / torch.where(selected, forget, torch.ones_like(forget))
+    beta = torch.where(selected, ratio.clamp(max=1.0), torch.ones_like(ratio))
+    counts = (selected, beta < 1, selected & (beta == 0), bare)
+    count = Count(theta.numel(), *(int(mask.sum()) for mask in counts))
+    return torch.where(beta < 1, (wide(theta) * beta.to(wide(theta))).to(theta.dtype), theta), count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dampening(Method):
+    """Dampen the weights that matter for the forget set out of proportion to the training set."""
+
+    alpha: float | Literal["auto"] = option(
+        "auto",
+        symbol="α",
+        unit="ratio of importances",
+        text=f"select where I_f > α·I_D; auto is {SHARE}·n/n_f, at most {CAP:g}",
+    )
+    dampening: float = option(1.0, symbol="λ", unit="1", text="β = min(λ·I_D/I_f, 1); 0 prunes what is selected")
+    unseen: Literal["zero", "skip"] = option(
+        "zero", unit="-", text="what to do with weights of importance 0 on the training set: zero or skip"
+    )
+    refresh: bool = option(
+        False, unit="-", text="recompute the stored importance after the edit from retain data, which it then needs"
+    )
+
+    def __post_init__(self) -> None:
+        if self.alpha != "auto" and not (isinstance(self.alpha, int | float) and 0 <= self.alpha < float("inf")):
+            raise UserError(f"{self.name}.alpha of 0 or more, or 'auto'", repr(self.alpha), "give a finite number")
+        if not 0 <= self.dampening < float("inf"):
+            raise UserError(f"{self.name}.dampening of 0 or more", repr(self.dampening), "give a finite number")
+
+    @property
+    def of(self) -> Quantity:
+        """The quantity whose per-sample gradient is the importance."""
+        raise TypeError(f"{type(self).__name__} names no quantity")
+
+    @property
+    def sight(self) -> See:
+        """What the importance needs to see of a sample."""
+        return See.INPUTS if self.of == "output_norm" else See.LABELLED
+
+    @property
+    def prepares(self) -> Needs:
+        """The training set, once."""
+        return Needs(train=self.sight)
+
+    @property
+    def unlearns(self) -> Needs:
+        """The forget set; with ``refresh`` also the retain set."""
+        return Needs(forget=self.sight, retain=self.sight if self.refresh else See.NONE)
+
+    def prepare(self, session: Session) -> tuple[nn.Module, State]:
+        """One pass over the training set: S_D = Σ_s |∂q_s/∂θ|^p, kept as float64 sums with their count."""
+        return session.model, self._state(self._importance(session, session.model, "train"), stale=0)
+
+    def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
+        """One pass over the forget set, then the element-wise edit; the next state is S_D − S_f."""
+        stored = self._stored(session, state)
+        forget = self._importance(session, session.model, "forget")
+        alpha = self._alpha(session, stored.count, forget.count)
+        total = Count()
+        with torch.no_grad():
+            for name, theta in parameters(session.model).items():
+                reference = stored.sums[name].to(theta.device) / stored.count
+                new, count = dampen(theta, forget.values[name], reference, alpha, self.dampening, self.unseen)
+                theta.copy_(new)
+                session.record("counts", {"tensor": name, **vars(count)}, step=len(session.log.get("counts", [])))
+                total += count
+        session.record("alpha", alpha)
+        session.record("selected", total.selected / total.size)
+        session.record("changed", total.changed / total.size)
+        session.record("zeroed", total.zeroed)
+        session.record("unseen", total.unseen)
+        if total.changed == 0:
+            session.record("note", f"No weight had an importance ratio above α = {alpha:g}: nothing was changed.")
+        return session.model, self._next(session, state, stored, forget)
+
+    def _importance(self, session: Session, model: nn.Module, part: str) -> Diagonal:
+        data = getattr(session, part)
+        return diagonal(model, session.task, data, of=self.of, runtime=session.runtime, seed=session.seed)
+
+    def _state(self, kept: Diagonal, stale: int) -> State:
+        sums = {f"importance/{k}": v.cpu() for k, v in kept.sums.items()}
+        return State(sums, {"of": self.of, "count": kept.count, "at": kept.at, "stale": stale})
+
+    def _stored(self, session: Session, state: State) -> Diagonal:
+        if state.meta.get("of") != self.of:
+            got = f"one of '{state.meta.get('of')}'"
+            raise Incompatible(f"a state with the importance of '{self.of}'", got, f"prepare {self.name} anew")
+        names = parameters(session.model)
+        kept = {n.removeprefix("importance/"): n for n in state.tensors if n.startswith("importance/")}
+        if kept.keys() != names.keys():
+            odd = sorted(kept.keys() ^ names.keys())[0]
+            raise Incompatible("importances of this model's trainable parameters", f"another set ({odd})", "prepare anew")
+        sums = {n: state.tensors[k] for n, k in kept.items()}
+        check_finite(sums, "stored importances", "prepare anew")
+        return Diagonal(sums, int(state.meta["count"]), self.of, str(state.meta["at"]))
+
+    def _alpha(self, session: Session, n: int, n_f: int) -> float:
+        bound = n / n_f
+        if self.alpha == "auto":
+            return min(CAP, SHARE * bound)
+        if self.alpha >= bound:
+            text = (
+                f"α = {self.alpha:g} selects nothing: with {n_f} of {n} samples to forget no importance ratio "
+                f"exceeds n/n_f = {bound:.4g}. Take a smaller α, or alpha='auto'."
+            )
+            log.warning(text)
+            session.record("note", text)
+        return float(self.alpha)
+
+    def _next(self, session: Session, state: State, stored: Diagonal, forget: Diagonal) -> State:
+        """Take the forgotten samples' share out of the stored sums, or compute them anew."""
+        if self.refresh:
+            return self._state(self._importance(session, session.model, "retain"), stale=0)
+        stale = int(state.meta["stale"])
+        if stale:
+            session.record(
+                "note",
+                f"The stored importance was taken {stale} request(s) ago, before the weights were edited; the "
+                "forgotten samples' share was taken out at today's weights, so only approximately. Prepare anew, "
+                "or use refresh=true, to renew it.",
+            )
+        here = replace(forget, sums={k: v.cpu() for k, v in forget.sums.items()}, at=stored.at)
+        if stored.count <= forget.count:
+            raise UserError("training samples to remain", f"all {stored.count} to forget", "train a new model")
+        return self._state(stored.subtract(here), stale + 1)

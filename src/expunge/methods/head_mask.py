@@ -1,0 +1,88 @@
+"""The control that hides a class behind its logit: it fools class accuracy and removes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import UserError
+from expunge.method import Method, Needs, Reference, Session, State, option
+from expunge.scenario import Scenario
+from expunge.task import Classification, Task, output_tensor
+
+
+class LowerLogit:
+    """A forward hook that puts one class's logit ``margin`` below the lowest of the others.
+
+    Args:
+        label: the class.
+        margin: nats.
+    """
+
+    def __init__(self, label: int, margin: float) -> None:
+        self.label, self.margin = label, margin
+
+    def __call__(self, module: nn.Module, args: Any, value: Any) -> Any:
+        logits = output_tensor(value)
+        lowered = self.lower(logits)
+        if isinstance(value, Tensor):
+            return lowered
+        if isinstance(value, Mapping):
+            value["logits"] = lowered  # type: ignore[index]
+        else:
+            value.logits = lowered
+        return value
+
+    def lower(self, logits: Tensor) -> Tensor:
+        """Return logits (B, K) with the class's one lowered."""
+        if not 0 <= self.label < logits.shape[1]:
+            raise UserError(f"a class from 0 to {logits.shape[1] - 1}", str(self.label), "name a class of the model")
+        here = torch.arange(logits.shape[1], device=logits.device) == self.label
+        floor = logits.masked_fill(here, torch.inf).amin(dim=1, keepdim=True) - self.margin
+        return torch.where(here, floor, logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadMask(Method):
+    """Lower the forgotten class's logit below all others by a forward hook; no weight changes.
+
+    f_c(x) ← min_{k≠c} f_k(x) − margin.
+    """
+
+    unlearns = Needs(scenario=True)
+    control: ClassVar[bool] = True
+    reference: ClassVar[Reference] = Reference(
+        "Controls of the expunge audit", "The expunge authors", 2026, "https://pypi.org/project/expunge/"
+    )
+
+    margin: float = option(10.0, unit="nats", text="distance below the lowest other logit")
+
+    def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
+        """Decline tasks without classes and forget sets that are no class."""
+        if not isinstance(task, Classification):
+            return "it masks a class's logit, and this task has no classes"
+        if scenario is not None and scenario.kind != "class":
+            return f"it masks one class, and the forget set is of kind '{scenario.kind}'"
+        return None
+
+    def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
+        """Hook the private copy; the masked classes go into the state for `serve`."""
+        session.record("note", "A control: the class's logit is hidden, nothing was removed from the weights.")
+        label = int(session.scenario.target)
+        masked = [*state.meta.get("masked", []), label]
+        state = State(state.tensors, {**state.meta, "masked": masked, "margin": self.margin})
+        session.model.register_forward_hook(LowerLogit(label, self.margin))
+        return session.model, state
+
+    def serve(self, model: nn.Module, state: State) -> nn.Module:
+        """Put the hooks back on weights read from disk."""
+        for label in state.meta.get("masked", []):
+            model.register_forward_hook(LowerLogit(label, state.meta["margin"]))
+        return model
+
+
+METHOD = HeadMask

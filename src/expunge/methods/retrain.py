@@ -1,0 +1,48 @@
+"""Retraining from scratch without the forget set: the definition of forgetting, and its full price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from expunge.method import Method, Needs, Reference, See, Session, State
+from expunge.train import Recipe, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(Method):
+    """Train the network anew on the retain set with the original's recipe: θ = Train(init, D_r).
+
+    Every parameter and buffer is re-initialised, or built by ``new_model``; published code that resets only the
+    last layer keeps a backbone that has seen the forget set.
+    """
+
+    unlearns = Needs(retain=See.LABELLED, holdout=See.LABELLED, recipe=True, fresh=True, optional=frozenset({"holdout"}))
+    reference: ClassVar[Reference] = Reference(
+        "Towards Making Systems Forget with Machine Unlearning",
+        "Yinzhi Cao and Junfeng Yang",
+        2015,
+        "https://doi.org/10.1109/SP.2015.35",
+        "IEEE Symposium on Security and Privacy",
+    )
+    example: ClassVar[dict[str, object]] = {}
+
+    def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
+        """Fit a fresh network; the recipe's early stopping uses holdout where given."""
+        recipe: Recipe = session.recipe
+        model = fit(
+            session.new_model(),
+            session.task,
+            session.retain,
+            recipe,
+            holdout=session.holdout,
+            runtime=session.runtime,
+            seed=session.seed,
+        )
+        session.record("epochs", recipe.epochs)
+        return model, State()
+
+
+METHOD = Retrain

@@ -1,0 +1,160 @@
+"""The audit document a report is made of: what must be in it, and access to its numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from expunge.errors import Incompatible, listing, suggest
+from expunge.report.format import known
+
+KIND = "expunge.audit"
+SCHEMA = 1
+ROLES = ("original", "retrained", "floor", "control", "method")
+REMEDY = "write the document again with this version of expunge"
+IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*")
+
+Section = Mapping[str, Any]
+Entry = Mapping[str, Any]
+
+# The order in which known metrics are shown; all others follow in the document's own order.
+PREFERRED = (
+    "accuracy/forget",
+    "accuracy/retain",
+    "accuracy/test",
+    "accuracy/test_forget",
+    "accuracy/test_retain",
+    "accuracy/holdout",
+    "membership/entropy_lr",
+    "membership/loss/auc",
+    "membership/loss/balanced_accuracy",
+    "membership/loss/tpr_at_fpr_0.01",
+    "loss/forget",
+    "loss/retain",
+    "loss/test",
+    "loss/test_forget",
+    "loss/test_retain",
+    "loss/holdout",
+)
+
+
+def validate(document: Mapping[str, Any]) -> None:
+    """Refuse a document that a report cannot be made of.
+
+    Args:
+        document: the audit document, as read from JSON.
+
+    Raises:
+        Incompatible: another kind or a newer schema, a key is missing or of the wrong type, a model or metric is
+            named that is not listed, a number is not finite, or a sample image is not embedded.
+    """
+    if document.get("kind") != KIND:
+        raise Incompatible(f"a document of kind '{KIND}'", repr(document.get("kind")), "give an audit document")
+    schema = document.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise Incompatible(f"schema {SCHEMA} or older", repr(schema), "update expunge")
+    _keys(document, {"title": str, "lead": str, "created": str, "versions": Mapping, "sections": list}, "the document")
+    if not document["sections"]:
+        raise Incompatible("at least one section in the document", "none", "audit at least one scenario")
+    for number, section in enumerate(document["sections"], 1):
+        _section(section, f"section {number}")
+
+
+def _keys(part: Any, wanted: Mapping[str, type], where: str) -> None:
+    if not isinstance(part, Mapping):
+        raise Incompatible(f"an object for {where}", type(part).__name__, REMEDY)
+    for key, kind in wanted.items():
+        if key not in part:
+            raise Incompatible(f"the key '{key}' in {where}", f"only {listing(sorted(part), 12)}", REMEDY)
+        if not isinstance(part[key], kind):
+            raise Incompatible(f"'{key}' in {where} as {kind.__name__}", type(part[key]).__name__, REMEDY)
+
+
+def _section(section: Any, where: str) -> None:
+    kinds = {"name": str, "kind": str, "text": str, "counts": Mapping, "seeds": int, "models": list, "metrics": list}
+    _keys(section, kinds | {"values": Mapping, "gaps": Mapping, "floor": Mapping}, where)
+    for model in section["models"]:
+        _keys(model, {"name": str, "role": str}, f"a model of {where}")
+        if model["role"] not in ROLES:
+            raise Incompatible(f"a known role in {where}", repr(model["role"]), suggest(model["role"], ROLES))
+    for metric in section["metrics"]:
+        _keys(metric, {"name": str, "label": str, "unit": str, "group": str}, f"a metric of {where}")
+    models = [m["name"] for m in section["models"]]
+    metrics = [m["name"] for m in section["metrics"]]
+    for names, what in ((models, "models"), (metrics, "metrics")):
+        if len(set(names)) < len(names):
+            raise Incompatible(f"unique names of {what} in {where}", "a name more than once", "name each once")
+    if not any(m["role"] == "retrained" for m in section["models"]):
+        raise Incompatible(f"a model of role 'retrained' in {where}", "none", "retrain a model to compare with")
+    for part in ("values", "gaps"):
+        _listed(section[part], models, "model", f"{part} of {where}")
+        for model, entries in section[part].items():
+            _entries(entries, metrics, f"{part} of {model!r} in {where}")
+    _entries(section["floor"], metrics, f"the floor of {where}")
+    for sample in section.get("samples") or ():
+        _keys(sample, {"id": str, "label": str, "image": str}, f"a sample of {where}")
+        if not IMAGE.fullmatch(sample["image"]):
+            got = f"{sample['image'][:40]!r} for sample {sample['id']!r}"
+            raise Incompatible("an image embedded as data:image/png;base64,...", got, "embed the image")
+
+
+def _listed(names: Iterable[str], wanted: Iterable[str], what: str, where: str) -> None:
+    stray = sorted(set(names) - set(wanted))
+    if stray:
+        raise Incompatible(f"in {where} only a listed {what}", listing(stray), f"list every {what} of the section")
+
+
+def _entries(entries: Any, metrics: Iterable[str], where: str) -> None:
+    _keys(entries, {}, where)
+    _listed(entries, metrics, "metric", where)
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping) or not ("unavailable" in entry or isinstance(entry.get("x"), int | float)):
+            raise Incompatible(f"a number x or a reason for {name} in {where}", repr(entry)[:60], REMEDY)
+        if not all(math.isfinite(entry.get(k) or 0) for k in ("x", "low", "high")):
+            raise Incompatible(f"finite numbers for {name} in {where}", "NaN or infinity", "write null for no bound")
+
+
+def found(section: Section, part: str, model: str, metric: str) -> Entry | None:
+    """Return the number of one model and metric from ``values`` or ``gaps``, or None where there is none."""
+    entry: Entry | None = section[part].get(model, {}).get(metric)
+    return entry if known(entry) else None
+
+
+def floor(section: Section, metric: str) -> Entry | None:
+    """Return the difference of two retrained models in a metric, or None where it was not measured."""
+    entry: Entry | None = section["floor"].get(metric)
+    return entry if known(entry) else None
+
+
+def reason(section: Section, model: Mapping[str, Any], metric: str) -> str:
+    """Return why there is no number."""
+    entry = section["values"].get(model["name"], {}).get(metric) or {}
+    if model.get("declined"):
+        return f"declined: {model['declined']}"
+    return str(entry.get("unavailable") or "not measured")
+
+
+def of_role(section: Section, *roles: str) -> list[Mapping[str, Any]]:
+    """Return the models of these roles in the document's order."""
+    return [m for m in section["models"] if m["role"] in roles]
+
+
+def models(section: Section) -> list[Mapping[str, Any]]:
+    """Return the models in the order of a table: original, retrained, floor, controls, methods."""
+    return [m for role in ROLES for m in of_role(section, role)]
+
+
+def metrics(section: Section) -> list[Mapping[str, Any]]:
+    """Return the metrics: known ones in their order, unknown ones after them, costs last."""
+    at = {name: i for i, name in enumerate(PREFERRED)}
+    return sorted(section["metrics"], key=lambda m: (m["group"] == "cost", at.get(m["name"], len(at))))
+
+
+def groups(section: Section) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the metrics by group, groups and metrics in the order of `metrics`."""
+    out: dict[str, list[Mapping[str, Any]]] = {}
+    for metric in metrics(section):
+        out.setdefault(metric["group"], []).append(metric)
+    return out

@@ -1,0 +1,150 @@
+"""Numbers and names as text: shares in percent, gaps in points, seconds and bytes with as many digits as they carry."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+MIB = 2**20
+
+
+def plain(text: object, most: int | None = None) -> str:
+    r"""Return one line of text without control characters, cut after ``most`` characters.
+
+    Terminals obey escape sequences and XML forbids them, so a sample or model name must not carry any.
+
+    >>> plain("a\x1b[31m\nb"), plain("layer4.1.conv2.weight", 10)
+    ('a [31m b', 'layer4.1.…')
+    """
+    clean = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Cn", "Co"} else c for c in str(text))
+    clean = " ".join(clean.split())
+    return clean if most is None or len(clean) <= most else clean[: most - 1] + "…"
+
+
+def scale(unit: str) -> float:
+    """Return what a number of this unit is multiplied with before it is printed."""
+    return {"1": 100.0, "bytes": 1 / MIB}.get(unit, 1.0)
+
+
+def resolution(unit: str) -> float:
+    """Return the smallest difference that the printed digits can show, in the unit itself; 0 where none is fixed."""
+    return {"1": 0.001, "nats": 0.001}.get(unit, 0.0)
+
+
+def suffix(unit: str, gap: bool = False) -> str:
+    """Return the printed unit, with the space before it; shares are percent and their differences points."""
+    if unit == "1":
+        return " points" if gap else "%"
+    return {"bytes": " MiB"}.get(unit, f" {plain(unit)}" if unit else "")
+
+
+def digits(x: float, unit: str) -> str:
+    """Return a number in its printed scale, without unit and with a true minus sign.
+
+    >>> digits(0.9734, "1"), digits(-0.0004, "1"), digits(1.5e-5, "1"), digits(0.0123, "s"), digits(3 * 2**20, "bytes")
+    ('97.3', '0.0', '<0.1', '0.012', '3.0')
+    """
+    scaled = x * scale(unit)
+    if unit == "1":
+        text = "<0.1" if 0 < scaled < 0.05 else f"{scaled:.1f}"
+    elif unit == "nats":
+        text = "<0.001" if 0 < scaled < 0.0005 else f"{scaled:.3f}"
+    elif unit == "bytes":
+        text = f"{scaled:.1f}" if abs(scaled) < 100 else f"{scaled:,.0f}"
+    else:
+        text = _significant(scaled)
+    return (text[1:] if text.startswith("-") and not text.strip("-0.") else text).replace("-", "−")
+
+
+def _significant(x: float) -> str:
+    """Return three significant digits, two below 0.1, without an exponent unless the number is tiny or huge."""
+    if x == 0:
+        return "0"
+    size = math.floor(math.log10(abs(x)))
+    if not -5 <= size <= 8:
+        return f"{x:.2e}"
+    return f"{x:,.{max(0, (2 if size >= -1 else 1) - size)}f}"
+
+
+def known(value: Mapping[str, Any] | None) -> bool:
+    """Tell whether the entry of a document holds a number rather than a reason."""
+    return value is not None and value.get("x") is not None
+
+
+def half(value: Mapping[str, Any]) -> float | None:
+    """Return half the width of the interval, or None where one observation, or none at all, gives no interval."""
+    low, high = value.get("low"), value.get("high")
+    if value.get("n", 0) <= 1 or low is None or high is None:
+        return None
+    return (float(high) - float(low)) / 2
+
+
+def value(entry: Mapping[str, Any], compact: bool = False) -> str:
+    """Return an estimate with its interval: x ± half, or x (low to high) where the interval is lopsided.
+
+    Args:
+        entry: x, low, high, n and unit.
+        compact: leave out unit and spaces, and always print x±half, for a terminal.
+
+    Returns:
+        The text; x alone where there is no interval.
+
+    >>> value({"x": 0.973, "low": 0.969, "high": 0.977, "n": 5, "unit": "1"})
+    '97.3 ± 0.4%'
+    >>> value({"x": 0.973, "low": None, "high": None, "n": 1, "unit": "1"})
+    '97.3%'
+    """
+    unit = str(entry.get("unit", ""))
+    middle, spread = digits(entry["x"], unit), half(entry)
+    if spread is None:
+        return middle if compact else middle + suffix(unit)
+    around = digits(spread, unit)
+    if compact:
+        return f"{middle}±{around}"
+    down, up = entry["x"] - entry["low"], entry["high"] - entry["x"]
+    if abs(up - down) > 0.5 * spread and abs(up - down) >= resolution(unit):
+        return f"{middle}{suffix(unit)} ({digits(entry['low'], unit)} to {digits(entry['high'], unit)})"
+    return f"{middle} ± {around}{suffix(unit)}"
+
+
+def gap(entry: Mapping[str, Any]) -> str:
+    """Return a signed difference without its unit.
+
+    >>> gap({"x": 0.012, "unit": "1"}), gap({"x": -0.5, "unit": "nats"}), gap({"x": 0.0, "unit": "1"})
+    ('+1.2', '−0.500', '0.0')
+    """
+    unit = str(entry.get("unit", ""))
+    text = digits(abs(entry["x"]), unit)
+    if not text.strip("<0.,"):
+        return text
+    return ("+" if entry["x"] > 0 else "−") + text
+
+
+def distance(entry: Mapping[str, Any]) -> str:
+    """Return the size of a difference, without sign or unit.
+
+    >>> distance({"x": -0.012, "unit": "1"})
+    '1.2'
+    """
+    return digits(abs(entry["x"]), str(entry.get("unit", "")))
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "seed"), count(1200, "seed")
+    ('1 seed', '1,200 seeds')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def listed(parts: list[str]) -> str:
+    """Join parts as a sentence does.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""

@@ -1,0 +1,280 @@
+"""Who is to be forgotten: sample ids only, no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from expunge.data import Data
+from expunge.errors import UserError, listing, suggest
+from expunge.files import digest
+from expunge.seeds import seed as named_seed
+
+Kind = Literal["class", "subclass", "random", "ids", "subject", "range"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A split of sample ids into what is forgotten and what stays.
+
+    Args:
+        train: ids the original model was trained on, forget included.
+        forget: ids to forget, a part of train.
+        holdout: ids kept for validation, outside train.
+        test: ids for measuring only, outside train and holdout.
+        kind: how the forget set was chosen.
+        target: class label, subject, range or other plain value the kind refers to, or None.
+
+    Raises:
+        UserError: forget empty, everything, or not in train; ids twice; splits that overlap.
+    """
+
+    train: tuple[str, ...]
+    forget: tuple[str, ...]
+    holdout: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    kind: Kind = "ids"
+    target: Any = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError("a known kind of scenario", repr(self.kind), suggest(str(self.kind), get_args(Kind)))
+        for name in ("train", "forget", "holdout", "test"):
+            ids = getattr(self, name)
+            if len(set(ids)) != len(ids):
+                raise UserError(f"unique ids in {name}", "an id more than once", "name each sample once")
+        if not self.forget:
+            raise UserError("at least one sample to forget", "an empty forget set", "name ids that are in the data")
+        train = set(self.train)
+        stray = [i for i in self.forget if i not in train]
+        if stray:
+            raise UserError("forget ids that are in train", f"unknown {listing(stray)}", "take ids from train.ids")
+        if len(self.forget) == len(self.train):
+            remedy = "keep some, or train a new model without them"
+            raise UserError("something to retain", f"all {len(train)} training samples to forget", remedy)
+        for name in ("holdout", "test"):
+            both = [i for i in getattr(self, name) if i in train]
+            if both:
+                raise UserError(f"{name} ids outside train", f"{listing(both)} in both", "give splits other names")
+        both = sorted(set(self.holdout) & set(self.test))
+        if both:
+            raise UserError("test ids outside holdout", f"{listing(both)} in both", "give splits other names")
+
+    @property
+    def retain(self) -> tuple[str, ...]:
+        """Ids that stay: train without forget."""
+        gone = set(self.forget)
+        return tuple(i for i in self.train if i not in gone)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the ids, kind and target."""
+        return digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scenario as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Scenario:
+        """Return the scenario that `to_json` gave."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "target" else v for k, v in body.items()}
+        return cls(**values)
+
+
+def _build(
+    data: Data, forget: Iterable[str], holdout: Data | None, test: Data | None, kind: Kind, target: Any
+) -> Scenario:
+    return Scenario(
+        train=tuple(data.ids),
+        forget=tuple(forget),
+        holdout=tuple(holdout.ids) if holdout is not None else (),
+        test=tuple(test.ids) if test is not None else (),
+        kind=kind,
+        target=target,
+    )
+
+
+def _part(ids: Sequence[str], fraction: float, seed: int, *names: object) -> list[str]:
+    """Return a seeded share of the ids, at least one, in the data's order."""
+    if not 0 < fraction <= 1:
+        raise UserError("a fraction in (0, 1]", f"{fraction}", "give a share of the samples")
+    if fraction == 1:
+        return list(ids)
+    count = max(1, round(fraction * len(ids)))
+    chosen = np.random.default_rng(named_seed("scenario", seed, *names)).choice(len(ids), count, replace=False)
+    return [ids[i] for i in sorted(chosen)]
+
+
+def _matching(data: Data, values: Any, wanted: Callable[[Any], bool], what: str, known: Iterable[Any]) -> list[str]:
+    ids = [i for i, v in zip(data.ids, values, strict=True) if wanted(v)]
+    if not ids:
+        there = listing(sorted({str(k) for k in known}), 20)
+        raise UserError(f"{what} in {data.name}", "no sample that matches", f"choose among {there}")
+    return ids
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def forget_class(
+    data: Data,
+    label: int,
+    *,
+    holdout: Data | None = None,
+    test: Data | None = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+) -> Scenario:
+    """Forget one class, or a random share of it.
+
+    Args:
+        data: the training data, labelled.
+        label: the class index.
+        holdout: validation data, for its ids.
+        test: test data, for its ids.
+        fraction: share of the class, (0, 1].
+        seed: of the draw when fraction is below 1.
+
+    Returns:
+        The scenario, kind ``class``, target the label.
+    """
+    labels = data.targets().tolist()
+    ids = _matching(data, labels, lambda v: v == label, f"a sample of class {label}", labels)
+    return _build(data, _part(ids, fraction, seed, "class", label), holdout, test, "class", _plain(label))
+
+
+def forget_subclass(
+    data: Data,
+    label: Any,
+    *,
+    column: str,
+    holdout: Data | None = None,
+    test: Data | None = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+) -> Scenario:
+    """Forget one fine class of a model trained on coarse ones.
+
+    Args:
+        data: the training data; its targets are the coarse classes.
+        label: value of the fine class.
+        column: the column that holds the fine class.
+        holdout: validation data, for its ids.
+        test: test data, for its ids.
+        fraction: share of the fine class, (0, 1].
+        seed: of the draw when fraction is below 1.
+
+    Returns:
+        The scenario, kind ``subclass``, target ``{"column": column, "value": label}``.
+    """
+    ids = _equal(data, column, label)
+    target = {"column": column, "value": _plain(label)}
+    return _build(data, _part(ids, fraction, seed, "subclass", label), holdout, test, "subclass", target)
+
+
+def forget_random(
+    data: Data, amount: float, *, holdout: Data | None = None, test: Data | None = None, seed: int = 0
+) -> Scenario:
+    """Forget a random part.
+
+    Args:
+        data: the training data.
+        amount: an int is a number of samples, a float in (0, 1) a share.
+        holdout: validation data, for its ids.
+        test: test data, for its ids.
+        seed: of the draw.
+
+    Returns:
+        The scenario, kind ``random``, target the number of samples.
+
+    Raises:
+        UserError: a number of samples that the data does not have.
+    """
+    ids = data.ids
+    count = amount if isinstance(amount, int) else max(1, round(amount * len(ids)))
+    if not 0 < count < len(ids):
+        raise UserError(f"1 to {len(ids) - 1} samples to forget", f"{amount}", "give a number or a share in (0, 1)")
+    chosen = np.random.default_rng(named_seed("scenario", seed, "random")).choice(len(ids), count, replace=False)
+    return _build(data, [ids[i] for i in sorted(chosen)], holdout, test, "random", int(count))
+
+
+def forget_ids(data: Data, ids: Iterable[object], *, holdout: Data | None = None, test: Data | None = None) -> Scenario:
+    """Forget the samples with these ids.
+
+    Args:
+        data: the training data.
+        ids: ids of samples in it.
+        holdout: validation data, for its ids.
+        test: test data, for its ids.
+
+    Returns:
+        The scenario, kind ``ids``.
+    """
+    return _build(data, [str(i) for i in ids], holdout, test, "ids", None)
+
+
+def forget_subject(
+    data: Data, subject: Any, *, column: str, holdout: Data | None = None, test: Data | None = None
+) -> Scenario:
+    """Forget every sample of one data subject.
+
+    Args:
+        data: the training data.
+        subject: value that names the subject.
+        column: the column that holds subjects.
+        holdout: validation data, for its ids.
+        test: test data, for its ids.
+
+    Returns:
+        The scenario, kind ``subject``, target ``{"column": column, "value": subject}``.
+    """
+    target = {"column": column, "value": _plain(subject)}
+    return _build(data, _equal(data, column, subject), holdout, test, "subject", target)
+
+
+def forget_range(
+    data: Data,
+    low: Any,
+    high: Any,
+    *,
+    column: str | None = None,
+    holdout: Data | None = None,
+    test: Data | None = None,
+) -> Scenario:
+    """Forget samples whose target, or column, lies in [low, high).
+
+    Args:
+        data: the training data.
+        low: lower end, included.
+        high: upper end, excluded.
+        column: a column with ordered values; None takes the target, one number a sample.
+        holdout: validation data, for its ids.
+        test: test data, for its ids.
+
+    Returns:
+        The scenario, kind ``range``, target ``{"column": column, "low": low, "high": high}``.
+
+    Raises:
+        UserError: several targets a sample, or an empty range.
+    """
+    if column is None:
+        targets = data.targets()
+        if targets.numel() != len(targets):
+            got = f"targets of shape {tuple(targets.shape)}"
+            raise UserError("one target a sample", got, "name a column to take the range from")
+        values: Any = targets.reshape(-1).tolist()
+    else:
+        values = data.column(column)
+    what = f"a value in [{low}, {high})"
+    ids = _matching(data, values, lambda v: low <= v < high, what, [min(values), max(values)])
+    target = {"column": column, "low": _plain(low), "high": _plain(high)}
+    return _build(data, ids, holdout, test, "range", target)
+
+
+def _equal(data: Data, column: str, value: Any) -> list[str]:
+    values = data.column(column)
+    return _matching(data, values, lambda v: v == value or str(v) == str(value), f"'{value}' in {column}", values)

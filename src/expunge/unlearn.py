@@ -1,0 +1,455 @@
+"""The only callers of a method: check everything, hand over what is declared, time, verify, restore."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge import __version__, methods, tensors
+from expunge.data import Data, id_hashes
+from expunge.errors import Declined, ExpungeError, Incompatible, MissingNeed, UserError, listing
+from expunge.method import SETS, Method, MethodFault, Needs, See, Session, State, see
+from expunge.runtime import Runtime, peak_memory
+from expunge.scenario import Scenario
+from expunge.seeds import seed as named_seed
+from expunge.task import Task
+from expunge.train import Recipe
+
+_OWN = "expunge"
+_IDS, _CONTENT, _FORGOTTEN = "samples/id", "samples/content", "samples/forgotten"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` returns.
+
+    Args:
+        model: the same weights, unless the method trains the model itself.
+        state: to be saved; the training data may then be thrown away.
+        seconds: of the method's own work.
+        log: recorded values.
+        note: what a reader must know.
+    """
+
+    model: nn.Module
+    state: State
+    seconds: float
+    log: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What `unlearn` returns.
+
+    Args:
+        model: a new module; the caller's is untouched.
+        state: for the next request.
+        log: recorded values, such as counts and the α used.
+        note: what a reader must know.
+        seconds: of the method's own work.
+        total_seconds: with checks and copies.
+        changed: parameters changed, per tensor and in all; None when the method returns another network.
+        peak_memory: bytes beyond those held before the edit.
+        method: the method's settings.
+    """
+
+    model: nn.Module
+    state: State
+    log: Mapping[str, Any]
+    note: str
+    seconds: float
+    total_seconds: float
+    changed: tensors.Changed | None
+    peak_memory: int
+    method: Mapping[str, Any]
+
+
+def prepare(
+    method: Method,
+    model: nn.Module,
+    task: Task,
+    *,
+    train: Data | None = None,
+    holdout: Data | None = None,
+    recipe: Recipe | None = None,
+    new_model: Callable[[], nn.Module] | None = None,
+    scenario: Scenario | None = None,
+    runtime: Runtime | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Do a method's one-off pass while the training data is at hand.
+
+    Args:
+        method: from `expunge.methods.load` or `build`.
+        model: the trained network; left as it is.
+        task: outputs and per-sample loss.
+        train: the training data. Where given, keyed hashes of each id and its content go into the state, so
+            that a later request with an unknown id or other content is refused.
+        holdout: validation data.
+        recipe: the original's training recipe.
+        new_model: builds the network before training.
+        scenario: the expected kind of request, where a method wants it.
+        runtime: device, batch size, memory, precision, progress, workdir.
+        seed: of everything random.
+
+    Returns:
+        Model, state and seconds.
+
+    Raises:
+        UserError: a need is missing, the method declines, or a value is not finite.
+        MethodFault: the method broke the protocol.
+    """
+    runtime = runtime or Runtime()
+    given = {"train": train, "holdout": holdout, "recipe": recipe, "scenario": scenario}
+    _check_call(method, model, task, scenario)
+    _check_needs(method, "prepare", method.prepares, given, new_model)
+    if train is not None and len(train) == 0:
+        raise UserError("training data", f"no sample in {train.name}", "pass data that is not empty")
+    session = _session(method, "prepare", method.prepares, model, task, given, new_model, runtime, seed)
+    made, state, seconds = _call(session, lambda: method.prepare(session), method)
+    table: dict[str, Tensor] = {}
+    meta: dict[str, Any] = {"method": method.name, "requests": 0, "forgotten": 0}
+    if train is not None:
+        key = secrets.token_bytes(16)
+        labelled = See.LABELLED in (method.prepares.train, method.unlearns.forget)
+        ids, content = train.fingerprints(key, labelled)
+        table = {
+            _IDS: torch.from_numpy(ids),
+            _CONTENT: torch.from_numpy(content),
+            _FORGOTTEN: torch.zeros(len(ids), dtype=torch.uint8),
+        }
+        meta |= {"key": key.hex(), "labelled": labelled, "samples": len(ids)}
+    result = _returned(model, made)
+    return Prepared(result, _stamped(state, result, meta, table), seconds, session.log, _note(session))
+
+
+def unlearn(
+    method: Method,
+    model: nn.Module,
+    task: Task,
+    *,
+    forget: Data | Sequence[object],
+    retain: Data | None = None,
+    holdout: Data | None = None,
+    state: State | None = None,
+    recipe: Recipe | None = None,
+    new_model: Callable[[], nn.Module] | None = None,
+    scenario: Scenario | None = None,
+    runtime: Runtime | None = None,
+    seed: int = 0,
+) -> Unlearned:
+    """Fulfil one request: return a new model from which the forget set has been removed.
+
+    Everything is checked before anything is touched: needs, ids, content, weights, finiteness.
+
+    Args:
+        method: from `expunge.methods.load` or `build`.
+        model: the network the state belongs to; left bit-identical.
+        task: outputs and per-sample loss.
+        forget: the samples to forget; ids suffice where the method sees IDS or less.
+        retain: samples that stay.
+        holdout: validation data.
+        state: from `prepare`, or from the request before.
+        recipe: the original's training recipe.
+        new_model: builds the network before training.
+        scenario: what kind of set is forgotten, for methods that want it and for `declines`.
+        runtime: device, batch size, memory, precision, progress, workdir.
+        seed: of everything random.
+
+    Returns:
+        Model, state for the next request, log, note, seconds and what changed.
+
+    Raises:
+        UserError: the request cannot be fulfilled as it stands; the message says why and what to do.
+        MethodFault: the method broke the protocol.
+    """
+    started = time.perf_counter()
+    runtime = runtime or Runtime()
+    samples = forget if isinstance(forget, Data) else None
+    ids = samples.ids if samples is not None else [str(i) for i in forget]  # type: ignore[union-attr]
+    _check_call(method, model, task, scenario)
+    _check_ids(ids, samples, retain, scenario)
+    seen = samples if samples is not None else Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
+    sighted = seen if samples is not None or method.unlearns.forget <= See.IDS else None
+    given = {"forget": sighted, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
+    _check_needs(method, "unlearn", method.unlearns, given, new_model)
+    meta, table = _check_state(method, model, state, ids, samples, retain)
+    watched = given["forget"].watched() if isinstance(given["forget"], Data) else None
+    given["forget"] = watched
+    session = _session(method, "unlearn", method.unlearns, model, task, given, new_model, runtime, seed)
+    bare = _bare(state)
+    with peak_memory(runtime.torch_device) as peak:
+        made, after, seconds = _call(session, lambda: method.unlearn(session, bare), method)
+    if watched is not None and method.unlearns.forget >= See.INPUTS and watched.unread:
+        raise MethodFault(f"Method {method.name} never read {len(watched.unread)} of {len(ids)} samples to forget.")
+    result = _returned(model, made)
+    meta = meta | {"requests": meta["requests"] + 1, "forgotten": meta["forgotten"] + len(ids)}
+    return Unlearned(
+        model=result,
+        state=_stamped(after, result, meta, table),
+        log={k: v for k, v in session.log.items() if k != "note"},
+        note=_note(session),
+        seconds=seconds,
+        changed=tensors.changed(model, result),
+        peak_memory=peak[0],
+        method=method.settings(),
+        total_seconds=time.perf_counter() - started,
+    )
+
+
+def serve(method: Method, model: nn.Module, state: State) -> nn.Module:
+    """Return the module that answers requests, from weights and state read back from disk.
+
+    Args:
+        method: the method that left the state.
+        model: the network with its stored weights.
+        state: as loaded.
+
+    Returns:
+        The module the state belongs to: an ensemble, a masked network, or the model itself.
+
+    Raises:
+        Incompatible: state and weights do not belong together.
+    """
+    served = method.serve(model, _bare(state))
+    _check_weights(method, served, state)
+    return served
+
+
+def _check_call(method: Method, model: nn.Module, task: Task, scenario: Scenario | None) -> None:
+    if not isinstance(method, Method):
+        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        raise UserError("an instance of a method", got, "write for example load('ssd')()")
+    if not isinstance(model, nn.Module):
+        raise UserError("a torch.nn.Module", type(model).__name__, "pass the trained network")
+    if not isinstance(task, Task):
+        raise UserError("a task", type(task).__name__, "pass Classification() or Regression()")
+    tensors.check_finite(model.state_dict(), "weights", "restore the model from a good checkpoint")
+    reason = method.declines(task, scenario, model)
+    if reason:
+        raise Declined(f"a request that {method.name} applies to", "one it declines", f"{reason}; take another method")
+
+
+def _check_ids(ids: Sequence[str], forget: Data | None, retain: Data | None, scenario: Scenario | None) -> None:
+    if not ids:
+        raise UserError("at least one sample to forget", "an empty forget set", "name ids that are in the data")
+    if len(set(ids)) != len(ids):
+        twice = sorted({i for i in ids if ids.count(i) > 1}) if len(ids) < 10_000 else ["one or more"]
+        raise UserError("unique forget ids", f"{listing(twice)} more than once", "name each sample once")
+    if retain is not None:
+        both = sorted(set(ids) & set(retain.ids))
+        if both:
+            remedy = "pass retain=train.without(forget ids)"
+            raise UserError("retain data without the forgotten samples", f"{listing(both)} in both", remedy)
+        if len(retain) == 0:
+            raise UserError("something to retain", "an empty retain set", "forget fewer samples, or train a new model")
+    if scenario is not None and set(scenario.forget) != set(ids):
+        odd = sorted(set(scenario.forget) ^ set(ids))
+        raise UserError("the scenario's forget ids", f"others ({listing(odd)})", "pass data.subset(scenario.forget)")
+
+
+def _check_needs(
+    method: Method,
+    phase: str,
+    needs: Needs,
+    given: Mapping[str, Any],
+    new_model: Callable[[], nn.Module] | None,
+) -> None:
+    have = {name for name, value in given.items() if value is not None} | {"fresh"}
+    missing = [n for n in needs.required() if n not in have]
+    if missing:
+        others = [n for n in _would_do(phase, have) if n != method.name]
+        remedy = "pass " + " and ".join(f"{n}=" for n in missing)
+        if others and phase == "unlearn":
+            remedy += f", or use {' or '.join(others)}, which would do without"
+        raise MissingNeed(f"{' and '.join(missing)} for {method.name} to {phase}", "none", remedy)
+    for name in SETS:
+        if needs.declared(name) and isinstance(given.get(name), Data):
+            sight: See = getattr(needs, name)
+            hidden = sight > See.IDS and not given[name].shows_inputs
+            if hidden or (sight == See.LABELLED and not given[name].labelled):
+                want = "labels" if given[name].shows_inputs else "inputs"
+                raise MissingNeed(f"{name} data with {want} for {method.name}", "none", "give them when building the data")
+
+
+def _would_do(phase: str, have: set[str]) -> list[str]:
+    """Return the methods whose requests need no more than what is there and no preparation."""
+    found = []
+    for name in methods.names():
+        cls = methods.load(name)
+        if phase == "unlearn":
+            try:
+                other = cls()
+            except (TypeError, ExpungeError):
+                continue
+            if set(other.unlearns.required()) <= have and not other.prepares.required():
+                found.append(name)
+    return found
+
+
+def _check_weights(method: Method, model: nn.Module, state: State) -> None:
+    own = state.meta.get(_OWN)
+    if not isinstance(own, Mapping):
+        raise Incompatible("a state made by prepare or unlearn", "one without their stamp", "run prepare again")
+    if own["method"] != method.name:
+        raise Incompatible(f"a state of {method.name}", f"one of {own['method']}", f"prepare {method.name}")
+    if own["shapes"] != tensors.shapes_digest(model):
+        raise Incompatible("a state of this network", "one with other tensor names or shapes", "pass its own model")
+    if own["weights"] != tensors.weights_digest(model):
+        remedy = "pass the model that came with the state, or prepare anew"
+        raise Incompatible("the weights the state belongs to", f"others than {own['weights'][:12]}", remedy)
+
+
+def _check_state(
+    method: Method, model: nn.Module, state: State | None, ids: Sequence[str], forget: Data | None, retain: Data | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the driver's own part of the next state, the request's samples marked as forgotten."""
+    if state is None:
+        if method.prepares.required():
+            remedy = f"run prepare({method.name}, ..., train=) while the training data is at hand"
+            raise MissingNeed(f"the state that {method.name} prepared", "none", remedy)
+        return {"method": method.name, "requests": 0, "forgotten": 0}, {}
+    _check_weights(method, model, state)
+    meta = dict(state.meta[_OWN])
+    if "key" not in meta:
+        return meta, {}
+    key = bytes.fromhex(meta["key"])
+    known, content = state.tensors[_IDS].numpy(), state.tensors[_CONTENT].numpy().copy()
+    flags = state.tensors[_FORGOTTEN].numpy().copy()
+    order = np.argsort(known)
+    hashes = id_hashes(key, ids)
+    at = order[np.clip(np.searchsorted(known, hashes, sorter=order), 0, len(known) - 1)]
+    _refuse(ids, known[at] != hashes, "ids of the prepared training data", "unknown", "take ids that were trained on")
+    _refuse(ids, flags[at] == 1, "ids that are still to be forgotten", "already forgotten", "leave them out")
+    if forget is not None and forget.shows_inputs and (forget.labelled or not meta["labelled"]):
+        _, now = forget.fingerprints(key, meta["labelled"])
+        remedy = "pass the samples as they were trained on, untransformed and not augmented"
+        _refuse(ids, content[at] != now, "the content that was prepared under each id", "other content under", remedy)
+    if retain is not None:
+        gone = np.isin(id_hashes(key, retain.ids), known[flags == 1])
+        _refuse(retain.ids, gone, "retain data without forgotten samples", "already forgotten", "leave them out")
+    flags[at], content[at] = 1, 0
+    if bool(flags.all()):
+        got = f"all {len(flags)} training samples to forget"
+        raise UserError("something to retain", got, "keep some, or train a new model without them")
+    table = {_IDS: state.tensors[_IDS], _CONTENT: torch.from_numpy(content), _FORGOTTEN: torch.from_numpy(flags)}
+    return meta, table
+
+
+def _refuse(ids: Sequence[str], bad: Any, expected: str, got: str, remedy: str) -> None:
+    if bad.any():
+        raise UserError(expected, f"{got} {listing([i for i, b in zip(ids, bad, strict=True) if b])}", remedy)
+
+
+def _session(
+    method: Method,
+    phase: str,
+    needs: Needs,
+    model: nn.Module,
+    task: Task,
+    given: Mapping[str, Any],
+    new_model: Callable[[], nn.Module] | None,
+    runtime: Runtime,
+    seed: int,
+) -> Session:
+    shown = {n: see(v, getattr(needs, n)) if n in SETS else v for n, v in given.items() if needs.declared(n)}
+    return Session(
+        task=task,
+        runtime=runtime,
+        seed=seed,
+        method=method.name,
+        phase=phase,
+        needs=needs,
+        source=model,
+        given=shown,
+        factory=new_model,
+    )
+
+
+@contextmanager
+def _surroundings(session: Session) -> Iterator[None]:
+    name = named_seed(session.phase, session.method, session.seed)
+    with tensors.isolated_rng(name), torch.enable_grad():
+        yield
+
+
+def _call(session: Session, work: Callable[[], Any], method: Method) -> tuple[nn.Module, State, float]:
+    """Run a method's phase and hold it to the protocol."""
+    device = torch.device(session.runtime.torch_device)
+    with _surroundings(session):
+        start = time.perf_counter()
+        found = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    match found:
+        case (nn.Module() as made, State() as state):
+            pass
+        case _:
+            raise MethodFault(f"Method {method.name} returned {type(found).__name__}, not (module, State).")
+    if made is session.source or session.edited():
+        raise MethodFault(f"Method {method.name} edited or returned the original model in {session.phase}.")
+    tensors.check_finite(made.state_dict(), f"weights after {method.name}", "lower its rate or strength")
+    return made, state, seconds
+
+
+def _returned(source: nn.Module, made: nn.Module) -> nn.Module:
+    """Give the result the caller's device, modes and frozen flags."""
+    first = next(source.parameters(), None)
+    if first is not None:
+        made = made.to(first.device)
+    made.train(source.training)
+    tensors.restore_modes(made, {name: m.training for name, m in source.named_modules()})
+    flags = {name: p.requires_grad for name, p in source.named_parameters()}
+    for name, p in made.named_parameters():
+        p.requires_grad_(flags.get(name, p.requires_grad))
+        p.grad = None
+    return made
+
+
+def _stamped(state: State, model: nn.Module, meta: Mapping[str, Any], table: Mapping[str, Tensor]) -> State:
+    own = {
+        **meta,
+        "weights": tensors.weights_digest(model),
+        "shapes": tensors.shapes_digest(model),
+        "version": __version__,
+    }
+    tensors.check_finite({k: state.tensors[k] for k in state.tensors}, "state tensors", "check data and weights")
+    return State({**{k: state.tensors[k] for k in state.tensors}, **table}, {**state.meta, _OWN: own})
+
+
+def _bare(state: State | None) -> State:
+    """Return the method's part of a state, the tensors still unread."""
+    if state is None:
+        return State()
+    return State(_Without(state.tensors), {k: v for k, v in state.meta.items() if k != _OWN})
+
+
+class _Without(Mapping[str, Tensor]):
+    """A state's tensors without the driver's table."""
+
+    def __init__(self, inner: Mapping[str, Tensor]) -> None:
+        self._inner = inner
+        self._names = [n for n in inner if not n.startswith("samples/")]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._inner[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _note(session: Session) -> str:
+    return " ".join(dict.fromkeys(session.log.get("note", [])))

@@ -1,0 +1,111 @@
+"""Data sets that scikit-learn carries: digits (10 classes, 1,797 images of 8×8) and diabetes (442 patients)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn import datasets
+
+from expunge.data import Data
+from expunge.seeds import seed as named_seed
+from expunge.task import Classification, Regression
+from expunge.train import Recipe
+
+SUPERCLASSES = {"round": (0, 6, 8, 9), "straight": (1, 4, 7), "mixed": (2, 3, 5)}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A data set in three splits.
+
+    Args:
+        train: 65 % of the samples.
+        holdout: 10 %.
+        test: 25 %.
+        task: its task.
+        shape: of one input.
+        outputs: classes, or targets.
+        network: the default one.
+        recipe: trains it.
+    """
+
+    train: Data
+    holdout: Data
+    test: Data
+    task: Classification | Regression
+    shape: tuple[int, ...]
+    outputs: int
+    network: str
+    recipe: Recipe
+
+
+def _splits(name: str, x: Any, y: Any, columns: dict[str, list[Any]]) -> list[Data]:
+    """Return train, holdout and test, the same at every call; ids are ``name/row`` of the published table."""
+    order = np.random.default_rng(named_seed("zoo", name)).permutation(len(x))
+    cuts = [round(0.65 * len(x)), round(0.75 * len(x))]
+    parts = zip(("train", "holdout", "test"), np.split(order, cuts), strict=True)
+    return [
+        Data.from_arrays(
+            x[rows],
+            y[rows],
+            ids=[f"{name}/{i}" for i in rows],
+            columns={k: [v[i] for i in rows] for k, v in columns.items()},
+            name=part,
+        )
+        for part, rows in parts
+    ]
+
+
+def digits() -> Embedded:
+    """Handwritten digits in [0, 1], (1, 8, 8); column ``superclass``: round, straight or mixed."""
+    table = datasets.load_digits()
+    x = torch.tensor(table.images / 16, dtype=torch.float32).unsqueeze(1)
+    y = torch.tensor(table.target, dtype=torch.long)
+    coarse = {digit: name for name, members in SUPERCLASSES.items() for digit in members}
+    train, holdout, test = _splits("digits", x, y, {"superclass": [coarse[int(d)] for d in y]})
+    recipe = Recipe(epochs=15, batch_size=32, lr=0.1, schedule="cosine")
+    return Embedded(train, holdout, test, Classification(), (1, 8, 8), 10, "convnet", recipe)
+
+
+def diabetes() -> Embedded:
+    """Disease progression of 442 patients from ten measurements; target standardised."""
+    table = datasets.load_diabetes()
+    x = torch.tensor(table.data / table.data.std(axis=0), dtype=torch.float32)
+    y = torch.tensor((table.target - table.target.mean()) / table.target.std(), dtype=torch.float32).unsqueeze(1)
+    train, holdout, test = _splits("diabetes", x, y, {"sex": [float(v) for v in table.data[:, 1]]})
+    recipe = Recipe(epochs=40, batch_size=32, lr=0.02, schedule="cosine")
+    return Embedded(train, holdout, test, Regression(), (10,), 1, "mlp", recipe)
+
+
+DATASETS: dict[str, Callable[[], Embedded]] = {"digits": digits, "diabetes": diabetes}
+
+
+def mislabelled(data: Data, share: float, *, classes: int, seed: int = 0) -> tuple[Data, list[str]]:
+    """Return the data with a share of its labels flipped to another class, and the ids of those samples.
+
+    A model trained on it repeats the wrong labels; one trained without those samples does not. So this is a forget
+    set with known truth.
+
+    Args:
+        data: labelled with class indices, in memory.
+        share: of the samples, in (0, 1).
+        classes: number of classes.
+        seed: of the draw.
+
+    Returns:
+        New data under the same ids, with the true label in the column ``clean``, and the flipped ids.
+    """
+    generator = np.random.default_rng(named_seed("mislabelled", seed))
+    clean = data.targets().numpy()
+    rows = np.sort(generator.choice(len(data), max(1, round(share * len(data))), replace=False))
+    noisy = clean.copy()
+    noisy[rows] = (clean[rows] + generator.integers(1, classes, len(rows))) % classes
+    columns = {**{k: list(v) for k, v in data.columns.items()}, "clean": clean.tolist()}
+    inputs = data.read(range(len(data))).inputs
+    ids = data.ids
+    flipped = Data.from_arrays(inputs, noisy, ids=ids, columns=columns, name=data.name)
+    return flipped, [ids[i] for i in rows]
