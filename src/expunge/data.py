@@ -192,7 +192,7 @@ class Data:
         if ids is None:
             keys = [f"{name}/{i}" for i in range(n)]
         else:
-            keys = [str(i.item() if hasattr(i, "item") else i) for i in ids]
+            keys = [id_text(i) for i in ids]
         if len(keys) != n:
             raise UserError(f"{n} ids for {n} samples", f"{len(keys)}", "pass one id a sample")
         _unique(keys, f"ids of {name}")
@@ -323,7 +323,7 @@ class Data:
         return columns[name]
 
     def _at(self, ids: Iterable[object]) -> NDArray[np.int64]:
-        wanted = [str(i) for i in ids]
+        wanted = [id_text(i) for i in ids]
         _unique(wanted, "ids")
         where = {key: at for at, key in enumerate(self.ids)}
         unknown = [i for i in wanted if i not in where]
@@ -431,6 +431,11 @@ class Data:
                 pieces = [piece for head, rows in arrays for piece in (head, rows[row])]
                 content[start + row] = _hash(key, self.all_ids[self.positions[start + row]].encode(), *pieces)
         return ids, content
+
+
+def id_text(value: object) -> str:
+    """Return an id as it is kept: its str, that of the number for a numpy or torch scalar."""
+    return str(value.item() if hasattr(value, "item") else value)
 
 
 def id_hashes(key: bytes, ids: Iterable[str]) -> NDArray[np.int64]:

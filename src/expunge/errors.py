@@ -74,6 +74,9 @@ class UndeclaredNeed(ExpungeError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean X`` for the known name closest to ``name``, or the list of known names.
 
+    Returns:
+        The words to end a message with.
+
     >>> suggest("sdd", ["ssd", "retrain"])
     "did you mean 'ssd'"
     """
@@ -84,6 +87,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def listing(names: Iterable[object], most: int = 5) -> str:
     """Join the first ``most`` names and count the rest, for use in a message.
+
+    Returns:
+        The text.
 
     >>> listing(range(7), most=2)
     '0, 1 and 5 more'

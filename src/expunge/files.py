@@ -88,9 +88,15 @@ def _replace(new: Path, path: Path, room: Path) -> None:
     for file in [new] if new.is_file() else [p for p in new.rglob("*") if p.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+    aside = room / "replaced"
     if path.is_dir():
-        path.rename(room / "replaced")
-    os.replace(new, path)
+        path.rename(aside)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        if aside.exists():
+            aside.rename(path)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -113,6 +119,9 @@ def write_document(path: Path, kind: str, version: int, body: Mapping[str, Any])
 
 def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
     """Read a JSON document written by `write_document` and check its kind and version.
+
+    Returns:
+        The document.
 
     Raises:
         CorruptArtefact: not JSON, or not an object.
@@ -145,8 +154,10 @@ def jsonable(value: Any) -> Any:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return [jsonable(v) for v in value]
+    if isinstance(value, set | frozenset):  # in one order, whatever the process hashes to
+        return sorted((jsonable(v) for v in value), key=canonical)
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
     return str(value)

@@ -63,7 +63,8 @@ class Needs:
 
     def required(self) -> list[str]:
         """Return the names of needs that must be given."""
-        return [f.name for f in fields(self) if f.name != "optional" and self.declared(f.name) and f.name not in self.optional]
+        names = [f.name for f in fields(self) if f.name != "optional" and self.declared(f.name)]
+        return [name for name in names if name not in self.optional]
 
     def words(self) -> str:
         """Return the needs in words for tables, ``-`` for none."""
@@ -72,7 +73,8 @@ class Needs:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name != "optional" and value:
-                text = f"{f.name}{shown[value]}" if isinstance(value, See) else {"fresh": "untrained network"}.get(f.name, f.name)
+                plain = "untrained network" if f.name == "fresh" else f.name
+                text = f"{f.name}{shown[value]}" if isinstance(value, See) else plain
                 parts.append(text + (" (optional)" if f.name in self.optional else ""))
         return ", ".join(parts) or "-"
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +15,6 @@ from expunge.scenario import Scenario
 from expunge.stats import Interval
 from expunge.task import Task
 from expunge.train import Recipe
-
 
 SPLITS = ("forget", "retain", "test", "test_forget", "test_retain", "holdout")
 """Sets of samples: forget and retain are training data; test_forget is the test data of the forgotten kind."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from expunge.data import Data
+from expunge.data import Data, id_text
 from expunge.errors import UserError, listing, suggest
 from expunge.files import digest
 from expunge.seeds import seed as named_seed
@@ -144,7 +144,7 @@ def forget_class(
     """
     labels = data.targets().tolist()
     ids = _matching(data, labels, lambda v: v == label, f"a sample of class {label}", labels)
-    return _build(data, _part(ids, fraction, seed, "class", label), holdout, test, "class", _plain(label))
+    return _build(data, _part(ids, fraction, seed, "class", _plain(label)), holdout, test, "class", _plain(label))
 
 
 def forget_subclass(
@@ -173,7 +173,7 @@ def forget_subclass(
     """
     ids = _equal(data, column, label)
     target = {"column": column, "value": _plain(label)}
-    return _build(data, _part(ids, fraction, seed, "subclass", label), holdout, test, "subclass", target)
+    return _build(data, _part(ids, fraction, seed, "subclass", _plain(label)), holdout, test, "subclass", target)
 
 
 def forget_random(
@@ -195,8 +195,9 @@ def forget_random(
         UserError: a number of samples that the data does not have.
     """
     ids = data.ids
+    amount = _plain(amount)
     count = amount if isinstance(amount, int) else max(1, round(amount * len(ids)))
-    if not 0 < count < len(ids):
+    if not (amount > 0 and 0 < count < len(ids)):
         raise UserError(f"1 to {len(ids) - 1} samples to forget", f"{amount}", "give a number or a share in (0, 1)")
     chosen = np.random.default_rng(named_seed("scenario", seed, "random")).choice(len(ids), count, replace=False)
     return _build(data, [ids[i] for i in sorted(chosen)], holdout, test, "random", int(count))
@@ -214,7 +215,7 @@ def forget_ids(data: Data, ids: Iterable[object], *, holdout: Data | None = None
     Returns:
         The scenario, kind ``ids``.
     """
-    return _build(data, [str(i) for i in ids], holdout, test, "ids", None)
+    return _build(data, [id_text(i) for i in ids], holdout, test, "ids", None)
 
 
 def forget_subject(

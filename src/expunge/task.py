@@ -156,7 +156,7 @@ class Regression:
         """Return the error of each sample, (B,), in squared or plain target units."""
         gap = outputs - target.reshape(outputs.shape).to(outputs.dtype)
         each = gap.square() if self.error == "squared" else gap.abs()
-        return each.flatten(1).mean(dim=1)  # type: ignore[no-any-return]
+        return each.flatten(1).mean(dim=1)
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Return the outputs, (B, T)."""
@@ -166,7 +166,11 @@ class Regression:
         """Draw targets from the density whose negative logarithm is the loss times T, up to a constant.
 
         Squared error: a normal with mean f and variance 1/2. Absolute error: a Laplace with location f, scale 1.
+
+        Returns:
+            Targets in the outputs' shape.
         """
+        noise: Tensor
         shape = outputs.shape
         if self.error == "squared":
             noise = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.5**0.5
@@ -184,7 +188,7 @@ class Regression:
         if not target.is_floating_point():
             remedy = "pass floats, or use Classification for classes"
             raise UserError("real targets", f"{target.dtype}", remedy)
-        if target.numel() != outputs.numel():
+        if target.shape[:1] != outputs.shape[:1] or target.numel() != outputs.numel():
             got = f"{tuple(target.shape)} for outputs {tuple(outputs.shape)}"
             raise UserError("targets of the outputs' shape", got, "make the two agree")
         if not bool(torch.isfinite(target).all()):

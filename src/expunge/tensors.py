@@ -32,7 +32,7 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def tensor_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's dtype, shape and values."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return digest(f"{tensor.dtype}{tuple(tensor.shape)}", flat.numpy())
+    return digest(f"{tensor.dtype}{tuple(tensor.shape)}", memoryview(flat.numpy()))
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -92,16 +92,16 @@ def changed(before: nn.Module, after: nn.Module) -> Changed | None:
 @contextlib.contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
     """Seed torch, numpy and `random` inside the block and put their states back afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed % 2**63)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
+        np.random.seed(seed % 2**32)
         random.seed(seed)
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
+            np.random.set_state(legacy)
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,19 +135,25 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
     head["digest"] = digest(head)
     with atomic(path) as temporary:
         if path.suffix == ".safetensors":
-            safetensors.torch.save_file(plain, temporary, metadata={_KEY: canonical(head)})
+            _write(temporary, plain, {_KEY: canonical(head)})
         else:
             temporary.mkdir()
             for name, tensor in plain.items():
                 file = temporary / f"{sums[name]}.safetensors"
                 if not file.exists():
-                    safetensors.torch.save_file({"tensor": tensor}, file)
+                    _write(file, {"tensor": tensor}, None)
             (temporary / "manifest.json").write_text(canonical(head), encoding="utf-8")
 
 
-class _Corrupt(CorruptArtefact):
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"an intact file {path}", why, "restore it from a copy or write it again")
+def _write(file: Path, plain: dict[str, Tensor], head: dict[str, str] | None) -> None:
+    try:
+        safetensors.torch.save_file(plain, file, metadata=head)
+    except safetensors.SafetensorError as error:  # a full disk: `atomic` makes a sentence of an OSError
+        raise OSError(str(error)) from error
+
+
+def _broken(path: Path, why: str) -> tuple[str, str, str]:
+    return f"an intact file {path}", why, "restore it from a copy or write it again"
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -159,6 +165,9 @@ class LazyTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor.
 
+        Returns:
+            The tensor, as it was written.
+
         Raises:
             CorruptArtefact: the bytes are not those that were written.
         """
@@ -169,9 +178,9 @@ class LazyTensors(Mapping[str, Tensor]):
             with safetensors.safe_open(file, framework="pt") as handle:
                 tensor = handle.get_tensor(name if single else "tensor")
         except (OSError, safetensors.SafetensorError) as error:
-            raise _Corrupt(file, str(error)) from error
+            raise CorruptArtefact(*_broken(file, str(error))) from error
         if tensor_digest(tensor) != want:
-            raise _Corrupt(file, f"other bytes under '{name}'")
+            raise CorruptArtefact(*_broken(file, f"other bytes under '{name}'"))
         return tensor  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[str]:
@@ -179,8 +188,6 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._digests)
-
-
 
 
 def load(path: Path) -> tuple[LazyTensors, dict[str, Any]]:
@@ -205,12 +212,12 @@ def load(path: Path) -> tuple[LazyTensors, dict[str, Any]]:
                 text = (handle.metadata() or {}).get(_KEY, "")
         head = json.loads(text)
         want = head.pop("digest")
-    except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
-        raise _Corrupt(path, f"{type(error).__name__}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise CorruptArtefact(*_broken(path, f"{type(error).__name__}: {error}")) from error
+    if digest(head) != want:
+        raise CorruptArtefact(*_broken(path, "other bytes in its header"))
     if not isinstance(head.get("format"), int) or head["format"] > FORMAT:
         raise Incompatible(f"format {FORMAT} or older in {path}", repr(head.get("format")), "update expunge")
-    if digest(head) != want:
-        raise _Corrupt(path, "other bytes in its header")
     return LazyTensors(path, head["digests"]), head["meta"]
 
 

@@ -151,7 +151,7 @@ def fresh(model: nn.Module, *, new_model: Callable[[], nn.Module] | None = None,
         blank = copy.deepcopy(model)
         with torch.no_grad():
             for tensor in [*blank.parameters(), *blank.buffers()]:
-                if tensor.is_floating_point():
+                if tensor.is_floating_point() or tensor.is_complex():
                     tensor.fill_(math.nan)
         initialise = getattr(blank, "_init_weights", None)
         for module in blank.modules():
@@ -161,10 +161,11 @@ def fresh(model: nn.Module, *, new_model: Callable[[], nn.Module] | None = None,
             elif callable(reset):
                 reset()
     state = [*blank.named_parameters(), *blank.named_buffers()]
-    left = [n for n, t in state if t.is_floating_point() and bool(torch.isnan(t).any())]
+    left = [n for n, t in state if bool(torch.isnan(t).any())]
     if left:
         got = f"no reset_parameters for {listing(left)}"
-        raise UserError("a way to re-initialise every weight", got, "pass new_model, a factory of the untrained network")
+        remedy = "pass new_model, a factory of the untrained network"
+        raise UserError("a way to re-initialise every weight", got, remedy)
     return blank.train()
 
 
@@ -203,15 +204,18 @@ def fit(
     runtime = runtime or Runtime()
     if len(data) == 0:
         raise UserError("training data", f"no sample in {data.name}", "pass data that is not empty")
-    if recipe.patience is not None and holdout is None:
-        raise UserError("holdout data for Recipe.patience", "none", "pass holdout= or set patience=None")
+    if recipe.patience is not None and (holdout is None or not holdout.labelled):
+        got = "none" if holdout is None else "none with labels"
+        raise UserError("holdout data for Recipe.patience", got, "pass holdout= or set patience=None")
     home = next(iter(model.parameters())).device
     work = copy.deepcopy(model).to(runtime.torch_device)
     optimizer = _optimizer(work, recipe)
-    saved = _Checkpoint.of(runtime, model, task, data, recipe, seed)
+    saved = _Checkpoint.of(runtime, model, task, data, holdout if recipe.patience is not None else None, recipe, seed)
     start, best, waited, kept = saved.restore(work, optimizer)
     with runtime.tracking(f"training on {data.name}", (recipe.epochs - start) * len(data)) as advance:
         for epoch in range(start, recipe.epochs):
+            if recipe.patience is not None and waited >= recipe.patience:
+                break
             with tensors.isolated_rng(named_seed("fit", seed, epoch)):
                 _epoch(work.train(), task, data, recipe, optimizer, runtime, epoch, advance)
             if recipe.patience is not None and holdout is not None:
@@ -220,8 +224,6 @@ def fit(
                 if loss < best:
                     best, kept = loss, {k: v.clone() for k, v in work.state_dict().items()}
             saved.store(work, optimizer, epoch + 1, best, waited, kept)
-            if recipe.patience is not None and waited >= recipe.patience:
-                break
     if kept:
         work.load_state_dict(kept)
     saved.clear()
@@ -318,12 +320,24 @@ class _Checkpoint:
     path: Path | None
 
     @classmethod
-    def of(cls, runtime: Runtime, model: nn.Module, task: Task, data: Data, recipe: Recipe, seed: int) -> _Checkpoint:
+    def of(
+        cls,
+        runtime: Runtime,
+        model: nn.Module,
+        task: Task,
+        data: Data,
+        holdout: Data | None,
+        recipe: Recipe,
+        seed: int,
+    ) -> _Checkpoint:
         if runtime.workdir is None:
             return cls(None)
-        some = data.subset(data.ids[:: max(1, len(data) // 256)])
-        content = [h.tolist() for h in some.fingerprints(b"", labelled=True)]
-        parts = [recipe.to_json(), seed, tensors.weights_digest(model), repr(task), data.ids, content]
+        parts = [recipe.to_json(), seed, tensors.weights_digest(model), repr(task), runtime.precision]
+        for part in (data, holdout):
+            if part is not None:
+                some = part.subset(part.ids[:: max(1, len(part) // 256)])
+                content = [h.tolist() for h in some.fingerprints(b"", labelled=True)]
+                parts += [part.ids, content, None if part.all_weights is None else part.all_weights[part.positions].tolist()]
         return cls(Path(runtime.workdir) / f"fit-{digest(parts)[:24]}.safetensors")
 
     def store(
@@ -374,5 +388,3 @@ class _Checkpoint:
     def clear(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-

@@ -178,8 +178,9 @@ def unlearn(
     ids = samples.ids if samples is not None else [str(i) for i in forget]  # type: ignore[union-attr]
     _check_call(method, model, task, scenario)
     _check_ids(ids, samples, retain, scenario)
-    seen = samples if samples is not None else Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
-    sighted = seen if samples is not None or method.unlearns.forget <= See.IDS else None
+    sighted = samples
+    if sighted is None and method.unlearns.forget <= See.IDS:
+        sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
     given = {"forget": sighted, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
     _check_needs(method, "unlearn", method.unlearns, given, new_model)
     meta, table = _check_state(method, model, state, ids, samples, retain)
@@ -278,7 +279,8 @@ def _check_needs(
             hidden = sight > See.IDS and not given[name].shows_inputs
             if hidden or (sight == See.LABELLED and not given[name].labelled):
                 want = "labels" if given[name].shows_inputs else "inputs"
-                raise MissingNeed(f"{name} data with {want} for {method.name}", "none", "give them when building the data")
+                remedy = "give them when building the data"
+                raise MissingNeed(f"{name} data with {want} for {method.name}", "none", remedy)
 
 
 def _would_do(phase: str, have: set[str]) -> list[str]:

@@ -243,7 +243,7 @@ def _agreeing(
     runtime: Runtime,
     truth: Sums,
 ) -> dict[str, nn.Module]:
-    modules = layers.covered(model, params)
+    modules = layers.used_once(model, task, few, runtime, layers.covered(model, params))
     while modules:
         try:
             found = layers.sums(model, task, few, params, of, runtime, modules)

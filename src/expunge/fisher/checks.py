@@ -10,22 +10,23 @@ from torch import Tensor, nn
 
 from expunge.data import Data
 from expunge.errors import NotFinite, UserError, listing, suggest
-from expunge.tensors import parameters
+from expunge.tensors import check_finite, parameters
 
 Sums = dict[str, Tensor]
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model in train mode: batch statistics and dropout make a per-sample gradient meaningless.
+    """Refuse train mode, where batch statistics and dropout make a per-sample gradient meaningless, and NaN weights.
 
     Raises:
-        UserError: names the modules.
+        UserError: names the modules, or the weights.
     """
     stateful = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     active = [n for n, m in model.named_modules() if m.training and isinstance(m, stateful)]
     if model.training or active:
         got = f"train mode, with active {listing(active)}" if active else "train mode"
         raise UserError("a model in eval mode", got, "call model.eval() first")
+    check_finite(model.state_dict(), "weights", "restore the model from a good checkpoint")
 
 
 def check_data(data: Data) -> None:
@@ -49,6 +50,8 @@ def chosen(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parame
         raise UserError("a model with trainable parameters", "none", "call requires_grad_(True) on some")
     if names is None:
         return known
+    if not names:
+        raise UserError("at least one parameter", "an empty list", "leave params out to take all")
     for name in names:
         if name not in known:
             raise UserError("names of trainable parameters", f"unknown '{name}'", suggest(name, known))

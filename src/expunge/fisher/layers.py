@@ -5,12 +5,15 @@ Parameter gradients are switched off, so autograd computes only the gradients th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from expunge.data import Batch
 from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
@@ -21,15 +24,49 @@ from expunge.task import Task
 
 
 def covered(model: nn.Module, params: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
-    """Return the modules with a rule that own some of the parameters, by name."""
+    """Return the modules with a rule that alone own some of the parameters, by name."""
     names = {id(p): name for name, p in params.items()}
+    owned = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     owners: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         own = [p for p in module.parameters(recurse=False) if id(p) in names]
-        stats = not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is not None
-        if own and type(module) in RULES and stats:
+        if own and type(module) in RULES and _plain(module) and all(owned[id(p)] == 1 for p in own):
             owners[name] = module
     return owners
+
+
+def _plain(module: nn.Module) -> bool:
+    """Return whether the module is in the configuration that its rule describes."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.running_mean is not None
+    if isinstance(module, nn.Embedding):
+        return not module.scale_grad_by_freq and module.max_norm is None
+    return True
+
+
+class Uses(TorchFunctionMode):
+    """Counts the operations that each parameter enters: a rule knows of one, its own layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[int] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count, and run the operation; reading a shape or dtype gives no tensor and is no use."""
+        found = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(found)):
+            leaves = tree_leaves((args, kwargs))
+            self.count.update({id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter)})
+        return found
+
+
+def used_once(
+    model: nn.Module, task: Task, batch: Batch, runtime: Runtime, modules: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """Return the modules whose parameters enter one operation of a forward pass each, and none behind their back."""
+    with torch.enable_grad(), runtime.autocast(), Uses() as uses:
+        task.forward(model, batch)
+    return {n: m for n, m in modules.items() if all(uses.count[id(p)] == 1 for p in m.parameters(recurse=False))}
 
 
 @contextmanager
@@ -80,7 +117,7 @@ def sums(
     def hook(name: str) -> Any:
         def forward(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             calls[name] += 1
-            if calls[name] > 1:
+            if calls[name] > 1 or not args:
                 raise Reused(name)
             a = args[0].detach()
             version = a._version

@@ -40,6 +40,12 @@ def scalars(of: str, task: Task, outputs: Tensor, batch: Batch) -> list[Tensor]:
 
     ``true`` gives √p_c(x)·ℓ(x, c) for every class c, p without gradient, so that the squares sum to
     Σ_c p_c (∂ℓ(x, c)/∂θ)².
+
+    Returns:
+        One tensor (B,), or one a class.
+
+    Raises:
+        UserError: the quantity needs labels and the batch has none.
     """
     if of == "output_norm":
         each = [outputs.flatten(1).square().sum(dim=1)]

@@ -97,8 +97,7 @@ def batch_norm(module: nn.BatchNorm2d, a: Tensor, delta: Tensor, power: int) -> 
     """BatchNorm with running statistics on (B, C) or (B, C, ...)."""
     assert module.running_mean is not None
     assert module.running_var is not None
-    a, delta = wide(a).flatten(2), wide(delta).flatten(2)
-    a, delta = (t.unsqueeze(2) if t.dim() == 2 else t for t in (a, delta))
+    a, delta = (wide(t).reshape(len(t), module.num_features, -1) for t in (a, delta))
     scale = (module.running_var + module.eps).rsqrt().unsqueeze(1)
     normal = (a - module.running_mean.unsqueeze(1)) * scale
     weight = raised((delta * normal).sum(dim=2), power).sum(dim=0)

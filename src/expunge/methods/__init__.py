@@ -1,6 +1,4 @@
-"""The registry is this folder: a method's name is its file's name; third parties use the entry points
-``expunge.methods``.
-"""
+"""The registry is this folder, a method's name its file's name; third parties use entry points ``expunge.methods``."""
 
 from __future__ import annotations
 
@@ -87,12 +85,16 @@ def _instance(cls: type[Method], values: dict[str, Any]) -> Method:
             values[field] = kind.validate_python(value)
         except pydantic.ValidationError as error:
             why = error.errors()[0]["msg"].lower()
-            raise UserError(f"{cls.name}.{field} of another kind", f"{value!r} ({why})", "see expunge methods") from None
+            text = f"a value that fits {cls.name}.{field}"
+            raise UserError(text, f"{value!r} ({why})", f"see expunge methods {cls.name}") from None
     return cls(**values)
 
 
 def parse(settings: list[str]) -> dict[str, Any]:
     """Turn ``KEY=VALUE`` settings into a mapping; values are read as JSON where they are, else as text.
+
+    Returns:
+        The mapping, nested where keys hold dots.
 
     >>> parse(["alpha=5", "method.name=ssd"])
     {'alpha': 5, 'method': {'name': 'ssd'}}

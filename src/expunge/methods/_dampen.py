@@ -161,7 +161,8 @@ class Dampening(Method):
         kept = {n.removeprefix("importance/"): n for n in state.tensors if n.startswith("importance/")}
         if kept.keys() != names.keys():
             odd = sorted(kept.keys() ^ names.keys())[0]
-            raise Incompatible("importances of this model's trainable parameters", f"another set ({odd})", "prepare anew")
+            want = "importances of this model's trainable parameters"
+            raise Incompatible(want, f"another set ({odd})", "prepare anew")
         sums = {n: state.tensors[k] for n, k in kept.items()}
         check_finite(sums, "stored importances", "prepare anew")
         return Diagonal(sums, int(state.meta["count"]), self.of, str(state.meta["at"]))

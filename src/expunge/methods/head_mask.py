@@ -27,6 +27,7 @@ class LowerLogit:
         self.label, self.margin = label, margin
 
     def __call__(self, module: nn.Module, args: Any, value: Any) -> Any:
+        """Return the module's value with its logits lowered."""
         logits = output_tensor(value)
         lowered = self.lower(logits)
         if isinstance(value, Tensor):
@@ -38,7 +39,11 @@ class LowerLogit:
         return value
 
     def lower(self, logits: Tensor) -> Tensor:
-        """Return logits (B, K) with the class's one lowered."""
+        """Return logits (B, K) with the class's one lowered.
+
+        Raises:
+            UserError: the model has no such class.
+        """
         if not 0 <= self.label < logits.shape[1]:
             raise UserError(f"a class from 0 to {logits.shape[1] - 1}", str(self.label), "name a class of the model")
         here = torch.arange(logits.shape[1], device=logits.device) == self.label

@@ -19,7 +19,9 @@ class Retrain(Method):
     last layer keeps a backbone that has seen the forget set.
     """
 
-    unlearns = Needs(retain=See.LABELLED, holdout=See.LABELLED, recipe=True, fresh=True, optional=frozenset({"holdout"}))
+    unlearns = Needs(
+        retain=See.LABELLED, holdout=See.LABELLED, recipe=True, fresh=True, optional=frozenset({"holdout"})
+    )
     reference: ClassVar[Reference] = Reference(
         "Towards Making Systems Forget with Machine Unlearning",
         "Yinzhi Cao and Junfeng Yang",

@@ -9,17 +9,20 @@ from typing import Any
 
 MISSING = "–"
 MIB = 2**20
+DIRECTION = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def plain(text: object, most: int | None = None) -> str:
     r"""Return one line of text without control characters, cut after ``most`` characters.
 
-    Terminals obey escape sequences and XML forbids them, so a sample or model name must not carry any.
+    Terminals obey escape sequences, XML forbids them, and marks of writing direction can make a name read as
+    another, so no name keeps any.
 
     >>> plain("a\x1b[31m\nb"), plain("layer4.1.conv2.weight", 10)
     ('a [31m b', 'layer4.1.…')
     """
-    clean = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Cn", "Co"} else c for c in str(text))
+    bad = {"Cc", "Cs", "Cn"}  # control, half a surrogate pair, no character at all
+    clean = "".join(" " if unicodedata.category(c) in bad or c in DIRECTION else c for c in str(text))
     clean = " ".join(clean.split())
     return clean if most is None or len(clean) <= most else clean[: most - 1] + "…"
 
@@ -41,36 +44,44 @@ def suffix(unit: str, gap: bool = False) -> str:
     return {"bytes": " MiB"}.get(unit, f" {plain(unit)}" if unit else "")
 
 
-def digits(x: float, unit: str) -> str:
+def digits(x: float, unit: str, like: float | None = None) -> str:
     """Return a number in its printed scale, without unit and with a true minus sign.
+
+    Args:
+        x: the number, in its unit.
+        unit: ``1``, ``nats``, ``s``, ``bytes`` or any other.
+        like: a number with whose decimals it is printed, the estimate for its interval; None for its own.
+
+    Returns:
+        The text; what is above zero but too small for its decimals prints as below the last of them.
 
     >>> digits(0.9734, "1"), digits(-0.0004, "1"), digits(1.5e-5, "1"), digits(0.0123, "s"), digits(3 * 2**20, "bytes")
     ('97.3', '0.0', '<0.1', '0.012', '3.0')
     """
-    scaled = x * scale(unit)
-    if unit == "1":
-        text = "<0.1" if 0 < scaled < 0.05 else f"{scaled:.1f}"
-    elif unit == "nats":
-        text = "<0.001" if 0 < scaled < 0.0005 else f"{scaled:.3f}"
-    elif unit == "bytes":
-        text = f"{scaled:.1f}" if abs(scaled) < 100 else f"{scaled:,.0f}"
-    else:
-        text = _significant(scaled)
-    return (text[1:] if text.startswith("-") and not text.strip("-0.") else text).replace("-", "−")
+    scaled, places = x * scale(unit), _places((x if like is None else like) * scale(unit), unit)
+    if places is None:
+        return f"{scaled:.2e}".replace("-", "−")
+    text = f"{scaled:,.{places}f}"
+    if not text.strip("-0."):
+        return "<" + (f"{10**-places:.{places}f}" if places else "1") if scaled > 0 else text.removeprefix("-")
+    return text.replace("-", "−")
 
 
-def _significant(x: float) -> str:
-    """Return three significant digits, two below 0.1, without an exponent unless the number is tiny or huge."""
-    if x == 0:
-        return "0"
-    size = math.floor(math.log10(abs(x)))
-    if not -5 <= size <= 8:
-        return f"{x:.2e}"
-    return f"{x:,.{max(0, (2 if size >= -1 else 1) - size)}f}"
+def _places(scaled: float, unit: str) -> int | None:
+    """Return how many decimals a number prints with: fixed for shares and nats, else three significant digits."""
+    if unit in {"1", "nats"}:
+        return {"1": 1, "nats": 3}[unit]
+    if unit == "bytes":
+        return 1 if abs(scaled) < 100 else 0
+    if scaled == 0 or (unit == "s" and abs(scaled) < 1e-3):
+        return 3 if unit == "s" else 0
+    size = math.floor(math.log10(abs(scaled)))
+    # Two digits below 0.1, and an exponent only for the tiny and the huge.
+    return max(0, (2 if size >= -1 else 1) - size) if -5 <= size <= 8 else None
 
 
 def known(value: Mapping[str, Any] | None) -> bool:
-    """Tell whether the entry of a document holds a number rather than a reason."""
+    """Return whether the entry of a document holds a number rather than a reason."""
     return value is not None and value.get("x") is not None
 
 
@@ -82,12 +93,13 @@ def half(value: Mapping[str, Any]) -> float | None:
     return (float(high) - float(low)) / 2
 
 
-def value(entry: Mapping[str, Any], compact: bool = False) -> str:
+def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False) -> str:
     """Return an estimate with its interval: x ± half, or x (low to high) where the interval is lopsided.
 
     Args:
         entry: x, low, high, n and unit.
         compact: leave out unit and spaces, and always print x±half, for a terminal.
+        gap: the entry is a difference, so that shares print as points.
 
     Returns:
         The text; x alone where there is no interval.
@@ -99,26 +111,34 @@ def value(entry: Mapping[str, Any], compact: bool = False) -> str:
     """
     unit = str(entry.get("unit", ""))
     middle, spread = digits(entry["x"], unit), half(entry)
-    if spread is None:
-        return middle if compact else middle + suffix(unit)
-    around = digits(spread, unit)
+    if spread is None or middle.startswith("<"):
+        return middle if compact else middle + suffix(unit, gap)
+    around = digits(spread, unit, like=entry["x"])
     if compact:
         return f"{middle}±{around}"
     down, up = entry["x"] - entry["low"], entry["high"] - entry["x"]
     if abs(up - down) > 0.5 * spread and abs(up - down) >= resolution(unit):
-        return f"{middle}{suffix(unit)} ({digits(entry['low'], unit)} to {digits(entry['high'], unit)})"
-    return f"{middle} ± {around}{suffix(unit)}"
+        low, high = (digits(entry[end], unit, like=entry["x"]) for end in ("low", "high"))
+        return f"{middle}{suffix(unit, gap)} ({low} to {high})"
+    return f"{middle} ± {around}{suffix(unit, gap)}"
 
 
-def gap(entry: Mapping[str, Any]) -> str:
+def gap(entry: Mapping[str, Any], like: float | None = None) -> str:
     """Return a signed difference without its unit.
+
+    Args:
+        entry: x and unit.
+        like: a number with whose decimals it is printed, or None for its own.
+
+    Returns:
+        The text.
 
     >>> gap({"x": 0.012, "unit": "1"}), gap({"x": -0.5, "unit": "nats"}), gap({"x": 0.0, "unit": "1"})
     ('+1.2', '−0.500', '0.0')
     """
     unit = str(entry.get("unit", ""))
-    text = digits(abs(entry["x"]), unit)
-    if not text.strip("<0.,"):
+    text = digits(abs(entry["x"]), unit, like)
+    if not text.strip("0.,"):
         return text
     return ("+" if entry["x"] > 0 else "−") + text
 
@@ -142,7 +162,7 @@ def count(n: int, one: str, many: str | None = None) -> str:
 
 
 def listed(parts: list[str]) -> str:
-    """Join parts as a sentence does.
+    """Return the parts joined as a sentence does.
 
     >>> listed(["a", "b", "c"])
     'a, b and c'

@@ -67,7 +67,7 @@ def digits() -> Embedded:
     y = torch.tensor(table.target, dtype=torch.long)
     coarse = {digit: name for name, members in SUPERCLASSES.items() for digit in members}
     train, holdout, test = _splits("digits", x, y, {"superclass": [coarse[int(d)] for d in y]})
-    recipe = Recipe(epochs=15, batch_size=32, lr=0.1, schedule="cosine")
+    recipe = Recipe(epochs=25, batch_size=64, lr=0.1, schedule="cosine")
     return Embedded(train, holdout, test, Classification(), (1, 8, 8), 10, "convnet", recipe)
 
 

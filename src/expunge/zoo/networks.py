@@ -42,7 +42,8 @@ class ConvNet(nn.Module):
         super().__init__()
         widths, layers = [shape[0], 16, 32, 32], []
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
-            layers += [nn.Conv2d(a, b, 3, stride=2 if i == 1 else 1, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+            convolution = nn.Conv2d(a, b, 3, stride=2 if i == 1 else 1, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(b), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.head = nn.Linear(4 * widths[-1], outputs)
 

@@ -1,0 +1,28 @@
+"""The ``expunge`` command: each subcommand imports what it needs when it runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from expunge.cli import about, demo, jobs
+from expunge.cli._app import app
+from expunge.errors import ExpungeError, UserError
+
+__all__ = ["about", "app", "demo", "jobs", "main"]
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 1 failed, 2 bad usage or input, 130 interrupted."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except ExpungeError as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(code)

@@ -1,0 +1,58 @@
+"""The command's root: its options, and the app that the commands register themselves on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from expunge import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The root options.
+
+    Args:
+        json: print one JSON document instead of text.
+        device: torch device, or auto.
+    """
+
+    json: bool = False
+    device: str = "auto"
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"expunge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ... or auto.")] = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is being done.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Remove training data from a trained PyTorch model, measure what is left, keep the record.
+
+    Start with [bold]expunge demo[/bold]. A job of your own: [bold]prepare[/bold] once while the training data is at
+    hand, [bold]forget[/bold] at each request, [bold]audit[/bold] against a model truly retrained without the
+    forgotten data.
+    """
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    context.obj = Options(json=json, device=device)

@@ -1,0 +1,28 @@
+"""What commands print: text and tables for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from expunge.cli._app import Options
+from expunge.files import jsonable
+
+
+def options(context: typer.Context) -> Options:
+    """Return the root options."""
+    found = context.obj
+    return found if isinstance(found, Options) else Options()
+
+
+def emit(chosen: Options, body: Any, *shown: Any) -> None:
+    """Print the body as JSON with ``--json``, else what is to be shown."""
+    if chosen.json:
+        typer.echo(json.dumps(jsonable(body), indent=1))
+        return
+    console = Console()
+    for item in shown:
+        console.print(item, soft_wrap=isinstance(item, str), highlight=False)

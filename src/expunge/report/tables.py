@@ -1,0 +1,352 @@
+"""The numbers of a section as sentences and as tables: for the page, a terminal and Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from expunge.report import document as doc
+from expunge.report import format as fmt
+from expunge.report.document import Entry, Section
+
+# A gap of class i is at most BOUNDS[i] yardsticks long; the last class is everything beyond.
+BOUNDS = (1, 2, 4, 8)
+FEW_SEEDS = 10
+STYLES = ("green", "", "yellow", "dark_orange", "red")
+
+FORGOTTEN = "accuracy/forget"
+# What a sentence tells, one metric of each line, the first that has a gap.
+TOLD = (
+    ((FORGOTTEN, "on the forgotten samples"),),
+    (("accuracy/test", "on the test set"), ("accuracy/test_retain", "on the test set without the forgotten class")),
+    (("accuracy/retain", "on the retained samples"),),
+    (("membership/loss/auc", "in the AUC of the loss attack"),),
+)
+HEADS = {
+    "membership/entropy_lr": "entropy attack",
+    "membership/loss/auc": "loss AUC",
+    "membership/loss/balanced_accuracy": "loss bal. acc.",
+    "membership/loss/tpr_at_fpr_0.01": "TPR @ 1% FPR",
+    "cost/seconds": "time, s",
+}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What is said about one model, or about the section where ``model`` is empty.
+
+    Args:
+        model: name of the model, or an empty string.
+        role: role of the model, or ``section``.
+        text: what is said, to be read after the name and a colon.
+    """
+
+    model: str
+    role: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.text}" if self.model else self.text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, as text.
+
+    Args:
+        metric: name of the metric.
+        text: the value with its interval, or a dash.
+        gap: signed difference to retrained without its unit, or an empty string.
+        distance: class 0 to 4 of the gap by its length in yardsticks, or None where there is no yardstick.
+        times: length of the gap in yardsticks, as text.
+        title: what a reader may ask for: the interval, the yardstick, or the reason for a dash.
+        available: whether there is a value.
+        over: forgets more than retraining does.
+    """
+
+    metric: str
+    text: str
+    gap: str = ""
+    distance: int | None = None
+    times: str = ""
+    title: str = ""
+    available: bool = True
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table.
+
+    Args:
+        model: its name.
+        role: its role.
+        text: what the row is.
+        declined: reason why the method declined, or an empty string.
+        cells: one for each metric, in the order of `expunge.report.document.metrics`.
+    """
+
+    model: str
+    role: str
+    text: str
+    declined: str
+    cells: tuple[Cell, ...]
+
+
+def yardstick(section: Section, model: str, metric: str) -> tuple[float, str] | None:
+    """Return the length that a gap is measured in and what it is, or None where nothing was measured.
+
+    It is the floor, the mean difference of two retrained models. Where the floor is missing, or too small for the
+    printed digits to show (all retrained models may agree on a forgotten class), it is half the interval of the gap
+    or of the value, at least one printed digit.
+
+    Args:
+        section: a section of the document.
+        model: name of the model.
+        metric: name of the metric.
+
+    Returns:
+        The length in the unit of the metric with its name, or None.
+    """
+    gap = doc.found(section, "gaps", model, metric)
+    floor = doc.floor(section, metric)
+    step = fmt.resolution(str((gap or {}).get("unit", "")))
+    if floor is not None and floor["x"] > 0 and floor["x"] >= step:
+        return float(floor["x"]), "floor"
+    for entry in (gap, doc.found(section, "values", model, metric)):
+        spread = None if entry is None else fmt.half(entry)
+        if spread:
+            return max(spread, step), "half interval"
+    return (step, "printed digit") if floor is not None and step else None
+
+
+def overforgets(section: Section, model: str) -> bool:
+    """Return whether a model gets fewer forgotten samples right than retrained does, by more than the yardstick."""
+    gap, unit = doc.found(section, "gaps", model, FORGOTTEN), yardstick(section, model, FORGOTTEN)
+    return gap is not None and unit is not None and gap["x"] < -unit[0]
+
+
+def rows(section: Section) -> list[Row]:
+    """Return the table of a section as text, one row for each model and one cell for each metric.
+
+    Args:
+        section: a section of the document.
+
+    Returns:
+        Rows in the order original, retrained, floor, controls, methods.
+    """
+    return [
+        Row(
+            model=model["name"],
+            role=model["role"],
+            text=str(model.get("text") or ""),
+            declined=str(model.get("declined") or ""),
+            cells=tuple(_cell(section, model, metric) for metric in doc.metrics(section)),
+        )
+        for model in doc.models(section)
+    ]
+
+
+def _cell(section: Section, model: Mapping[str, Any], metric: Mapping[str, Any]) -> Cell:
+    name, key = model["name"], metric["name"]
+    value = doc.found(section, "values", name, key)
+    if value is None:
+        return Cell(key, fmt.MISSING, title=doc.reason(section, model, key), available=False)
+    gap = doc.found(section, "gaps", name, key) if model["role"] != "retrained" else None
+    if gap is None:
+        return Cell(key, fmt.value(value), title=_title(value, None))
+    unit = yardstick(section, name, key) if metric["group"] != "cost" else None
+    over = key == FORGOTTEN and overforgets(section, name)
+    shown = fmt.gap(gap, like=value["x"])
+    if unit is None:
+        return Cell(key, fmt.value(value), shown, title=_title(value, gap), over=over)
+    length = abs(gap["x"]) / unit[0]
+    times = f"{length:.1f}×" if length < 9.95 else f"{length:,.0f}×" if length < 1000 else ">999×"
+    title = f"{_title(value, gap)}; {times} the {unit[1]} of {fmt.digits(unit[0], str(gap['unit']))}"
+    return Cell(key, fmt.value(value), shown, _class(length), times, title, over=over)
+
+
+def _class(length: float) -> int:
+    return sum(length > bound for bound in BOUNDS)
+
+
+def _title(value: Entry, gap: Entry | None) -> str:
+    unit = str(value["unit"])
+    bounds = "no interval"
+    if fmt.half(value) is not None:
+        bounds = f"95% interval {fmt.digits(value['low'], unit)} to {fmt.digits(value['high'], unit)}"
+    text = f"{bounds}, n = {value['n']}"
+    if gap is None:
+        return text
+    if fmt.half(gap) is None:
+        return f"{text}; {fmt.gap(gap)}{fmt.suffix(unit, gap=True)} from retrained"
+    ends = " to ".join(fmt.gap({"x": gap[end], "unit": unit}) for end in ("low", "high"))
+    return f"{text}; {fmt.gap(gap)} ({ends}){fmt.suffix(unit, gap=True)} from retrained"
+
+
+def sentences(section: Section) -> list[Sentence]:
+    """Return one sentence for each method and each control, and one on the number of seeds where it is small.
+
+    Args:
+        section: a section of the document.
+
+    Returns:
+        Facts, methods first: how far each model is from retrained, beside how far two retrained models are from
+        each other. Nothing is ranked.
+    """
+    said = [Sentence(m["name"], m["role"], _sentence(section, m)) for m in doc.of_role(section, "method")]
+    said += [Sentence(m["name"], m["role"], _control(section, m)) for m in doc.of_role(section, "control")]
+    if section["seeds"] < FEW_SEEDS:
+        ranks = "ranks" if section["seeds"] == 1 else "rank"
+        text = f"{fmt.count(section['seeds'], 'seed')} {ranks} nothing: read the rows as measurements, not as an order."
+        said.append(Sentence("", "section", text))
+    return said
+
+
+def _sentence(section: Section, model: Mapping[str, Any]) -> str:
+    if model.get("declined"):
+        return f"declined this task: {str(model['declined']).rstrip('.')}."
+    told = list(_told(section, model["name"]))
+    if not told:
+        return f"no distance to retrained could be measured ({doc.reason(section, model, FORGOTTEN).rstrip('.')})."
+    parts: list[str] = []
+    unit = ""
+    for metric, where in told:
+        gap = doc.found(section, "gaps", model["name"], metric) or {}
+        same = str(gap["unit"]) == unit
+        unit = str(gap["unit"])
+        named = "" if same else fmt.suffix(unit, gap=True) + (" from retrained" if not parts else "")
+        parts.append(f"{fmt.distance(gap)}{named} {where}")
+    text = f"{fmt.listed(parts)}; {_floors(section, told)}."
+    if overforgets(section, model["name"]):
+        text += (
+            " This is over-forgetting: it gets fewer of the forgotten samples right than a model that never saw them,"
+            " a distance like any other and itself a trace."
+        )
+    return text
+
+
+def _told(section: Section, model: str) -> Iterator[tuple[str, str]]:
+    """Yield the metrics a sentence tells: the known ones, else the first three that have a gap."""
+    gaps = {m["name"]: m for m in doc.metrics(section) if doc.found(section, "gaps", model, m["name"])}
+    chosen = [next((line for line in lines if line[0] in gaps), None) for lines in TOLD]
+    if any(chosen):
+        yield from (line for line in chosen if line)
+        return
+    rest = [(name, f"in {m['label']}") for name, m in gaps.items() if m["group"] != "cost"]
+    yield from rest[:3]
+
+
+def _floors(section: Section, told: list[tuple[str, str]]) -> str:
+    floors = [(doc.floor(section, metric), where) for metric, where in told]
+    there = [(fmt.distance(floor), where) for floor, where in floors if floor is not None]
+    if not there:
+        return "how far two retrained models differ was not measured"
+    if len(there) == len(floors):
+        return f"two retrained models differ by {fmt.listed([text for text, _ in there])}"
+    return f"two retrained models differ by {fmt.listed([f'{text} {where}' for text, where in there])}"
+
+
+def _control(section: Section, model: Mapping[str, Any]) -> str:
+    text = f"a control that must look bad on something: {_sentence(section, model)}"
+    row = next(r for r in rows(section) if r.model == model["name"])
+    lengths = [cell.distance for cell in row.cells if cell.distance is not None]
+    if not lengths:
+        return text
+    far, every = sum(length > 0 for length in lengths), fmt.count(len(lengths), "quantity", "quantities")
+    if not far:
+        return f"{text} It lies within the floor on all of {every}: these measurements cannot tell it from removal."
+    return f"{text} It lies beyond the floor on {far} of {every}."
+
+
+def terminal(section: Section, width: int = 120) -> Table:
+    """Return the key numbers for a terminal: x±half interval, shares in percent, coloured by the gap's class.
+
+    Args:
+        section: a section of the document.
+        width: columns of the terminal; metrics that do not fit are named in the caption.
+
+    Returns:
+        A rich table with one row for each model.
+    """
+    every = rows(section)
+    metrics = doc.metrics(section)
+    key = [i for i, m in enumerate(metrics) if m["group"] in {"accuracy", "membership"} or m["name"] == "cost/seconds"]
+    key = [i for i in key or range(len(metrics)) if metrics[i]["name"] != "accuracy/holdout"]
+    lines = {r.model: [_short(section, r, c) for c in r.cells] for r in every}
+    shown, left_out = _fitting(key, metrics, lines, width - min(24, max(len(r.model) for r in every)))
+    caption = "percent where no unit is given; colour: distance to retrained"
+    if left_out:
+        caption += "; not shown: " + ", ".join(fmt.plain(metrics[i]["name"]) for i in left_out)
+    table = Table(title=Text(fmt.plain(section["name"])), caption=caption, title_justify="left", caption_justify="left")
+    table.box, table.padding, table.pad_edge = None, (0, 1), False
+    table.add_column("model", no_wrap=True, max_width=24)
+    for i in shown:
+        table.add_column(Text(_head(metrics[i])), justify="right", vertical="bottom")
+    for row in every:
+        cells = [Text(lines[row.model][i], style=_style(row.cells[i])) for i in shown]
+        table.add_row(Text(fmt.plain(row.model, 24), style="bold" if row.role == "retrained" else ""), *cells)
+    return table
+
+
+def _fitting(
+    key: list[int], metrics: list[Mapping[str, Any]], lines: Mapping[str, list[str]], room: int
+) -> tuple[list[int], list[int]]:
+    """Return the key columns that fit and those that do not; attacks give way before time and accuracies do."""
+    shown: list[int] = []
+    for i in sorted(key, key=lambda i: metrics[i]["group"] == "membership"):
+        words = max(len(word) for word in _head(metrics[i]).split())
+        room -= 2 + max([words, *(len(line[i]) for line in lines.values())])
+        if room < 0:
+            break
+        shown.append(i)
+    return sorted(shown), [i for i in key if i not in shown]
+
+
+def _head(metric: Mapping[str, Any]) -> str:
+    name = metric["name"]
+    if name in HEADS:
+        return HEADS[name]
+    short = name.removeprefix("accuracy/").replace("_", " ").replace("/", " ")
+    return fmt.plain(short) + ("" if metric["unit"] == "1" else f", {fmt.suffix(metric['unit']).strip()}")
+
+
+def _short(section: Section, row: Row, cell: Cell) -> str:
+    entry = doc.found(section, "values", row.model, cell.metric)
+    return fmt.MISSING if entry is None else fmt.value(entry, compact=True)
+
+
+def _style(cell: Cell) -> str:
+    return "dim" if not cell.available else STYLES[cell.distance] if cell.distance is not None else ""
+
+
+def markdown(section: Section) -> str:
+    """Return the sentences and the table of a section as Markdown, one table for each group of metrics.
+
+    Args:
+        section: a section of the document.
+
+    Returns:
+        The text, every name escaped; gaps to retrained stand in brackets.
+    """
+    every = rows(section)
+    out = [f"### {_escape(section['name'])}", _escape(section["text"])]
+    out.append("\n".join(f"- {_escape(str(sentence))}" for sentence in sentences(section)))
+    for metrics in doc.groups(section).values():
+        names = {m["name"] for m in metrics}
+        lines = [["model", *(_escape(m["label"]) for m in metrics)], ["---", *("---:" for _ in metrics)]]
+        for row in every:
+            cells = [f"{c.text} ({c.gap})" if c.gap else c.text for c in row.cells if c.metric in names]
+            lines.append([_escape(row.model), *map(_escape, cells)])
+        out.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(part for part in out if part) + "\n"
+
+
+def _escape(text: str) -> str:
+    clean = fmt.plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", clean)

@@ -1,0 +1,323 @@
+"""What was measured: values, gaps to retrained, the floor; pooling over seeds; the document that reports read."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge import __version__, methods, stats
+from expunge.attacks import _roc
+from expunge.errors import UserError, suggest
+from expunge.files import jsonable, write_document
+from expunge.metric import Found, Goal, Unavailable, Value
+from expunge.scenario import Scenario
+
+REFERENCE, FLOOR = "retrained", "retrained (other seed)"
+BINS = 30
+DOCUMENT, SCHEMA = "expunge.audit", 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` measured on one training seed, or `pooled` over several.
+
+    Args:
+        values: by model and metric.
+        gaps: value minus retrained's, by model and metric, where both are defined.
+        floor: |gap| between two retrained models, by metric; empty without a second one.
+        goals: which values are good, by metric.
+        declined: reason by control or method that does not apply.
+        notes: what the unlearn results say a reader must know, by model.
+        settings: of the unlearn results, by model.
+        changed: share of changed parameters by model and tensor.
+        samples: per-sample loss, entropy and member scores by model and split, for plots.
+        scenario: who is forgotten.
+        seeds: training seeds behind the numbers.
+    """
+
+    values: Mapping[str, Found]
+    gaps: Mapping[str, dict[str, Value]]
+    floor: Mapping[str, Value]
+    goals: Mapping[str, Goal]
+    declined: Mapping[str, str]
+    notes: Mapping[str, str]
+    settings: Mapping[str, Mapping[str, Any]]
+    changed: Mapping[str, Mapping[str, float]]
+    samples: Mapping[str, Mapping[str, np.ndarray]] = field(repr=False)
+    scenario: Scenario = field(repr=False)
+    seeds: int = 1
+
+    def __getitem__(self, model: str) -> Found:
+        """Return one model's values.
+
+        Raises:
+            UserError: no such model.
+        """
+        if model not in self.values:
+            raise UserError("an evaluated model", repr(model), suggest(model, self.values))
+        return self.values[model]
+
+
+def pooled(runs: Sequence[Scores]) -> Scores:
+    """Pool runs of several training seeds: means with 95 % t intervals; gaps are paired by seed before averaging.
+
+    Args:
+        runs: one `evaluate` result a seed, each with its own original and retrained models.
+
+    Returns:
+        The pooled scores; a value undefined on any seed stays undefined, with the first reason.
+
+    Raises:
+        UserError: no run.
+    """
+    if not runs:
+        raise UserError("at least one run to pool", "none", "call evaluate once a seed")
+    if len(runs) == 1:
+        return runs[0]
+    first = runs[0]
+    return Scores(
+        values={m: {k: pool([r.values[m][k] for r in runs]) for k in first.values[m]} for m in first.values},
+        gaps={m: defined({k: [r.gaps[m].get(k) for r in runs] for k in first.gaps[m]}) for m in first.gaps},
+        floor=defined({k: [r.floor.get(k) for r in runs] for k in first.floor}),
+        goals=first.goals,
+        declined=first.declined,
+        notes={m: " ".join(dict.fromkeys(r.notes.get(m, "") for r in runs)).strip() for m in first.notes},
+        settings=first.settings,
+        changed={
+            m: {k: float(np.mean([r.changed[m][k] for r in runs])) for k in first.changed[m]} for m in first.changed
+        },
+        samples={
+            m: {k: np.concatenate([r.samples[m][k] for r in runs]) for k in first.samples[m]} for m in first.samples
+        },
+        scenario=first.scenario,
+        seeds=sum(r.seeds for r in runs),
+    )
+
+
+def merged(values: Mapping[str, Found]) -> dict[str, Found]:
+    """Join replicates ``name #k`` into their name by a t interval; retrained ones stay apart."""
+    groups: dict[str, list[str]] = {}
+    for name in values:
+        base = name if name.startswith(REFERENCE) else name.partition(" #")[0]
+        groups.setdefault(base, []).append(name)
+    return {
+        base: {k: pool([values[n][k] for n in members]) for k in values[members[0]]}
+        if len(members) > 1
+        else values[base]
+        for base, members in groups.items()
+    }
+
+
+def pool(found: Sequence[Value | Unavailable]) -> Value | Unavailable:
+    """Return the mean with a t interval; one undefined value makes the pool undefined, with its reason."""
+    values = [v for v in found if isinstance(v, Value)]
+    if len(values) < len(found):
+        return next(v for v in found if isinstance(v, Unavailable))
+    return Value.of(stats.mean_t([v.x for v in values]), values[0].unit)
+
+
+def defined(found: Mapping[str, Iterable[Value | None]]) -> dict[str, Value]:
+    """Return the mean of each name's defined values with a t interval."""
+    out = {}
+    for name, several in found.items():
+        values = [v for v in several if v is not None]
+        if values:
+            out[name] = Value.of(stats.mean_t([v.x for v in values]), values[0].unit)
+    return out
+
+
+def with_gaps(scores: Scores) -> Scores:
+    """Return the scores with the gaps to retrained, and the floor from further retrained models."""
+    base = scores.values.get(REFERENCE, {})
+    pairs = {n: found for n, found in scores.values.items() if n != REFERENCE}
+    gaps: dict[str, dict[str, Value]] = {
+        name: {
+            k: Value(v.x - r.x, -math.inf, math.inf, 1, v.unit)
+            for k, v in found.items()
+            if isinstance(v, Value) and isinstance(r := base.get(k), Value)
+        }
+        for name, found in pairs.items()
+    }
+    others = [g for n, g in gaps.items() if n.startswith(FLOOR)]
+    names = [k for k in base if any(k in g for g in others)]
+    floor = {
+        k: Value.of(stats.mean_t([abs(g[k].x) for g in others if k in g]), next(g[k].unit for g in others if k in g))
+        for k in names
+    }
+    return Scores(**{**vars(scores), "gaps": gaps, "floor": floor})
+
+
+_SPLITS = {
+    "forget": "forget set",
+    "retain": "retain set",
+    "test": "test set",
+    "test_forget": "test, forgotten kind",
+    "test_retain": "test, the rest",
+    "holdout": "holdout set",
+}
+_LABELS = {
+    "membership/entropy_lr": "entropy attack: forget set called member",
+    "membership/loss_threshold/auc": "loss attack: AUC",
+    "membership/loss_threshold/balanced_accuracy": "loss attack: balanced accuracy",
+    "membership/loss_threshold/tpr_at_fpr_0.01": "loss attack: TPR at 1 % FPR",
+    "probe/one_shot": "one-shot linear probe: recall of the class",
+    "cost/seconds": "time of the edit",
+    "cost/total_seconds": "time with checks and copies",
+    "cost/peak_memory": "extra memory at the peak",
+    "cost/changed": "parameters changed",
+}
+_TEXTS = {
+    "original": "trained on everything",
+    REFERENCE: "trained anew without the forget set: the reference of every gap",
+    FLOOR: "a second retrained model of another seed: the floor of every gap",
+}
+
+
+def label(metric: str) -> str:
+    """Return a metric's name in words.
+
+    >>> label("accuracy/test_retain")
+    'accuracy, test, the rest'
+    """
+    family, _, split = metric.partition("/")
+    return _LABELS.get(metric, f"{family}, {_SPLITS[split]}" if split in _SPLITS else metric.replace("/", ", "))
+
+
+def section(
+    scores: Scores,
+    *,
+    name: str,
+    text: str,
+    counts: Mapping[str, int],
+    declined: Mapping[str, str] | None = None,
+    samples: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
+    """Return one scenario of the report document, as plain JSON values.
+
+    Args:
+        scores: of one seed, or pooled.
+        name: heading.
+        text: one sentence on who is forgotten.
+        counts: samples by set: train, forget, retain, holdout, test.
+        declined: reasons by method that was asked for and does not apply.
+        samples: images to show, with id, label and image as a data address; mind that a report of an erasure must
+            not carry what was erased.
+
+    Returns:
+        The section.
+    """
+    refused = {**scores.declined, **(declined or {})}
+    return {
+        "name": name,
+        "kind": scores.scenario.kind,
+        "target": jsonable(scores.scenario.target),
+        "text": text,
+        "counts": dict(counts),
+        "seeds": scores.seeds,
+        "models": [_model(scores, n) for n in scores.values] + [_model(scores, n, why) for n, why in refused.items()],
+        "metrics": [
+            {"name": k, "label": label(k), "unit": _unit(scores, k), "goal": str(goal), "group": k.partition("/")[0]}
+            for k, goal in scores.goals.items()
+        ],
+        "values": {m: {k: _plain(v) for k, v in found.items()} for m, found in scores.values.items()},
+        "gaps": {m: {k: _plain(v) for k, v in found.items()} for m, found in scores.gaps.items()},
+        "floor": {k: _plain(v) for k, v in scores.floor.items()},
+        "curves": _curves(scores),
+        "changed": jsonable(scores.changed),
+        "samples": [dict(s) for s in samples],
+    }
+
+
+def save_document(path: Path, page: Mapping[str, Any]) -> None:
+    """Write a report document as JSON, atomically."""
+    write_document(path, DOCUMENT, SCHEMA, {k: v for k, v in page.items() if k not in ("kind", "schema")})
+
+
+def document(sections: Sequence[Mapping[str, Any]], *, title: str, lead: str, command: str | None) -> dict[str, Any]:
+    """Return the whole report document around its sections."""
+    return {
+        "kind": DOCUMENT,
+        "schema": SCHEMA,
+        "title": title,
+        "lead": lead,
+        "created": datetime.now(UTC).replace(microsecond=0).isoformat(),
+        "versions": {
+            "expunge": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "platform": sys.platform,
+        },
+        "command": command,
+        "sections": [dict(s) for s in sections],
+    }
+
+
+def _model(scores: Scores, name: str, declined: str | None = None) -> dict[str, Any]:
+    settings = dict(scores.settings.get(name, {}))
+    method = settings.get("name", name)
+    known = method in methods.names(controls=True)
+    control = known and methods.load(method).control
+    role = "floor" if name.startswith(FLOOR) else name if name in ("original", REFERENCE) else "method"
+    doc = (methods.load(method).__doc__ or "").splitlines()[0] if known else ""
+    return {
+        "name": name,
+        "role": "control" if control else role,
+        "text": _TEXTS.get(FLOOR if role == "floor" else name, doc),
+        "settings": jsonable(settings),
+        "notes": [scores.notes[name]] if scores.notes.get(name) else [],
+        "declined": declined,
+    }
+
+
+def _unit(scores: Scores, metric: str) -> str:
+    found = [v[metric] for v in scores.values.values() if isinstance(v.get(metric), Value)]
+    return next((v.unit for v in found if isinstance(v, Value)), "1")
+
+
+def _plain(value: Value | Unavailable) -> dict[str, Any]:
+    if isinstance(value, Unavailable):
+        return {"unavailable": value.reason}
+    ends = (v if math.isfinite(v) else None for v in (value.low, value.high))
+    return {"x": value.x, **dict(zip(("low", "high"), ends, strict=True)), "n": value.n, "unit": value.unit}
+
+
+def _curves(scores: Scores) -> dict[str, Any]:
+    """Return densities of loss and entropy on common edges, and the loss attack's curve, each seed's samples pooled."""
+    found: dict[str, Any] = {}
+    for quantity in ("loss", "entropy"):
+        parts = {m: s for m, s in scores.samples.items() if f"{quantity}/forget" in s and f"{quantity}/test" in s}
+        if not parts:
+            continue
+        top = max(float(v.max()) for s in parts.values() for k, v in s.items() if k.startswith(quantity))
+        edges = np.linspace(0, max(top, 1e-6), BINS + 1) if quantity == "entropy" else _log_edges(top)
+        densities = {
+            m: {split: _density(s[f"{quantity}/{split}"], edges) for split in ("forget", "test")}
+            for m, s in parts.items()
+        }
+        found[quantity] = {"edges": edges.tolist(), "densities": densities}
+    roc = {}
+    for model, samples in scores.samples.items():
+        if len(samples.get("score/members", ())) and len(samples.get("score/others", ())):
+            fpr, tpr = _roc.curve(samples["score/members"], samples["score/others"])
+            roc[model] = {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
+    return found | ({"roc": roc} if roc else {})
+
+
+def _log_edges(top: float) -> np.ndarray:
+    """Return edges from 0 over four decades to the top, evenly spaced in the logarithm."""
+    top = max(top, 1e-6)
+    return np.concatenate([[0.0], np.geomspace(top * 1e-5, top, BINS)])
+
+
+def _density(values: np.ndarray, edges: np.ndarray) -> list[float]:
+    """Return the share of the values in each bin."""
+    return (np.histogram(values, edges)[0] / max(1, len(values))).tolist()  # type: ignore[no-any-return]

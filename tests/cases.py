@@ -1,0 +1,349 @@
+"""Tiny models x tasks x data that cover every layer rule and the cases that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.data import Data
+from expunge.runtime import Runtime
+from expunge.task import Classification, Regression, Task
+
+N, K = 8, 3
+QUIET = Runtime(batch_size=3, progress=False)  # batches of 3, 3 and 2
+
+
+class Positions(nn.Module):
+    """Average over positions, (B, T, D) to (B, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=1)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x)
+        return self.head(x + F.relu(self.b(x)))
+
+
+class InPlaceInput(nn.Module):
+    """A layer whose input is overwritten after it ran: what its rule would read is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, K)
+        self.b.weight.requires_grad_(False)  # so that autograd itself needs no input of b
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(x).sum(dim=1, keepdim=True)
+        x.mul_(2)
+        return self.head(torch.tanh(x + y))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.a(torch.tanh(self.a(x)))))
+
+
+class Tied(nn.Module):
+    """A tiny language-model head: the output weights are the token embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 4), nn.Linear(4, 5)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embedding(x).mean(dim=1)))
+
+
+class TwoFields(nn.Module):
+    """Two linear layers with one weight, each on its half of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(2, K), nn.Linear(2, K)
+        self.right.weight = self.left.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x[:, :2]) + self.right(x[:, 2:])
+
+
+class Functional(nn.Module):
+    """The module is called once, and its weight used once more behind its back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.a(x[:, :4])) + F.linear(x[:, -4:], self.a.weight))
+
+
+class Keyword(nn.Module):
+    """A layer called by keyword: its hook sees no positional input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.a(input=x)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(dim=1))
+
+
+class Branch(nn.Module):
+    """A Python branch on a value: vmap cannot trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.rand(4)), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(torch.isinf(x).any()):
+            x = x.clamp(-1, 1)
+        return self.head(torch.tanh(x * self.scale))
+
+
+class WritesBuffer(nn.Module):
+    """A fresh tensor filled in place: vmap refuses to write a batched value into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.rand(4)), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 4, dtype=x.dtype)
+        out[:, :2] = (x * self.scale)[:, :2]
+        out[:, 2:] += x[:, 2:] * self.scale[2:]
+        return self.head(torch.tanh(out))
+
+
+class Output(nn.Module):
+    """Returns an object with logits, as transformers do; ``mapping`` returns a dict."""
+
+    def __init__(self, mapping: bool) -> None:
+        super().__init__()
+        self.head, self.mapping = nn.Linear(4, K), mapping
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.head(x)
+        return {"loss": None, "logits": logits} if self.mapping else SimpleNamespace(logits=logits, loss=None)
+
+
+class Dict(nn.Module):
+    """Token ids and a mask by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm, self.head = nn.Embedding(6, 4), nn.LayerNorm(4), nn.Linear(4, K)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        shown = mask.unsqueeze(2).to(self.head.weight.dtype)
+        return self.head((self.norm(self.embedding(input_ids)) * shown).sum(dim=1) / shown.sum(dim=1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with data for it; ``vmap`` says whether vmap can trace it."""
+
+    build: Callable[[], nn.Module]
+    x: Callable[[], Any]
+    task: Task = Classification()
+    classes: int = K
+    weighted: bool = False
+    vmap: bool = True
+
+    def make(self, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Data]:
+        """Return the model in eval mode, BatchNorm statistics non-trivial, and N samples."""
+        torch.manual_seed(5)
+        model = self.build()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+        x = self.x()
+        x = {k: _cast(v, dtype) for k, v in x.items()} if isinstance(x, dict) else _cast(x, dtype)
+        regression = isinstance(self.task, Regression)
+        y = torch.randn(N, 2, dtype=dtype) if regression else torch.arange(N) % self.classes
+        weight = torch.linspace(0.5, 2.0, N) if self.weighted else None
+        return model.to(dtype).eval(), Data.from_arrays(x, y, weight=weight)
+
+    def quantities(self) -> tuple[str, ...]:
+        """Return the quantities that are sums over samples and defined for the task."""
+        return ("loss", "sampled_loss", "output_norm") + (("true",) if isinstance(self.task, Classification) else ())
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def frozen_first() -> nn.Module:
+    model = mlp()
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    return model
+
+
+def mlp(out: int = K) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, out))
+
+
+def convolution(**options: Any) -> Case:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(4, 4, **options), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, K)
+        )
+
+    return Case(build, lambda: torch.randn(N, 4, 6, 5))
+
+
+def flat() -> Tensor:
+    return torch.randn(N, 4)
+
+
+def sequence() -> Tensor:
+    return torch.randn(N, 3, 4)
+
+
+def image() -> Tensor:
+    return torch.randn(N, 2, 5, 4)
+
+
+def tokens() -> Tensor:
+    """Token indices with repeats inside a sample and padding (0)."""
+    x = torch.randint(1, 5, (N, 4))
+    x[:, 1] = x[:, 0]
+    x[::2, 3] = 0
+    return x
+
+
+def half_silent() -> Tensor:
+    """Inputs whose second half is zero in the first samples: they do not show that a weight is shared."""
+    x = torch.randn(N, 4)
+    x[:3, 2:] = 0
+    return x
+
+
+def silent_tail() -> Tensor:
+    x = torch.randn(N, 8)
+    x[:3, 4:] = 0
+    return x
+
+
+CASES: dict[str, Case] = {
+    "linear": Case(mlp, flat),
+    "linear_weighted": Case(mlp, flat, weighted=True),
+    "linear_regression": Case(lambda: mlp(2), flat, task=Regression()),
+    "linear_absolute": Case(lambda: mlp(2), flat, task=Regression(error="absolute"), weighted=True),
+    "linear_positions": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Positions(), nn.Linear(5, K)), sequence),
+    "linear_grid": Case(
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(30, K)),
+        lambda: torch.randn(N, 2, 3, 4),
+    ),
+    "conv": convolution(kernel_size=3),
+    "conv_stride": convolution(kernel_size=(3, 2), stride=(2, 1), padding=(1, 2)),
+    "conv_same": convolution(kernel_size=(2, 3), padding="same", bias=False),
+    "conv_dilated_same": convolution(kernel_size=2, padding="same", dilation=2),
+    "conv_dilated": convolution(kernel_size=2, dilation=(2, 3), padding=2),
+    "conv_groups": convolution(kernel_size=3, groups=2, stride=2, padding=1),
+    "conv_depthwise": convolution(kernel_size=3, groups=4, padding=1),
+    "conv_reflect": convolution(kernel_size=3, padding=2, padding_mode="reflect"),
+    "conv_circular": convolution(kernel_size=3, padding=(1, 2), padding_mode="circular"),
+    "batchnorm1d": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, K)), flat),
+    "batchnorm1d_positions": Case(lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, K)), sequence),
+    "batchnorm2d": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, K),
+        ),
+        image,
+    ),
+    "layernorm": Case(lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, K)), flat),
+    "layernorm_positions": Case(lambda: nn.Sequential(nn.LayerNorm(4), nn.Tanh(), Positions(), nn.Linear(4, K)), sequence),
+    "layernorm_wide": Case(lambda: nn.Sequential(nn.LayerNorm((3, 4)), nn.Flatten(), nn.Linear(12, K)), sequence),
+    "groupnorm": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, K)
+        ),
+        image,
+    ),
+    "embedding": Case(
+        lambda: nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Tanh(), Positions(), nn.Linear(4, K)), tokens
+    ),
+    "embedding_by_frequency": Case(
+        lambda: nn.Sequential(nn.Embedding(5, 4, scale_grad_by_freq=True), Positions(), nn.Linear(4, K)),
+        lambda: torch.cat([torch.tensor([[1, 2, 3, 4]] * 3), tokens()[3:]]),
+        vmap=False,
+    ),
+    "inplace_relu": Case(
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, K)),
+        flat,
+    ),
+    "input_overwritten": Case(InPlaceInput, flat),
+    "residual": Case(Residual, flat),
+    "twice": Case(Twice, flat),
+    "tied": Case(Tied, tokens, classes=5),
+    "tied_unseen_at_first": Case(TwoFields, half_silent),
+    "functional": Case(Functional, flat),
+    "functional_unseen_at_first": Case(Functional, silent_tail),
+    "keyword": Case(Keyword, flat),
+    "attention": Case(Attention, sequence),
+    "encoder_layer": Case(
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True), Positions(), nn.Linear(4, K)
+        ),
+        sequence,
+    ),
+    "frozen": Case(frozen_first, flat),
+    "branch": Case(Branch, flat, vmap=False),
+    "writes_buffer": Case(WritesBuffer, flat, vmap=False),
+    "output_object": Case(lambda: Output(mapping=False), flat),
+    "output_mapping": Case(lambda: Output(mapping=True), flat),
+    "dict_inputs": Case(Dict, lambda: {"input_ids": tokens(), "mask": (torch.arange(N * 4).reshape(N, 4) % 3 > 0)}),
+}
+
+
+def blobs(n: int = 60, *, classes: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> Data:
+    """Return n labelled points (4 features) around one centre a class, easy to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % classes
+    centres = 2 * torch.eye(classes, 4, dtype=torch.float64)
+    return Data.from_arrays((centres[y] + 0.5 * torch.randn(n, 4, generator=generator, dtype=torch.float64)).to(dtype), y)
+
+
+def deep(dtype: torch.dtype = torch.float64, classes: int = 3) -> nn.Module:
+    """Return a nested network with BatchNorm, so that a reset of direct children alone is found out."""
+    torch.manual_seed(11)
+    body = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
+    return nn.Sequential(body, nn.Linear(6, classes)).to(dtype)
