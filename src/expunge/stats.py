@@ -93,7 +93,8 @@ def auc(members: ArrayLike, others: ArrayLike, level: float = 0.95) -> Interval:
     """Return P(member score > other score) + P(tie)/2 with DeLong's interval on the logit scale.
 
     The logit keeps the interval inside [0, 1]. At an estimate of exactly 0 or 1 the variance estimate is zero;
-    the interval then is the one-sided bound 1 − (1−level)^{1/n}, n the smaller group's size.
+    the interval then is the one-sided bound 1 − (1−level)^{1/n}, n the smaller group's size. Elsewhere a group of one
+    sample has no spread to estimate: the interval is [0, 1].
 
     >>> auc([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).x.__round__(4)
     0.7778
@@ -116,7 +117,9 @@ def auc(members: ArrayLike, others: ArrayLike, level: float = 0.95) -> Interval:
     if x in (0.0, 1.0):
         slack = 1 - (1 - level) ** (1 / min(a.size, b.size))
         return Interval(x, max(0.0, x - slack), min(1.0, x + slack), int(a.size + b.size))
-    spread = sum(float(v.var(ddof=1)) / v.size for v in (above, below) if v.size > 1)
+    if min(a.size, b.size) == 1:
+        return Interval(x, 0.0, 1.0, int(a.size + b.size))
+    spread = sum(float(v.var(ddof=1)) / v.size for v in (above, below))
     z = float(distributions.norm.ppf((1 + level) / 2))
     half = z * math.sqrt(spread) / (x * (1 - x))
     logit = math.log(x / (1 - x))

@@ -32,7 +32,7 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def tensor_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's dtype, shape and values."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return digest(f"{tensor.dtype}{tuple(tensor.shape)}", memoryview(flat.numpy()))
+    return digest(f"{tensor.dtype}{tuple(tensor.shape)}", flat.numpy().tobytes())
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -227,6 +227,7 @@ def fit(
     if kept:
         work.load_state_dict(kept)
     saved.clear()
+    optimizer.zero_grad(set_to_none=True)
     return work.eval().to(home)
 
 
@@ -332,12 +333,13 @@ class _Checkpoint:
     ) -> _Checkpoint:
         if runtime.workdir is None:
             return cls(None)
-        parts = [recipe.to_json(), seed, tensors.weights_digest(model), repr(task), runtime.precision]
+        parts: list[Any] = [recipe.to_json(), seed, tensors.weights_digest(model), repr(task), runtime.precision]
         for part in (data, holdout):
             if part is not None:
                 some = part.subset(part.ids[:: max(1, len(part) // 256)])
                 content = [h.tolist() for h in some.fingerprints(b"", labelled=True)]
-                parts += [part.ids, content, None if part.all_weights is None else part.all_weights[part.positions].tolist()]
+                weight = None if part.all_weights is None else part.all_weights[part.positions].tolist()
+                parts += [part.ids, content, weight]
         return cls(Path(runtime.workdir) / f"fit-{digest(parts)[:24]}.safetensors")
 
     def store(

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from expunge import __version__, methods, tensors
-from expunge.data import Data, id_hashes
-from expunge.errors import Declined, ExpungeError, Incompatible, MissingNeed, UserError, listing
+from expunge import methods, stamp, tensors
+from expunge.data import Data
+from expunge.errors import Declined, MissingNeed, UserError, listing
 from expunge.method import SETS, Method, MethodFault, Needs, See, Session, State, see
 from expunge.runtime import Runtime, peak_memory
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
 from expunge.task import Task
 from expunge.train import Recipe
-
-_OWN = "expunge"
-_IDS, _CONTENT, _FORGOTTEN = "samples/id", "samples/content", "samples/forgotten"
 
 
 @dataclass(frozen=True)
@@ -116,20 +111,9 @@ def prepare(
         raise UserError("training data", f"no sample in {train.name}", "pass data that is not empty")
     session = _session(method, "prepare", method.prepares, model, task, given, new_model, runtime, seed)
     made, state, seconds = _call(session, lambda: method.prepare(session), method)
-    table: dict[str, Tensor] = {}
-    meta: dict[str, Any] = {"method": method.name, "requests": 0, "forgotten": 0}
-    if train is not None:
-        key = secrets.token_bytes(16)
-        labelled = See.LABELLED in (method.prepares.train, method.unlearns.forget)
-        ids, content = train.fingerprints(key, labelled)
-        table = {
-            _IDS: torch.from_numpy(ids),
-            _CONTENT: torch.from_numpy(content),
-            _FORGOTTEN: torch.zeros(len(ids), dtype=torch.uint8),
-        }
-        meta |= {"key": key.hex(), "labelled": labelled, "samples": len(ids)}
+    meta, table = stamp.table(method, train) if train is not None else (stamp.blank(method), {})
     result = _returned(model, made)
-    return Prepared(result, _stamped(state, result, meta, table), seconds, session.log, _note(session))
+    return Prepared(result, stamp.stamped(state, result, meta, table), seconds, session.log, _note(session))
 
 
 def unlearn(
@@ -183,11 +167,11 @@ def unlearn(
         sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
     given = {"forget": sighted, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
     _check_needs(method, "unlearn", method.unlearns, given, new_model)
-    meta, table = _check_state(method, model, state, ids, samples, retain)
+    meta, table = stamp.check(method, model, state, ids, samples, retain)
     watched = given["forget"].watched() if isinstance(given["forget"], Data) else None
     given["forget"] = watched
     session = _session(method, "unlearn", method.unlearns, model, task, given, new_model, runtime, seed)
-    bare = _bare(state)
+    bare = stamp.bare(state)
     with peak_memory(runtime.torch_device) as peak:
         made, after, seconds = _call(session, lambda: method.unlearn(session, bare), method)
     if watched is not None and method.unlearns.forget >= See.INPUTS and watched.unread:
@@ -196,7 +180,7 @@ def unlearn(
     meta = meta | {"requests": meta["requests"] + 1, "forgotten": meta["forgotten"] + len(ids)}
     return Unlearned(
         model=result,
-        state=_stamped(after, result, meta, table),
+        state=stamp.stamped(after, result, meta, table),
         log={k: v for k, v in session.log.items() if k != "note"},
         note=_note(session),
         seconds=seconds,
@@ -221,8 +205,8 @@ def serve(method: Method, model: nn.Module, state: State) -> nn.Module:
     Raises:
         Incompatible: state and weights do not belong together.
     """
-    served = method.serve(model, _bare(state))
-    _check_weights(method, served, state)
+    served = method.serve(model, stamp.bare(state))
+    stamp.check_weights(method, served, state)
     return served
 
 
@@ -287,69 +271,10 @@ def _would_do(phase: str, have: set[str]) -> list[str]:
     """Return the methods whose requests need no more than what is there and no preparation."""
     found = []
     for name in methods.names():
-        cls = methods.load(name)
-        if phase == "unlearn":
-            try:
-                other = cls()
-            except (TypeError, ExpungeError):
-                continue
-            if set(other.unlearns.required()) <= have and not other.prepares.required():
-                found.append(name)
+        other = methods.build({"name": name, **methods.load(name).example})
+        if phase == "unlearn" and set(other.unlearns.required()) <= have and not other.prepares.required():
+            found.append(name)
     return found
-
-
-def _check_weights(method: Method, model: nn.Module, state: State) -> None:
-    own = state.meta.get(_OWN)
-    if not isinstance(own, Mapping):
-        raise Incompatible("a state made by prepare or unlearn", "one without their stamp", "run prepare again")
-    if own["method"] != method.name:
-        raise Incompatible(f"a state of {method.name}", f"one of {own['method']}", f"prepare {method.name}")
-    if own["shapes"] != tensors.shapes_digest(model):
-        raise Incompatible("a state of this network", "one with other tensor names or shapes", "pass its own model")
-    if own["weights"] != tensors.weights_digest(model):
-        remedy = "pass the model that came with the state, or prepare anew"
-        raise Incompatible("the weights the state belongs to", f"others than {own['weights'][:12]}", remedy)
-
-
-def _check_state(
-    method: Method, model: nn.Module, state: State | None, ids: Sequence[str], forget: Data | None, retain: Data | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the driver's own part of the next state, the request's samples marked as forgotten."""
-    if state is None:
-        if method.prepares.required():
-            remedy = f"run prepare({method.name}, ..., train=) while the training data is at hand"
-            raise MissingNeed(f"the state that {method.name} prepared", "none", remedy)
-        return {"method": method.name, "requests": 0, "forgotten": 0}, {}
-    _check_weights(method, model, state)
-    meta = dict(state.meta[_OWN])
-    if "key" not in meta:
-        return meta, {}
-    key = bytes.fromhex(meta["key"])
-    known, content = state.tensors[_IDS].numpy(), state.tensors[_CONTENT].numpy().copy()
-    flags = state.tensors[_FORGOTTEN].numpy().copy()
-    order = np.argsort(known)
-    hashes = id_hashes(key, ids)
-    at = order[np.clip(np.searchsorted(known, hashes, sorter=order), 0, len(known) - 1)]
-    _refuse(ids, known[at] != hashes, "ids of the prepared training data", "unknown", "take ids that were trained on")
-    _refuse(ids, flags[at] == 1, "ids that are still to be forgotten", "already forgotten", "leave them out")
-    if forget is not None and forget.shows_inputs and (forget.labelled or not meta["labelled"]):
-        _, now = forget.fingerprints(key, meta["labelled"])
-        remedy = "pass the samples as they were trained on, untransformed and not augmented"
-        _refuse(ids, content[at] != now, "the content that was prepared under each id", "other content under", remedy)
-    if retain is not None:
-        gone = np.isin(id_hashes(key, retain.ids), known[flags == 1])
-        _refuse(retain.ids, gone, "retain data without forgotten samples", "already forgotten", "leave them out")
-    flags[at], content[at] = 1, 0
-    if bool(flags.all()):
-        got = f"all {len(flags)} training samples to forget"
-        raise UserError("something to retain", got, "keep some, or train a new model without them")
-    table = {_IDS: state.tensors[_IDS], _CONTENT: torch.from_numpy(content), _FORGOTTEN: torch.from_numpy(flags)}
-    return meta, table
-
-
-def _refuse(ids: Sequence[str], bad: Any, expected: str, got: str, remedy: str) -> None:
-    if bad.any():
-        raise UserError(expected, f"{got} {listing([i for i, b in zip(ids, bad, strict=True) if b])}", remedy)
 
 
 def _session(
@@ -416,41 +341,6 @@ def _returned(source: nn.Module, made: nn.Module) -> nn.Module:
         p.requires_grad_(flags.get(name, p.requires_grad))
         p.grad = None
     return made
-
-
-def _stamped(state: State, model: nn.Module, meta: Mapping[str, Any], table: Mapping[str, Tensor]) -> State:
-    own = {
-        **meta,
-        "weights": tensors.weights_digest(model),
-        "shapes": tensors.shapes_digest(model),
-        "version": __version__,
-    }
-    tensors.check_finite({k: state.tensors[k] for k in state.tensors}, "state tensors", "check data and weights")
-    return State({**{k: state.tensors[k] for k in state.tensors}, **table}, {**state.meta, _OWN: own})
-
-
-def _bare(state: State | None) -> State:
-    """Return the method's part of a state, the tensors still unread."""
-    if state is None:
-        return State()
-    return State(_Without(state.tensors), {k: v for k, v in state.meta.items() if k != _OWN})
-
-
-class _Without(Mapping[str, Tensor]):
-    """A state's tensors without the driver's table."""
-
-    def __init__(self, inner: Mapping[str, Tensor]) -> None:
-        self._inner = inner
-        self._names = [n for n in inner if not n.startswith("samples/")]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._inner[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _note(session: Session) -> str:

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 
+from expunge.report import render
+
 HOSTILE = "<script>alert('x')</script> \"q\" & $a_b$ \x1b[31m"
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5Erk"
@@ -205,6 +207,12 @@ def build():
         "command": f"expunge audit --project 'x' {HOSTILE}",
         "sections": [first, second],
     }
+
+
+@pytest.fixture(scope="session")
+def html():
+    """The page of an unaltered document."""
+    return render(build())
 
 
 @pytest.fixture

@@ -19,21 +19,21 @@ def methods(
 
     from rich.table import Table
 
-    from expunge.methods import load
+    from expunge.methods import build, load
     from expunge.methods import names as known
 
     chosen = known(controls=True) if name is None else [load(name).name]
     rows = {}
     for key in chosen:
         cls = load(key)
-        method = cls()
+        method = build({"name": key, **cls.example})
         rows[key] = {
             "summary": (cls.__doc__ or "").strip().splitlines()[0],
             "prepare": method.prepares.words(),
             "unlearn": method.unlearns.words(),
             "control": cls.control,
             "reference": f"{cls.reference.authors.split(' and ')[0]} et al. {cls.reference.year}",
-            "fields": {f.name: {"default": getattr(method, f.name), **f.metadata} for f in fields(cls)},
+            "fields": {f.name: {"default": f.default, **f.metadata} for f in fields(cls)},
         }
     table = Table(title="Methods" if name is None else name, show_lines=True)
     if name is None:

@@ -68,7 +68,7 @@ def demo(
     write(output / "report.html", page)
     hints = (
         "What to look at: no_op must be far from retrained wherever forgetting shows (mislabelled: it repeats the "
-        "wrong labels); head_mask passes class accuracy and is exposed by the one-shot probe on the features below; a method "
+        "wrong labels); head_mask passes class accuracy and is exposed by the one-shot probe on the features; a method "
         "whose gap is within the retrained-to-retrained floor is as close as retraining itself.",
         f"Report: {(output / 'report.html').resolve()}",
     )

@@ -254,13 +254,14 @@ def _agreeing(
     good = {}
     for name, module in modules.items():
         own = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
-        if all(_close(found[n], truth[n], runtime) for n in own):
+        if all(_close(found[n], truth[n], params[n], runtime) for n in own):
             good[name] = module
     return good
 
 
-def _close(a: Tensor, b: Tensor, runtime: Runtime) -> bool:
-    slack = 0.05 if runtime.precision == "bf16" else 1e-3
+def _close(a: Tensor, b: Tensor, parameter: Tensor, runtime: Runtime) -> bool:
+    half = runtime.precision == "bf16" or parameter.dtype in (torch.bfloat16, torch.float16)
+    slack = 0.05 if half else 1e-3
     return bool((a - b).abs().sum() <= slack * wide(b).abs().sum() + 1e-300)
 
 
@@ -278,7 +279,7 @@ def _fallback(
         return slow
     try:
         found = batched.sums(model, task, few, rest, of, runtime)
-        if all(_close(found[n], truth[n], runtime) for n in rest):
+        if all(_close(found[n], truth[n], rest[n], runtime) for n in rest):
             log.info("no layer rule for %d parameters (%s, ...): vmap computes them", len(rest), next(iter(rest)))
             return partial(_swap, batched.sums, model, task, rest, of, runtime)
         why = "other values than one backward pass a sample"

@@ -56,7 +56,8 @@ def sums(
 
         mapped = vmap(grad(value), in_dims=(None, 0, _axis(batch.target), _axis(batch.weight)), randomness="error")
         for start in range(0, len(batch), chunk):
-            grads = mapped(inner, *_slice(batch, slice(start, start + chunk)))
+            with torch.no_grad():  # or the parameters that were not asked for would keep a graph over all batches
+                grads = mapped(inner, *_slice(batch, slice(start, start + chunk)))
             for name in params:
                 g = wide(grads[f"model.{name}"])
                 if power(of) == 2:

@@ -71,12 +71,16 @@ def check_sums(sums: Mapping[str, Tensor]) -> None:
 
 def warn_underflow(gradient: Tensor, what: str) -> None:
     """Warn when a nonzero gradient squares to zero in its dtype (below about 1e-23 in float32)."""
-    lost = int(((gradient != 0) & (gradient.square() == 0)).sum())
-    if lost:
-        text = (
-            f"{lost} nonzero gradients of {what} square to 0 in {gradient.dtype}: use a float64 model if they matter."
-        )
+    if bool(((gradient != 0) & (gradient.square() == 0)).any()):
+        text = f"Some nonzero gradients of {what} square to 0 in {gradient.dtype}: use a float64 model if they matter."
         warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def least(tensor: Tensor) -> Tensor:
+    """Return each sample's smallest nonzero magnitude, (B,), 1 where there is none."""
+    flat = wide(tensor).reshape(len(tensor), -1).abs()
+    found = flat.masked_fill_(flat == 0, torch.inf).amin(dim=1)
+    return found.masked_fill_(found.isinf(), 1)
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from expunge.data import Batch
-from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
+from expunge.fisher.checks import Sums, least, warn_underflow, zeros
 from expunge.fisher.quantities import power, scalars
 from expunge.fisher.rules import RULES
 from expunge.runtime import Runtime
@@ -93,6 +93,15 @@ class Reused(Exception):
         self.name = name
 
 
+def _warn(module: nn.Module, a: Tensor, delta: Tensor, name: str) -> None:
+    """Warn of lost squares: of δ, and where the gradient is a product δ·a also of a and of the product."""
+    factors = [least(delta)]
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        factors += [least(a), factors[0] * least(a)]
+    for factor in factors:
+        warn_underflow(factor, name)
+
+
 def sums(
     model: nn.Module,
     task: Task,
@@ -128,7 +137,7 @@ def sums(
                 if a._version != version:
                     raise Reused(name)
                 if power(of) == 2:
-                    warn_underflow(wide(delta), name)
+                    _warn(module, a, delta, name)
                 with torch.no_grad():
                     for key, value in RULES[type(module)](module, a, delta, power(of)).items():
                         target = names.get(id(getattr(module, key)))

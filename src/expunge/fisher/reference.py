@@ -35,9 +35,9 @@ def sums(
         one = _row(batch, row)
         with torch.enable_grad(), runtime.autocast():
             outputs, _ = task.forward(model, one)
-            each = scalars(of, task, outputs, one)
+            each = [q.sum() for q in scalars(of, task, outputs, one)]
         for q in each:
-            grads = torch.autograd.grad(q.sum(), list(params.values()), retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(q, list(params.values()), retain_graph=True, allow_unused=True)
             for name, grad in zip(params, grads, strict=True):
                 if grad is None:
                     continue

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +19,8 @@ from expunge.tensors import check_finite, parameters
 
 log = logging.getLogger(__name__)
 
-SHARE, CAP = 0.4, 10.0
-"""``alpha="auto"``: this share of the bound n/n_f, and at most this; chosen in docs/results/alpha.md."""
+SHARE, TOP = 0.3, 0.03
+"""``alpha="auto"``: this share of the bound n/n_f, and this share of weights at most; see docs/results/alpha.md."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,15 @@ def dampen(
     Returns:
         The new weights in θ's dtype, and the counts.
 
+    Raises:
+        NotFinite: an importance is NaN or infinite.
+
     >>> one = torch.ones(3)
     >>> dampen(torch.tensor([1.0, -2.0, 2.0]), torch.tensor([0.5, 2.0, 10.0]), one, 1.0, 1.0)[0]
     tensor([ 1.0000, -1.0000,  0.2000])
     """
     forget, reference = wide(forget), wide(reference)
+    check_finite({"forget": forget, "reference": reference}, "importances", "check data and weights")
     selected = forget > alpha * reference
     bare = selected & (reference == 0)
     if unseen == "skip":
@@ -75,6 +81,34 @@ def dampen(
     return torch.where(beta < 1, (wide(theta) * beta.to(wide(theta))).to(theta.dtype), theta), count
 
 
+def ratio_above(forget: Diagonal, reference: Diagonal, share: float) -> float:
+    """Return the smallest α for which at most this share of all weights has I_f > α·I_D.
+
+    Weights of I_D = 0 count with ratio 0 here: dampening treats them by its ``unseen`` policy.
+
+    Args:
+        forget: the forget set's diagonal.
+        reference: the training set's.
+        share: of all scalars in both, in [0, 1).
+
+    Returns:
+        The ratio, 0 or more.
+    """
+    scale = reference.count / forget.count
+    parts = [
+        torch.where(d > 0, forget.sums[n].cpu() * scale / d.clamp_min(1e-300), torch.zeros_like(d)).float().flatten()
+        for n, d in ((n, d.cpu()) for n, d in reference.sums.items())
+    ]
+    ratios = torch.cat(parts).numpy()
+    rank = len(ratios) - 1 - int(share * len(ratios))
+    return float(np.nextafter(np.partition(ratios, rank)[rank], np.float32(np.inf)))
+
+
+def _bounded(stored: Diagonal, forget: Diagonal, alpha: float) -> bool:
+    """Return whether α is at or above the bound n/n_f, which holds for importances at the same weights."""
+    return stored.at == forget.at and alpha >= stored.count / forget.count
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dampening(Method):
     """Dampen the weights that matter for the forget set out of proportion to the training set."""
@@ -83,7 +117,7 @@ class Dampening(Method):
         "auto",
         symbol="α",
         unit="ratio of importances",
-        text=f"select where I_f > α·I_D; auto is {SHARE}·n/n_f, at most {CAP:g}",
+        text=f"select where I_f > α·I_D; auto is {SHARE}·n/n_f, raised so that at most {TOP:.0%} are selected",
     )
     dampening: float = option(1.0, symbol="λ", unit="1", text="β = min(λ·I_D/I_f, 1); 0 prunes what is selected")
     unseen: Literal["zero", "skip"] = option(
@@ -127,12 +161,14 @@ class Dampening(Method):
         """One pass over the forget set, then the element-wise edit; the next state is S_D − S_f."""
         stored = self._stored(session, state)
         forget = self._importance(session, session.model, "forget")
-        alpha = self._alpha(session, stored.count, forget.count)
+        alpha = self._alpha(session, stored, forget)
+        # Where only forgotten samples move a weight its ratio is n/n_f up to rounding, which must not decide.
+        cut = math.inf if _bounded(stored, forget, alpha) else alpha
         total = Count()
         with torch.no_grad():
             for name, theta in parameters(session.model).items():
                 reference = stored.sums[name].to(theta.device) / stored.count
-                new, count = dampen(theta, forget.values[name], reference, alpha, self.dampening, self.unseen)
+                new, count = dampen(theta, forget.values[name], reference, cut, self.dampening, self.unseen)
                 theta.copy_(new)
                 session.record("counts", {"tensor": name, **vars(count)}, step=len(session.log.get("counts", [])))
                 total += count
@@ -141,8 +177,11 @@ class Dampening(Method):
         session.record("changed", total.changed / total.size)
         session.record("zeroed", total.zeroed)
         session.record("unseen", total.unseen)
-        if total.changed == 0:
+        if total.selected == 0:
             session.record("note", f"No weight had an importance ratio above α = {alpha:g}: nothing was changed.")
+        elif total.changed == 0:
+            text = f"No weight selected had an importance ratio above λ = {self.dampening:g}: nothing was changed."
+            session.record("note", text)
         return session.model, self._next(session, state, stored, forget)
 
     def _importance(self, session: Session, model: nn.Module, part: str) -> Diagonal:
@@ -167,11 +206,12 @@ class Dampening(Method):
         check_finite(sums, "stored importances", "prepare anew")
         return Diagonal(sums, int(state.meta["count"]), self.of, str(state.meta["at"]))
 
-    def _alpha(self, session: Session, n: int, n_f: int) -> float:
+    def _alpha(self, session: Session, stored: Diagonal, forget: Diagonal) -> float:
+        n, n_f = stored.count, forget.count
         bound = n / n_f
         if self.alpha == "auto":
-            return min(CAP, SHARE * bound)
-        if self.alpha >= bound:
+            return max(SHARE * bound, ratio_above(forget, stored, TOP))
+        if _bounded(stored, forget, self.alpha):
             text = (
                 f"α = {self.alpha:g} selects nothing: with {n_f} of {n} samples to forget no importance ratio "
                 f"exceeds n/n_f = {bound:.4g}. Take a smaller α, or alpha='auto'."

@@ -42,16 +42,15 @@ class Look:
     line: Any
 
 
-def looks(section: Section) -> dict[str, Look]:
+def looks(sections: Sequence[Section]) -> dict[str, Look]:
     """Return the look of each model: fixed by its role, and by its place among those of the same role.
 
     Args:
-        section: a section of the document.
+        sections: all sections of the page, so that a model looks the same in each.
 
     Returns:
         Looks by model name; more methods than colours repeat colours with other markers and dashes.
     """
-    out: dict[str, Look] = {}
     of = {
         "original": cycle([Look(INK, "X", "-")]),
         "retrained": cycle([Look(BLUE, "D", "-")]),
@@ -61,18 +60,20 @@ def looks(section: Section) -> dict[str, Look]:
     colours = cycle((VERMILION, GREEN, PURPLE, ORANGE))
     markers = cycle("os^Ph*p")
     lines = cycle(((0, (6, 1.5)), (0, (3, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)), (0, (8, 2, 2, 2))))
-    for model in doc.models(section):
-        role = model["role"]
-        look = next(of[role]) if role in of else Look(next(colours), next(markers), next(lines))
-        out[model["name"]] = look
+    out: dict[str, Look] = {}
+    for model in (m for section in sections for m in doc.models(section)):
+        if model["name"] not in out:
+            method = Look(next(colours), next(markers), next(lines)) if model["role"] not in of else None
+            out[model["name"]] = method or next(of[model["role"]])
     return out
 
 
-def accuracies(section: Section, key: str) -> list[str]:
+def accuracies(section: Section, look: Mapping[str, Look], key: str) -> list[str]:
     """Return one chart for each accuracy: every model's dot and interval beside retrained's line and floor band.
 
     Args:
         section: a section of the document.
+        look: how each model is drawn, from `looks`.
         key: prefix of the ids, unique in the page.
 
     Returns:
@@ -82,16 +83,15 @@ def accuracies(section: Section, key: str) -> list[str]:
     with_values = [
         m for m in every if any(doc.found(section, "values", r["name"], m["name"]) for r in section["models"])
     ]
-    return [_accuracy(section, metric, f"{key}-{i}") for i, metric in enumerate(with_values)]
+    return [_accuracy(section, metric, look, f"{key}-{i}") for i, metric in enumerate(with_values)]
 
 
-def _accuracy(section: Section, metric: Mapping[str, Any], key: str) -> str:
+def _accuracy(section: Section, metric: Mapping[str, Any], look: Mapping[str, Look], key: str) -> str:
     models = [m["name"] for m in doc.models(section) if not m.get("declined")]
     values = {m: doc.found(section, "values", m, metric["name"]) for m in models}
     with style(key):
         fig = figure(WIDTH, 58 + 21 * len(models))
         ax = fig.add_subplot()
-        look = looks(section)
         _reference(ax, section, metric["name"])
         for at, model in enumerate(models):
             value = values[model]
@@ -135,12 +135,13 @@ def _room(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}%" if -1e-9 <= x <= 100 + 1e-9 else ""))
 
 
-def distributions(section: Section, quantity: str, key: str) -> list[str]:
+def distributions(section: Section, quantity: str, look: Mapping[str, Look], key: str) -> list[str]:
     """Return small charts of how a quantity is distributed on the forget and the test set, on shared axes.
 
     Args:
         section: a section of the document.
         quantity: ``loss`` or ``entropy``.
+        look: how each model is drawn, from `looks`.
         key: prefix of the ids, unique in the page.
 
     Returns:
@@ -155,7 +156,6 @@ def distributions(section: Section, quantity: str, key: str) -> list[str]:
     shares = {m: {split: _shares(curve["densities"][m][split], edges) for split in ("forget", "test")} for m in models}
     top = max(float(s.max()) for by in shares.values() for s in by.values())
     goal = next((m for m in models if m == doc.of_role(section, "retrained")[0]["name"]), None)
-    look = looks(section)
     out = []
     for at, model in enumerate(models):
         ours = shares[model] | ({"goal": shares[goal]["forget"]} if goal not in {None, model} and goal else {})
@@ -202,11 +202,12 @@ def _distribution(
         return inline(fig, key, f"{quantity} under {model}: in the lowest bin {means['forget']}, {means['test']}")
 
 
-def roc(section: Section, key: str) -> str | None:
+def roc(section: Section, look: Mapping[str, Look], key: str) -> str | None:
     """Return the ROC curves of the loss attack, log by log, with the diagonal of a guess.
 
     Args:
         section: a section of the document.
+        look: how each model is drawn, from `looks`.
         key: prefix of the ids, unique in the page.
 
     Returns:
@@ -218,7 +219,6 @@ def roc(section: Section, key: str) -> str | None:
         return None
     rates = [f for m in names for f in curves[m]["fpr"] if f > 0]
     least = max(FINEST, min(rates, default=FINEST))
-    look = looks(section)
     with style(key):
         lines = -(-len(names) // 2)
         fig = figure(WIDTH, 325 + 18 * lines)

@@ -47,7 +47,8 @@ def render(document: Mapping[str, Any]) -> str:
         Incompatible: the document lacks something, or is of another kind or a newer schema.
     """
     doc.validate(document)
-    sections = [_section(section, f"s{i}") for i, section in enumerate(document["sections"], 1)]
+    look = charts.looks(document["sections"])
+    sections = [_section(section, look, f"s{i}") for i, section in enumerate(document["sections"], 1)]
     few = [s["name"] for s in document["sections"] if s["seeds"] < tables.FEW_SEEDS]
     return _template().render(
         title=document["title"],
@@ -97,11 +98,11 @@ def _when(created: str) -> str:
         return created
 
 
-def _section(section: Section, key: str) -> dict[str, Any]:
+def _section(section: Section, look: Mapping[str, charts.Look], key: str) -> dict[str, Any]:
     """Return what the template reads of a section."""
     rows, counts = tables.rows(section), section["counts"]
     share = 100 * counts["forget"] / counts["train"] if counts.get("train") and "forget" in counts else None
-    curves = [(q, text, charts.distributions(section, q, f"{key}-{q}")) for q, text in DISTRIBUTIONS.items()]
+    curves = [(q, text, charts.distributions(section, q, look, f"{key}-{q}")) for q, text in DISTRIBUTIONS.items()]
     return {
         "key": key,
         "name": section["name"],
@@ -110,13 +111,14 @@ def _section(section: Section, key: str) -> dict[str, Any]:
         "counts": [(COUNTS.get(k, k), f"{n:,}") for k, n in counts.items()] + [("seeds", section["seeds"])],
         "share": share,
         "share_text": "" if share is None else f"{fmt.digits(share / 100, '1')}% of the training samples are forgotten",
-        "colours": {m: SEEN_AS.get(look.colour, look.colour) for m, look in charts.looks(section).items()},
+        "colours": {m: SEEN_AS.get(seen.colour.lower(), seen.colour) for m, seen in look.items()},
         "roles": {m["name"]: ROLES.get(m["role"], m["role"]) for m in section["models"]},
+        "coloured": any(cell.distance is not None for row in rows for cell in row.cells),
         "declined": [(row.model, row.declined) for row in rows if row.declined],
         "tables": _tables(section, [row for row in rows if not row.declined]),
-        "accuracies": [Markup(svg) for svg in charts.accuracies(section, f"{key}-accuracy")],
+        "accuracies": [Markup(svg) for svg in charts.accuracies(section, look, f"{key}-accuracy")],
         "distributions": [(q, text, [Markup(svg) for svg in svgs]) for q, text, svgs in curves if svgs],
-        "roc": _markup(charts.roc(section, f"{key}-roc")),
+        "roc": _markup(charts.roc(section, look, f"{key}-roc")),
         "changed": _markup(charts.changed(section, f"{key}-changed")),
         "models": [_model(model) for model in doc.models(section)],
         "samples": section.get("samples") or [],

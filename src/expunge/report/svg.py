@@ -20,11 +20,15 @@ BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "
 GREY = "#8A8F98"
 # Stand-ins that become the page's own ink and rule, so that one chart serves light, dark and paper.
 INK, RULE = "#010203", "#040506"
-SEEN_AS = {INK.lower(): "currentColor", RULE.lower(): "var(--rule, #d5d8dd)"}
+SEEN_AS = {
+    INK: "currentColor",
+    RULE: "var(--rule, #d5d8dd)",
+    BLUE.lower(): f"var(--retrained, {BLUE.lower()})",  # too dark for a dark page
+}
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 REFERENCE = re.compile(r"#([\w.-]+)")
-FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+DECIMALS = re.compile(r"(\.\d\d)\d+")
 NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -96,7 +100,7 @@ def inline(fig: Figure, key: str, label: str) -> str:
     root.attrib |= {
         "role": "img",
         "aria-label": plain(label),
-        "style": f"width:100%;max-width:{1.25 * float(width):.0f}px",
+        "style": f"font-family:system-ui,sans-serif;width:100%;max-width:{1.25 * float(width):.0f}px",
     }
     title = ET.Element(f"{{{SVG}}}title")
     title.text = plain(label)
@@ -122,6 +126,8 @@ def _tidy(root: ET.Element, key: str) -> None:
         for link in links:
             if link in element.attrib:
                 element.attrib[link] = REFERENCE.sub(rf"#{key}-\1", element.attrib[link])
+        for name in {"d", "x", "y", "transform"} & set(element.attrib):
+            element.attrib[name] = DECIMALS.sub(r"\1", element.attrib[name])
         if "style" in element.attrib:
             element.attrib["style"] = _seen(element.attrib["style"])
 
@@ -129,4 +135,5 @@ def _tidy(root: ET.Element, key: str) -> None:
 def _seen(css: str) -> str:
     for stand_in, real in SEEN_AS.items():
         css = css.replace(stand_in, real)
-    return re.sub(r"(font: [^;]*?px) [^;]*", rf"\1 {FAMILY}", css)
+    # Some versions of matplotlib write a shorthand, which cannot leave the family out.
+    return re.sub(r"(font: [^;]*?px) [^;]*", r"\1 system-ui, sans-serif", re.sub(r"font-family: [^;]*; ?", "", css))

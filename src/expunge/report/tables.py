@@ -28,12 +28,14 @@ TOLD = (
     (("membership/loss/auc", "in the AUC of the loss attack"),),
 )
 HEADS = {
-    "membership/entropy_lr": "entropy attack",
-    "membership/loss/auc": "loss AUC",
-    "membership/loss/balanced_accuracy": "loss bal. acc.",
-    "membership/loss/tpr_at_fpr_0.01": "TPR @ 1% FPR",
-    "cost/seconds": "time, s",
+    "membership/entropy_lr": "entropy\nattack",
+    "membership/loss/auc": "loss\nAUC",
+    "membership/loss/balanced_accuracy": "loss\nbal. acc.",
+    "membership/loss/tpr_at_fpr_0.01": "TPR at\n1% FPR",
+    "cost/seconds": "time\nin s",
 }
+# Columns of a narrow terminal, in the order in which they are placed.
+KEPT = (*(f"accuracy/{split}" for split in ("forget", "retain", "test")), "cost/seconds", "membership/loss/auc")
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def terminal(section: Section, width: int = 120) -> Table:
     table.box, table.padding, table.pad_edge = None, (0, 1), False
     table.add_column("model", no_wrap=True, max_width=24)
     for i in shown:
-        table.add_column(Text(_head(metrics[i])), justify="right", vertical="bottom")
+        table.add_column(Text(_head(metrics[i])), justify="right", vertical="bottom", no_wrap=True)
     for row in every:
         cells = [Text(lines[row.model][i], style=_style(row.cells[i])) for i in shown]
         table.add_row(Text(fmt.plain(row.model, 24), style="bold" if row.role == "retrained" else ""), *cells)
@@ -297,13 +299,15 @@ def terminal(section: Section, width: int = 120) -> Table:
 def _fitting(
     key: list[int], metrics: list[Mapping[str, Any]], lines: Mapping[str, list[str]], room: int
 ) -> tuple[list[int], list[int]]:
-    """Return the key columns that fit and those that do not; attacks give way before time and accuracies do."""
+    """Return the key columns that fit and those that do not, the most telling ones first to be placed."""
     shown: list[int] = []
-    for i in sorted(key, key=lambda i: metrics[i]["group"] == "membership"):
-        words = max(len(word) for word in _head(metrics[i]).split())
-        room -= 2 + max([words, *(len(line[i]) for line in lines.values())])
-        if room < 0:
+    first = {name: at for at, name in enumerate(KEPT)}
+    for i in sorted(key, key=lambda i: first.get(metrics[i]["name"], len(first))):
+        words = _head(metrics[i]).splitlines()
+        size = 2 + max(len(text) for text in [*words, *(line[i] for line in lines.values())])
+        if size > room:
             break
+        room -= size
         shown.append(i)
     return sorted(shown), [i for i in key if i not in shown]
 
@@ -313,12 +317,15 @@ def _head(metric: Mapping[str, Any]) -> str:
     if name in HEADS:
         return HEADS[name]
     short = name.removeprefix("accuracy/").replace("_", " ").replace("/", " ")
-    return fmt.plain(short) + ("" if metric["unit"] == "1" else f", {fmt.suffix(metric['unit']).strip()}")
+    unit = "" if metric["unit"] == "1" else f" {fmt.suffix(metric['unit']).strip()}"
+    return "\n".join(fmt.plain(short + unit).split())
 
 
 def _short(section: Section, row: Row, cell: Cell) -> str:
     entry = doc.found(section, "values", row.model, cell.metric)
-    return fmt.MISSING if entry is None else fmt.value(entry, compact=True)
+    if entry is None:
+        return fmt.MISSING
+    return fmt.value(entry, compact=True) if entry["unit"] == "1" else fmt.digits(entry["x"], entry["unit"])
 
 
 def _style(cell: Cell) -> str:
@@ -349,4 +356,4 @@ def markdown(section: Section) -> str:
 
 def _escape(text: str) -> str:
     clean = fmt.plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", clean)
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", clean)

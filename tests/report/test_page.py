@@ -1,0 +1,175 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from expunge import report
+from expunge.errors import Incompatible, UserError
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and whether every element is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.open, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parsed(html):
+    page = Page()
+    page.feed(html)
+    page.close()
+    return page
+
+
+def light(document):
+    """Leave the charts out, which take most of the time."""
+    for section in document["sections"]:
+        section |= {"curves": {}, "changed": {}}
+        section["metrics"] = [m | {"group": "rates"} if m["group"] == "accuracy" else m for m in section["metrics"]]
+
+
+def test_the_page_is_well_formed_and_loads_nothing(html):
+    page = parsed(html)
+    assert page.open == []
+    for tag, attrs in page.found:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video"}
+        assert not [name for name in attrs if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            if attrs.get(name):
+                assert attrs[name].startswith(("#", "data:image/png;base64,")), (tag, attrs)
+    assert "@import" not in html
+    assert set(re.findall(r"url\(([^)]{1,3})", html)) <= {"#s1", "#s2"}
+
+
+def test_the_page_forbids_what_it_does_not_need(html):
+    metas = [attrs for tag, attrs in parsed(html).found if tag == "meta"]
+    policy = next(m["content"] for m in metas if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert any(m.get("name") == "viewport" for m in metas)
+
+
+def test_hostile_values_are_text(html):
+    assert "<script" not in html
+    assert "\x1b" not in html
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in html
+    assert not [a for _, attrs in parsed(html).found for a in attrs if "script" in a]
+
+
+def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(html):
+    page = parsed(html)
+    ids = [attrs["id"] for _, attrs in page.found if attrs.get("id")]
+    assert len(set(ids)) == len(ids)
+    links = {v[1:] for _, attrs in page.found for k, v in attrs.items() if k in {"href", "xlink:href"}}
+    assert {link for link in links if link} <= set(ids)
+
+
+def test_everything_in_the_document_shows(document, html):
+    text = " ".join(" ".join(parsed(html).text).split())
+    for part in (
+        document["title"],
+        document["lead"],
+        "4 March 2025, 12:30 UTC",
+        "torch 2.6.0",
+        "expunge audit --project",
+        "Every training sample of class 3 is forgotten.",
+        "50,000",
+        "10.0% of the training samples are forgotten",
+        "something new",
+        "it forgets whole classes only",
+        "nothing was unlearned",
+        "The threshold α lies above n/n_f for 3 of 62 tensors.",
+        '["a",null]',
+        "train/17",
+        "How to read this",
+        "Approximate unlearning gives no guarantee",
+        "Fewer than 10 seeds stand behind class 3 and people",
+    ):
+        assert part in text, part
+
+
+def test_gaps_are_coloured_and_numbered(html):
+    cells = re.findall(r'<span class="gap d([0-4])">([^<]+)<i>([^<]+)</i>', html)
+    assert {c for c, _, _ in cells} == set("01234")
+    assert all(times.endswith("×") for _, _, times in cells)
+
+
+def test_without_a_yardstick_the_legend_gives_way(document):
+    document["sections"] = document["sections"][1:]
+    light(document)
+    html = report.render(document)
+    assert "there is no yardstick" in html
+    assert 'class="legend"' not in html
+
+
+def test_sample_images_are_optional_and_must_be_embedded(document, html):
+    assert html.count("<img") == 2
+    document["sections"][1]["samples"][0]["image"] = "https://example.org/x.png"
+    with pytest.raises(Incompatible, match=r"an image embedded as data:image/png;base64"):
+        report.render(document)
+    document["sections"][1]["samples"] = []
+    light(document)
+    assert "<img" not in report.render(document)
+
+
+def test_the_least_document_renders(document):
+    section = document["sections"][0]
+    section["models"] = [m for m in section["models"] if m["role"] in {"original", "retrained"}]
+    names = {m["name"] for m in section["models"]}
+    for part in ("values", "gaps"):
+        section[part] = {k: v for k, v in section[part].items() if k in names}
+    for key in ("curves", "changed", "samples", "target"):
+        del section[key]
+    for model in section["models"]:
+        model.pop("notes"), model.pop("settings"), model.pop("declined")
+    section |= {"floor": {}, "seeds": 12}
+    document |= {"sections": [section], "command": None, "created": "not a date"}
+    html = report.render(document)
+    assert "not a date" in html
+    assert "seeds stand behind" not in html
+
+
+def test_the_same_document_gives_the_same_bytes(document, html):
+    assert html == report.render(json.loads(json.dumps(document)))
+
+
+def test_a_report_is_not_overwritten_unasked(tmp_path, document):
+    light(document)
+    path = tmp_path / "report.html"
+    report.write(path, document)
+    first = path.read_bytes()
+    assert first.startswith(b"<!doctype html>")
+    with pytest.raises(UserError, match="an existing file or folder"):
+        report.write(path, document | {"title": "other"})
+    assert path.read_bytes() == first
+    report.write(path, document | {"title": "other"}, overwrite=True)
+    assert b"<h1>other</h1>" in path.read_bytes()
+
+
+def test_half_surrogates_can_be_written(tmp_path, document):
+    light(document)
+    report.write(tmp_path / "r.html", document | {"title": "a\ud800b"})
+
+
+def test_torch_is_not_imported():
+    code = "import sys, expunge.report; assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,182 @@
+"""The contract of every discovered method and control; a new file in the folder is tested by being there."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from worlds import QUIET, World, world
+
+from expunge import methods
+from expunge.errors import MissingNeed, UserError
+from expunge.method import Method, See, State
+from expunge.tensors import weights_digest
+from expunge.unlearn import Prepared, Unlearned, prepare, unlearn
+
+NAMES = methods.names(controls=True)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> World:
+    return world()
+
+
+def made(name: str) -> Method:
+    return methods.build({"name": name, **methods.load(name).example})
+
+
+def prepared(method: Method, w: World, **more: object) -> Prepared:
+    given = {"train": w.train, "holdout": w.holdout, "recipe": w.recipe, "new_model": w.new_model}
+    given |= {"scenario": w.scenario, "runtime": QUIET, "seed": 3}
+    return prepare(method, w.model, w.task, **{**given, **more})
+
+
+def run(method: Method, w: World, ready: Prepared, **more: object) -> Unlearned:
+    given = {
+        "forget": w.forget,
+        "retain": w.retain,
+        "holdout": w.holdout,
+        "state": ready.state,
+        "recipe": w.recipe,
+        "new_model": w.new_model,
+        "scenario": w.scenario,
+        "runtime": QUIET,
+        "seed": 3,
+    }
+    return unlearn(method, ready.model, w.task, **{**given, **more})
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return weights_digest(a) == weights_digest(b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_describes_itself(name: str) -> None:
+    cls = methods.load(name)
+    assert cls.name == name == cls.__module__.rpartition(".")[2]
+    assert cls.__doc__
+    assert cls.__doc__.splitlines()[0].endswith(".")
+    assert cls.reference.link.startswith("https://")
+    assert 1900 < cls.reference.year <= 2030
+    assert name in cls.reference.bibtex(name)
+    for field in fields(cls):
+        assert field.metadata["text"], field.name
+        assert field.metadata["unit"], field.name
+    assert methods.build(made(name).settings()) == made(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_caller_sees_nothing_move(name: str, tiny: World) -> None:
+    method, before = made(name), weights_digest(tiny.model)
+    tiny.model.train()
+    tiny.model[1].eval()
+    tiny.model[4].bias.requires_grad_(False)
+    modes = [m.training for m in tiny.model.modules()]
+    flags = [p.requires_grad for p in tiny.model.parameters()]
+    torch.manual_seed(5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    try:
+        with torch.no_grad():
+            ready = prepared(method, tiny)
+            done = run(method, tiny, ready)
+            assert not torch.is_grad_enabled()
+        assert weights_digest(tiny.model) == before
+        assert [m.training for m in tiny.model.modules()] == modes
+        assert [p.requires_grad for p in tiny.model.parameters()] == flags
+        assert all(p.grad is None for p in tiny.model.parameters())
+        hooks = [m for m in tiny.model.modules() if m._forward_hooks or m._backward_hooks or m._forward_pre_hooks]
+        assert not hooks
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert np.array_equal(np.random.get_state()[1], states[1])
+        assert random.getstate() == states[2]
+        assert [m.training for m in done.model.modules()] == modes
+        assert [p.requires_grad for p in done.model.parameters()] == flags
+        assert done.model is not tiny.model
+    finally:
+        tiny.model.eval().requires_grad_(True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prepare_leaves_the_weights_unless_it_trains(name: str, tiny: World) -> None:
+    method = made(name)
+    if not method.prepares.fresh:
+        assert same(prepared(method, tiny).model, tiny.model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_gives_identical_weights(name: str, tiny: World) -> None:
+    method = made(name)
+    first, second = (run(method, tiny, prepared(method, tiny)) for _ in range(2))
+    assert same(first.model, second.model)
+    values = [s for s in first.state.tensors if not s.startswith("samples/")]
+    assert all(torch.equal(first.state.tensors[k], second.state.tensors[k]) for k in values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["state.safetensors", "state"])
+def test_a_state_from_disk_gives_identical_weights(name: str, form: str, tiny: World, tmp_path: Path) -> None:
+    method, path = made(name), tmp_path / form
+    ready = prepared(method, tiny)
+    ready.state.save(path)
+    loaded = Prepared(ready.model, State.load(path), 0.0)
+    assert same(run(method, tiny, ready).model, run(method, tiny, loaded).model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_request_follows_the_first(name: str, tiny: World) -> None:
+    method, w = made(name), tiny
+    first = run(method, w, prepared(method, w))
+    rest = w.retain
+    ids = rest.ids[:3]
+    case = copy.copy(w.scenario.to_json()) | {"train": rest.ids, "forget": ids, "kind": "ids", "target": None}
+    scenario = type(w.scenario).from_json(case)
+    if method.declines(w.task, scenario, first.model):
+        return
+    more = {"forget": rest.subset(ids), "retain": rest.without(ids), "scenario": scenario, "state": first.state}
+    second = run(method, w, Prepared(first.model, first.state, 0.0), **more)
+    own = second.state.meta["expunge"]
+    assert own["requests"] == 2
+    assert own["forgotten"] == len(w.forget) + 3
+    with pytest.raises(UserError, match="already forgotten"):
+        run(method, w, Prepared(second.model, second.state, 0.0), **{**more, "state": second.state})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_forget_set_is_refused(name: str, tiny: World) -> None:
+    with pytest.raises(UserError, match="at least one sample to forget, got an empty forget set"):
+        run(made(name), tiny, prepared(made(name), tiny), forget=[], scenario=None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_missing_need_is_named(name: str, tiny: World) -> None:
+    method = made(name)
+    ready = prepared(method, tiny)
+    for need in method.unlearns.required():
+        if need in ("forget", "fresh"):
+            continue
+        with pytest.raises(MissingNeed, match=need):
+            run(method, tiny, ready, **{need: None})
+    if method.unlearns.forget >= See.INPUTS:
+        with pytest.raises(MissingNeed, match="forget"):
+            run(method, tiny, ready, forget=list(tiny.scenario.forget))
+    if method.prepares.required():
+        with pytest.raises(MissingNeed, match="run prepare"):
+            run(method, tiny, ready, state=None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 8])
+def test_every_forget_sample_counts(name: str, count: int, tiny: World) -> None:
+    method, w = made(name), tiny
+    ids = w.train.ids[:count]
+    scenario = type(w.scenario)(train=tuple(w.train.ids), forget=tuple(ids), kind="ids")
+    if method.declines(w.task, scenario, w.model):
+        return
+    more = {"forget": w.train.subset(ids), "retain": w.train.without(ids), "scenario": scenario}
+    done = run(method, w, prepared(method, w, scenario=scenario), **more)
+    assert done.changed is None or done.changed.count > 0 or done.note

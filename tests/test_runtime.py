@@ -1,0 +1,85 @@
+import io
+import re
+import threading
+
+import pytest
+import torch
+
+from expunge import runtime
+from expunge.errors import UserError
+from expunge.runtime import Progress, Runtime
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
+        ({"memory": 0}, "memory in bytes, 1 or more, got 0"),
+        ({"precision": "fp8"}, "precision 'full' or 'bf16', got 'fp8'"),
+        ({"device": "toaster"}, "a torch device, got 'toaster': try cpu, cuda or auto"),
+        ({"device": "cpu", "processes": 2}, "2 processes, got 1: start with accelerate launch --num_processes 2"),
+    ],
+)
+def test_bad_settings_are_refused(fields, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        Runtime(**fields)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_auto_is_the_cpu_and_cuda_is_refused_without_one():
+    assert Runtime().torch_device == "cpu"
+    with pytest.raises(UserError, match="a CUDA device, got none on this machine"):
+        Runtime(device="cuda")
+
+
+def test_one_process_is_what_there_is():
+    assert Runtime(device="cpu", processes=1).processes == 1
+
+
+def test_a_callback_hears_every_step():
+    heard = []
+    with Runtime(progress=heard.append).tracking("work", 5) as advance:
+        advance(2)
+        advance(3)
+    assert heard == [Progress("work", 2, 5), Progress("work", 5, 5)]
+
+
+@pytest.mark.parametrize(("setting", "terminal", "drawn"), [(None, True, True), (None, False, False), (False, True, False)])
+def test_the_bar_is_drawn_on_a_terminal_alone(monkeypatch, setting, terminal, drawn):
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    run = Runtime(progress=setting)
+    with run.tracking("some work", 4) as advance:
+        advance(1)
+        with run.tracking("inner work", 2) as inner:  # one inside another must not fail
+            inner(2)
+        advance(3)
+    assert ("some work" in stream.getvalue()) == drawn
+
+
+def test_memory_budget():
+    assert Runtime(memory=1000).budget() == 1000
+    assert 2**20 < Runtime(device="cpu").budget() < 2**50
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("full", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_follows_precision(precision, dtype):
+    with Runtime(device="cpu", precision=precision).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    size = 64 * 2**20
+    with runtime.peak_memory("cpu") as quiet:
+        pass
+    with runtime.peak_memory("cpu") as found:
+        block = torch.ones(size, dtype=torch.uint8)
+        threading.Event().wait(0.05)
+        del block
+    assert found[0] > 0.8 * size > quiet[0]

@@ -1,0 +1,175 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from expunge import scenario as sc
+from expunge.data import Data
+from expunge.errors import UserError
+from expunge.scenario import Scenario
+
+LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+WHO = ["ann", "bo", "cy", "ann", "bo", "cy", "ann", "bo", "cy", "ann"]
+
+
+def part(name, n=3):
+    return Data.from_arrays(torch.zeros(n, 1), torch.zeros(n, dtype=torch.long), name=name)
+
+
+def train(n=10):
+    x = torch.arange(float(n)).unsqueeze(1)
+    columns = {"who": (WHO * n)[:n], "day": [f"2024-01-{i % 28 + 1:02d}" for i in range(n)], "fine": list(range(n))}
+    return Data.from_arrays(x, torch.tensor((LABELS * n)[:n]), ids=[f"s{i}" for i in range(n)], columns=columns)
+
+
+def ids(*numbers):
+    return tuple(f"s{i}" for i in numbers)
+
+
+@pytest.mark.parametrize(
+    ("case", "forget", "kind", "target"),
+    [
+        (sc.forget_class(train(), 1), ids(1, 4, 7), "class", 1),
+        (sc.forget_class(train(), np.int64(1)), ids(1, 4, 7), "class", 1),
+        (sc.forget_subclass(train(), 4, column="fine"), ids(4), "subclass", {"column": "fine", "value": 4}),
+        (sc.forget_ids(train(), ["s7", "s2"]), ids(7, 2), "ids", None),
+        (sc.forget_subject(train(), "bo", column="who"), ids(1, 4, 7), "subject", {"column": "who", "value": "bo"}),
+        (sc.forget_range(train(), 1, 2), ids(1, 4, 7), "range", {"column": None, "low": 1, "high": 2}),
+        (
+            sc.forget_range(train(), "2024-01-03", "2024-01-05", column="day"),
+            ids(2, 3),
+            "range",
+            {"column": "day", "low": "2024-01-03", "high": "2024-01-05"},
+        ),
+    ],
+)
+def test_builders_choose_exactly(case, forget, kind, target):
+    assert case.forget == forget
+    assert (case.kind, case.target) == (kind, target)
+    assert case.train == ids(*range(10))
+    assert case.retain == tuple(i for i in case.train if i not in forget)
+    assert (case.holdout, case.test) == ((), ())
+    json.dumps(case.to_json(), allow_nan=False)
+
+
+def test_splits_are_kept():
+    for build in (lambda **k: sc.forget_class(train(), 0, **k), lambda **k: sc.forget_random(train(), 2, **k)):
+        case = build(holdout=part("holdout"), test=part("test", 2))
+        assert case.holdout == ("holdout/0", "holdout/1", "holdout/2")
+        assert case.test == ("test/0", "test/1")
+
+
+@pytest.mark.parametrize(("amount", "count"), [(1, 1), (30, 30), (0.25, 25), (0.001, 1), (np.int64(7), 7), (0.999, 99)])
+def test_random_counts(amount, count):
+    if amount == 0.999:
+        with pytest.raises(UserError, match="1 to 99 samples to forget, got 0.999"):
+            sc.forget_random(train(100), amount)
+        return
+    case = sc.forget_random(train(100), amount)
+    assert len(case.forget) == count == case.target
+    assert list(case.forget) == [i for i in case.train if i in set(case.forget)]  # in the data's order
+
+
+@pytest.mark.parametrize("amount", [0, -1, 10, 11, 1.0, 2.5, -0.3, 0.0, float("nan")])
+def test_random_amounts_that_are_refused(amount):
+    with pytest.raises(UserError, match="1 to 9 samples to forget"):
+        sc.forget_random(train(), amount)
+
+
+def test_random_is_uniform_and_decided_by_its_seed():
+    draws = [sc.forget_random(train(), 3, seed=s) for s in range(600)]
+    assert draws[5] == sc.forget_random(train(), 3, seed=5)
+    assert draws[5] != draws[6]
+    counts = [sum(i in d.forget for d in draws) for i in ids(*range(10))]
+    assert min(counts) > 140
+    assert max(counts) < 220
+
+
+def test_a_share_of_a_class_stays_in_the_class():
+    data = train(100)
+    whole = sc.forget_class(data, 0).forget
+    case = sc.forget_class(data, 0, fraction=0.5, seed=3)
+    assert len(case.forget) == round(len(whole) / 2)
+    assert set(case.forget) < set(whole)
+    assert case == sc.forget_class(data, np.int64(0), fraction=0.5, seed=3)  # the number decides, not its type
+    assert case.forget != sc.forget_class(data, 0, fraction=0.5, seed=4).forget
+    assert len(sc.forget_subclass(data, "ann", column="who", fraction=0.01).forget) == 1
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.5, float("nan")])
+def test_a_fraction_out_of_range(fraction):
+    with pytest.raises(UserError, match=r"a fraction in \(0, 1\]"):
+        sc.forget_class(train(), 0, fraction=fraction)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: sc.forget_class(train(), 7), "a sample of class 7 in train, got no sample that matches: choose among 0, 1"),
+        (lambda: sc.forget_subject(train(), "di", column="who"), "'di' in who .* choose among ann, bo, cy"),
+        (lambda: sc.forget_subject(train(), "di", column="name"), "a column 'name' in train, got who, day, fine"),
+        (lambda: sc.forget_ids(train(), []), "at least one sample to forget, got an empty forget set"),
+        (lambda: sc.forget_ids(train(), ids(*range(10))), "something to retain, got all 10 training samples"),
+        (lambda: sc.forget_ids(train(), ["s1", "zz"]), "forget ids that are in train, got unknown zz"),
+        (lambda: sc.forget_ids(train(), ["s1", "s1"]), "unique ids in forget, got an id more than once"),
+        (lambda: sc.forget_ids(train(), ["s1"], test=train(3)), "test ids outside train, got s0, s1, s2 in both"),
+        (lambda: sc.forget_ids(train(), ["s1"], holdout=train(3)), "holdout ids outside train"),
+        (
+            lambda: sc.forget_ids(train(), ["s1"], holdout=part("x", 2), test=part("x", 1)),
+            "test ids outside holdout, got x/0 in both",
+        ),
+        (lambda: sc.forget_range(train(), 5, 9), r"a value in \[5, 9\) .* choose among 0, 2"),
+        (lambda: sc.forget_range(train(), 0, 9), "something to retain"),
+    ],
+)
+def test_scenarios_that_make_no_sense(build, said):
+    with pytest.raises(UserError, match=said):
+        build()
+
+
+def test_an_unknown_kind():
+    with pytest.raises(UserError, match="a known kind of scenario, got 'clas': did you mean 'class'"):
+        Scenario(train=("a", "b"), forget=("a",), kind="clas")
+
+
+def test_a_range_needs_one_target_a_sample():
+    data = Data.from_arrays(torch.zeros(3, 1), torch.zeros(3, 2))
+    with pytest.raises(UserError, match=re.escape("one target a sample, got targets of shape (3, 2)")):
+        sc.forget_range(data, 0, 1)
+
+
+def test_numbers_among_ids_and_subjects_match_their_text():
+    data = Data.from_arrays(torch.zeros(3, 1), torch.tensor([0, 1, 1]), ids=[5, 6, 7], columns={"who": [1, 2, 2]})
+    assert sc.forget_ids(data, torch.tensor([6])).forget == ("6",)
+    assert sc.forget_subject(data, "2", column="who").forget == ("6", "7")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        sc.forget_random(train(), 2, test=part("test")),
+        sc.forget_subject(train(), "bo", column="who"),
+        Scenario(train=("a", "b"), forget=("a",), kind="range", target=[0, 1]),
+    ],
+)
+def test_json_there_and_back(case):
+    again = Scenario.from_json(json.loads(json.dumps(case.to_json())))
+    assert again == case
+    assert again.digest() == case.digest()
+
+
+def test_the_digest_is_stable_and_feels_every_field():
+    base = {"train": ("a", "b", "c"), "forget": ("a",), "holdout": ("h",), "test": ("t",), "kind": "ids", "target": None}
+    want = "40bd17c9ac0e9c7c7ec9a1ba8fe0ff92f0dd9b9da8a1a8f6ee27a53f5bb9d5b5"
+    assert Scenario(**base).digest() == want
+    others = [
+        {"train": ("a", "c", "b")},
+        {"forget": ("b",)},
+        {"holdout": ()},
+        {"test": ("u",)},
+        {"kind": "random"},
+        {"target": 1},
+    ]
+    assert len({want, *(Scenario(**base | o).digest() for o in others)}) == 7

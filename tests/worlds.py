@@ -1,0 +1,69 @@
+"""One tiny trained world that every method can be run on: images, three classes, a network with BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Data
+from expunge.runtime import Runtime
+from expunge.scenario import Scenario, forget_class, forget_random
+from expunge.task import Classification
+from expunge.train import Recipe, fit, fresh
+
+QUIET = Runtime(progress=False, batch_size=7, device="cpu")
+CLASSES = 3
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+    )
+
+
+def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return noisy images of three patterns and their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(CLASSES, (n,), generator=generator)
+    patterns = torch.randn(CLASSES, 1, 4, 4, generator=torch.Generator().manual_seed(99))
+    return 2 * patterns[y] + torch.randn(n, 1, 4, 4, generator=generator), y
+
+
+@dataclass(frozen=True)
+class World:
+    model: nn.Module
+    train: Data
+    holdout: Data
+    test: Data
+    recipe: Recipe
+    scenario: Scenario
+    task: Classification
+    new_model: Callable[[], nn.Module]
+
+    @property
+    def forget(self) -> Data:
+        return self.train.subset(self.scenario.forget)
+
+    @property
+    def retain(self) -> Data:
+        return self.train.without(self.scenario.forget)
+
+
+def world(kind: str = "class", n: int = 39) -> World:
+    train, holdout, test = (
+        Data.from_arrays(*images(size, seed), name=name)
+        for seed, (name, size) in enumerate([("train", n), ("holdout", 12), ("test", 120)])
+    )
+    recipe = Recipe(epochs=4, batch_size=8, lr=0.05)
+    start = fresh(network(), new_model=network, seed=1)
+    model = fit(start, Classification(), train, recipe, runtime=QUIET, seed=1)
+    rest = {"holdout": holdout, "test": test}
+    case = forget_class(train, 1, **rest) if kind == "class" else forget_random(train, 5, **rest)
+    return World(model, train, holdout, test, recipe, case, Classification(), network)
