@@ -142,6 +142,32 @@ class WritesBuffer(nn.Module):
         return self.head(torch.tanh(out))
 
 
+class Routed(nn.Module):
+    """An expert that only some samples reach, in some batches none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert, self.head = nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mine = x[:, 0] > 0
+        if bool(mine.any()):
+            x = x.index_put((mine.nonzero().squeeze(1),), torch.tanh(self.expert(x[mine])))
+        return self.head(x)
+
+
+class Flattened(nn.Module):
+    """Positions folded into the batch, and a position embedding without a batch at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.a, self.head = nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.place(torch.arange(3))
+        return self.head(torch.tanh(self.a(x.reshape(-1, 4))).reshape(x.shape).mean(dim=1))
+
+
 class Output(nn.Module):
     """Returns an object with logits, as transformers do; ``mapping`` returns a dict."""
 
@@ -244,6 +270,13 @@ def tokens() -> Tensor:
     return x
 
 
+def routed() -> Tensor:
+    """The first two samples reach the expert, of the others some, in the second batch none."""
+    x = torch.randn(N, 4)
+    x[:, 0] = torch.tensor([1.0, 2.0, -1.0, -1.0, -1.0, -2.0, 1.0, -1.0])
+    return x
+
+
 def half_silent() -> Tensor:
     """Inputs whose second half is zero in the first samples: they do not show that a weight is shared."""
     x = torch.randn(N, 4)
@@ -277,7 +310,9 @@ CASES: dict[str, Case] = {
     "conv_reflect": convolution(kernel_size=3, padding=2, padding_mode="reflect"),
     "conv_circular": convolution(kernel_size=3, padding=(1, 2), padding_mode="circular"),
     "batchnorm1d": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, K)), flat),
-    "batchnorm1d_positions": Case(lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, K)), sequence),
+    "batchnorm1d_positions": Case(
+        lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, K)), sequence
+    ),
     "batchnorm2d": Case(
         lambda: nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1, bias=False),
@@ -290,7 +325,9 @@ CASES: dict[str, Case] = {
         image,
     ),
     "layernorm": Case(lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, K)), flat),
-    "layernorm_positions": Case(lambda: nn.Sequential(nn.LayerNorm(4), nn.Tanh(), Positions(), nn.Linear(4, K)), sequence),
+    "layernorm_positions": Case(
+        lambda: nn.Sequential(nn.LayerNorm(4), nn.Tanh(), Positions(), nn.Linear(4, K)), sequence
+    ),
     "layernorm_wide": Case(lambda: nn.Sequential(nn.LayerNorm((3, 4)), nn.Flatten(), nn.Linear(12, K)), sequence),
     "groupnorm": Case(
         lambda: nn.Sequential(
@@ -307,7 +344,9 @@ CASES: dict[str, Case] = {
         vmap=False,
     ),
     "inplace_relu": Case(
-        lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, K)),
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, K)
+        ),
         flat,
     ),
     "input_overwritten": Case(InPlaceInput, flat),
@@ -328,6 +367,8 @@ CASES: dict[str, Case] = {
     "frozen": Case(frozen_first, flat),
     "branch": Case(Branch, flat, vmap=False),
     "writes_buffer": Case(WritesBuffer, flat, vmap=False),
+    "routed": Case(Routed, routed, vmap=False),
+    "flattened": Case(Flattened, sequence),
     "output_object": Case(lambda: Output(mapping=False), flat),
     "output_mapping": Case(lambda: Output(mapping=True), flat),
     "dict_inputs": Case(Dict, lambda: {"input_ids": tokens(), "mask": (torch.arange(N * 4).reshape(N, 4) % 3 > 0)}),
@@ -339,7 +380,9 @@ def blobs(n: int = 60, *, classes: int = 3, dtype: torch.dtype = torch.float64, 
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % classes
     centres = 2 * torch.eye(classes, 4, dtype=torch.float64)
-    return Data.from_arrays((centres[y] + 0.5 * torch.randn(n, 4, generator=generator, dtype=torch.float64)).to(dtype), y)
+    return Data.from_arrays(
+        (centres[y] + 0.5 * torch.randn(n, 4, generator=generator, dtype=torch.float64)).to(dtype), y
+    )
 
 
 def deep(dtype: torch.dtype = torch.float64, classes: int = 3) -> nn.Module:

@@ -127,7 +127,10 @@ def test_a_full_disk_is_one_sentence(tmp_path):
             print(error)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert run.stdout == f"Expected to write {tmp_path / 'a'}, got File too large: free the space or choose another folder.\n"
+    assert (
+        run.stdout
+        == f"Expected to write {tmp_path / 'a'}, got File too large: free the space or choose another folder.\n"
+    )
     assert names(tmp_path) == []
 
 

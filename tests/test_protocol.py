@@ -37,7 +37,9 @@ def test_an_exact_method_forgets_by_ids_and_asks_for_data_when_slices_run_out(ti
     assert not any(k.startswith("depth1/") for k in done.state.tensors)
     early = ready.state.meta["slices"][0][0]
     request = {"forget": [early], "state": done.state, "new_model": tiny.new_model}
-    with pytest.raises(MissingNeed, match=r"retain and recipe for slices, because no slice .* pass retain= and recipe="):
+    with pytest.raises(
+        MissingNeed, match=r"retain and recipe for slices, because no slice .* pass retain= and recipe="
+    ):
         unlearn(method, done.model, tiny.task, **request)
     retain = tiny.train.without([early, late])
     again = unlearn(method, done.model, tiny.task, retain=retain, recipe=tiny.recipe, **request)

@@ -49,7 +49,9 @@ def test_a_callback_hears_every_step():
     assert heard == [Progress("work", 2, 5), Progress("work", 5, 5)]
 
 
-@pytest.mark.parametrize(("setting", "terminal", "drawn"), [(None, True, True), (None, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("setting", "terminal", "drawn"), [(None, True, True), (None, False, False), (False, True, False)]
+)
 def test_the_bar_is_drawn_on_a_terminal_alone(monkeypatch, setting, terminal, drawn):
     stream = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)

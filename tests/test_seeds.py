@@ -9,8 +9,9 @@ from expunge.seeds import seed
 def test_a_seed_is_the_same_in_every_process_and_version():
     code = "from expunge.seeds import seed; print(seed('fit', 0, 'a'), seed())"
     runs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": h})
-        .stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": h}
+        ).stdout
         for h in "12"
     }
     assert runs == {f"{seed('fit', 0, 'a')} {seed()}\n"}

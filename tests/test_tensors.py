@@ -102,7 +102,7 @@ def test_every_flipped_byte_of_a_file_is_found_out(tmp_path):
     header = int.from_bytes(whole[:8], "little")
     assert len(whole) - 8 - header == 4 * 6 + 2 + 4  # so that length, header with metadata, and data are all visited
     for at in range(len(whole)):
-        for bit in (0, 1, 3, 5, 7) if at % 7 == 0 or at < 8 or at >= 8 + header else (at % 8,):
+        for bit in (3, at % 8):
             bad = bytearray(whole)
             bad[at] ^= 1 << bit
             path.write_bytes(bad)
@@ -147,7 +147,7 @@ def test_every_flipped_byte_of_a_manifest_is_found_out(tmp_path):
     manifest = path / "manifest.json"
     whole = manifest.read_bytes()
     for at in range(len(whole)):
-        for bit in (0, 1, 3, 5, 7):
+        for bit in (3, at % 8):
             bad = bytearray(whole)
             bad[at] ^= 1 << bit
             manifest.write_bytes(bad)
@@ -227,10 +227,10 @@ def test_weights_of_another_network_are_refused_and_nothing_moves(tmp_path):
     before = tensors.weights_digest(other)
     with pytest.raises(Incompatible, match=r"shaped differently: 0\.weight, .* and 2 more: name the network"):
         tensors.load_weights(path, other)
-    with pytest.raises(Incompatible, match=r"missing: 2\.weight, 2\.bias; unknown: 1\.weight, 1\.bias"):
-        saved = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
-        tensors.save_weights(path, saved, {}, overwrite=True)
-        tensors.load_weights(path, nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)))
+    tensors.save_weights(path, nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), {}, overwrite=True)
+    longer = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+    with pytest.raises(Incompatible, match=r"missing: 2\.weight, 2\.bias; unknown: 1\.bias, 1\.weight"):
+        tensors.load_weights(path, longer)
     assert tensors.weights_digest(other) == before
 
 
@@ -295,17 +295,16 @@ def test_isolated_rng_leaves_all_three_generators_as_found():
     def draw():
         return [float(torch.rand(1)), float(np.random.rand()), random.random()]
 
-    def inside(seed):
+    def inside(seed, fail=False):
         with tensors.isolated_rng(seed):
-            return draw()
+            return draw() if not fail else 1 / 0
 
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     want = draw()
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     first = inside(2**62 + 3)
-    with pytest.raises(ZeroDivisionError), tensors.isolated_rng(5):
-        draw()
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        inside(5, fail=True)
     assert draw() == want
     assert inside(2**62 + 3) == first
     assert all(a != b for a, b in zip(first, inside(4), strict=True))
@@ -314,9 +313,14 @@ def test_isolated_rng_leaves_all_three_generators_as_found():
 def test_eval_mode_puts_each_module_back():
     model = network()
     model[1].eval()
-    with pytest.raises(ZeroDivisionError), tensors.eval_mode(model):
-        assert not any(m.training for m in model.modules())
-        raise ZeroDivisionError
+
+    def inside():
+        with tensors.eval_mode(model):
+            assert not any(m.training for m in model.modules())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        inside()
     assert [m.training for m in model.modules()] == [True, True, False, True]
 
 

@@ -99,7 +99,11 @@ CASES: list[tuple[str, type[Exception], str]] = [
     ("no state", MissingNeed, r"the state that ssd prepared, got none: run prepare\(ssd"),
     ("ids only", MissingNeed, "forget for ssd to unlearn, got none: pass forget="),
     ("no labels", MissingNeed, "forget data with labels for ssd, got none"),
-    ("retain overlaps", UserError, "retain data without the forgotten samples, got .* in both: pass retain=train.without"),
+    (
+        "retain overlaps",
+        UserError,
+        "retain data without the forgotten samples, got .* in both: pass retain=train.without",
+    ),
     ("other weights", Incompatible, "the weights the state belongs to, got others"),
     ("other network", Incompatible, "a state of this network, got one with other tensor names or shapes"),
     ("other method", Incompatible, "a state of ssd, got one of lfssd: prepare ssd"),

@@ -120,6 +120,9 @@ class TorchSource:
             if self.target is None:
                 known = [k for k in ("labels", "label", "target") if k in item]
                 return {k: v for k, v in item.items() if k not in known[:1]}, item[known[0]] if known else None
+            if self.target not in item:
+                got = listing(item)
+                raise UserError(f"a key '{self.target}' in every sample", got, "name the target's key with target=")
             return {k: v for k, v in item.items() if k != self.target}, item[self.target]
         if isinstance(item, tuple | list) and len(item) == 2:
             return item[0], item[1]

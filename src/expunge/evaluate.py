@@ -13,9 +13,9 @@ from expunge import attacks as attack_registry
 from expunge import methods
 from expunge import metrics as metric_registry
 from expunge.attacks.entropy_lr import entropy
-from expunge.attacks.loss_threshold import LossThreshold
+from expunge.attacks.loss import LossThreshold
 from expunge.data import Data
-from expunge.errors import Declined, UserError
+from expunge.errors import UserError
 from expunge.evidence import Evidence, Outputs, collect
 from expunge.metric import Audit, Found, Goal, Metric
 from expunge.metrics.membership import Membership, member_scores
@@ -147,7 +147,7 @@ def _named(
     """Flatten lists to ``name``, ``name #2`` ... and add the controls."""
     named: dict[str, Model] = {}
     for name, given in models.items():
-        several: list[Any] = [given] if isinstance(given, nn.Module | Unlearned) else list(given)
+        several: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         if not several or not all(isinstance(m, nn.Module | Unlearned) for m in several):
             raise UserError(f"a module or unlearn result under '{name}'", type(given).__name__, "pass one, or a list")
         for i, model in enumerate(several):
@@ -156,20 +156,13 @@ def _named(
     declined: dict[str, str] = {}
     original = named.get("original")
     for control in (n for n in methods.names(controls=True) if methods.load(n).control and original is not None):
-        try:
-            model = _module(original)  # type: ignore[arg-type]
-            done = unlearn(
-                methods.load(control)(),
-                model,
-                task,
-                forget=scenario.forget,
-                scenario=scenario,
-                runtime=runtime,
-                seed=seed,
-            )
-            named.setdefault(control, done)
-        except Declined as error:
-            declined[control] = str(error)
+        method, model = methods.load(control)(), _module(original)  # type: ignore[arg-type]
+        reason = method.declines(task, scenario, model)
+        if reason:
+            declined[control] = reason
+        elif control not in named:
+            ids = scenario.forget
+            named[control] = unlearn(method, model, task, forget=ids, scenario=scenario, runtime=runtime, seed=seed)
     return named, declined
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Data
-from expunge.errors import NotFinite
+from expunge.errors import NotFinite, UserError
 from expunge.runtime import Runtime
 from expunge.task import Task
 from expunge.tensors import eval_mode
@@ -67,9 +67,12 @@ def collect(
         One row a sample, in the data's order.
 
     Raises:
+        UserError: no sample.
         NotFinite: an output is NaN or infinite.
     """
     runtime = runtime or Runtime()
+    if len(data) == 0:
+        raise UserError("samples to run the model on", f"none in {data.name}", "pass data that is not empty")
     rows: list[Outputs] = []
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     with eval_mode(model), torch.no_grad(), runtime.tracking(f"outputs on {data.name}", len(data)) as advance:

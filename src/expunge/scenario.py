@@ -196,8 +196,10 @@ def forget_random(
     """
     ids = data.ids
     amount = _plain(amount)
-    count = amount if isinstance(amount, int) else max(1, round(amount * len(ids)))
-    if not (amount > 0 and 0 < count < len(ids)):
+    count = amount if isinstance(amount, int) else 0
+    if isinstance(amount, float) and 0 < amount <= 1:
+        count = max(1, round(amount * len(ids)))
+    if not 0 < count < len(ids):
         raise UserError(f"1 to {len(ids) - 1} samples to forget", f"{amount}", "give a number or a share in (0, 1)")
     chosen = np.random.default_rng(named_seed("scenario", seed, "random")).choice(len(ids), count, replace=False)
     return _build(data, [ids[i] for i in sorted(chosen)], holdout, test, "random", int(count))

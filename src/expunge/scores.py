@@ -166,9 +166,9 @@ _SPLITS = {
 }
 _LABELS = {
     "membership/entropy_lr": "entropy attack: forget set called member",
-    "membership/loss_threshold/auc": "loss attack: AUC",
-    "membership/loss_threshold/balanced_accuracy": "loss attack: balanced accuracy",
-    "membership/loss_threshold/tpr_at_fpr_0.01": "loss attack: TPR at 1 % FPR",
+    "membership/loss/auc": "loss attack: AUC",
+    "membership/loss/balanced_accuracy": "loss attack: balanced accuracy",
+    "membership/loss/tpr_at_fpr_0.01": "loss attack: TPR at 1 % FPR",
     "probe/one_shot": "one-shot linear probe: recall of the class",
     "cost/seconds": "time of the edit",
     "cost/total_seconds": "time with checks and copies",
@@ -298,7 +298,7 @@ def _curves(scores: Scores) -> dict[str, Any]:
         if not parts:
             continue
         top = max(float(v.max()) for s in parts.values() for k, v in s.items() if k.startswith(quantity))
-        edges = np.linspace(0, max(top, 1e-6), BINS + 1) if quantity == "entropy" else _log_edges(top)
+        edges = np.geomspace(max(top, 1e-6) * 1e-5, max(top, 1e-6), BINS + 1)
         densities = {
             m: {split: _density(s[f"{quantity}/{split}"], edges) for split in ("forget", "test")}
             for m, s in parts.items()
@@ -308,16 +308,17 @@ def _curves(scores: Scores) -> dict[str, Any]:
     for model, samples in scores.samples.items():
         if len(samples.get("score/members", ())) and len(samples.get("score/others", ())):
             fpr, tpr = _roc.curve(samples["score/members"], samples["score/others"])
-            roc[model] = {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
+            corner = _corners(fpr, tpr)
+            roc[model] = {"fpr": fpr[corner].tolist(), "tpr": tpr[corner].tolist()}
     return found | ({"roc": roc} if roc else {})
 
 
-def _log_edges(top: float) -> np.ndarray:
-    """Return edges from 0 over four decades to the top, evenly spaced in the logarithm."""
-    top = max(top, 1e-6)
-    return np.concatenate([[0.0], np.geomspace(top * 1e-5, top, BINS)])
+def _corners(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return which points of a staircase are needed to draw it: the ends and where its direction changes."""
+    straight = (np.diff(x[:-1]) * np.diff(y[1:]) == np.diff(x[1:]) * np.diff(y[:-1])) if len(x) > 2 else np.zeros(0)
+    return np.concatenate([[True], ~straight.astype(bool), [True]])
 
 
 def _density(values: np.ndarray, edges: np.ndarray) -> list[float]:
-    """Return the share of the values in each bin."""
-    return (np.histogram(values, edges)[0] / max(1, len(values))).tolist()  # type: ignore[no-any-return]
+    """Return the share of the values in each bin; values beyond the edges count in the outer bins."""
+    return (np.histogram(values.clip(edges[0], edges[-1]), edges)[0] / max(1, len(values))).tolist()  # type: ignore[no-any-return]

@@ -279,7 +279,7 @@ def _epoch(
         loss = _loss(model, task, batch, recipe, runtime)
         optimizer.zero_grad(set_to_none=True)
         if not bool(torch.isfinite(loss)):
-            got = f"{float(loss)} in epoch {epoch + 1}"
+            got = f"{loss.item()} in epoch {epoch + 1}"
             raise NotFinite("a finite training loss", got, f"lower Recipe.lr (now {recipe.lr}) or check the data")
         loss.backward()
         if recipe.clip is not None:

@@ -35,12 +35,14 @@ def test_a_missing_key_of_a_section_is_named(document, key):
         (lambda d, _: d.update(sections=[]), "at least one section"),
         (lambda _, s: s.update(seeds="5"), "'seeds' in section 1 as int, got str"),
         (lambda _, s: s["models"][0].update(role="control group"), "a known role .* did you mean 'control'"),
-        (lambda _, s: s["models"].pop(1), "a model of role 'retrained'"),
         (lambda _, s: s["models"].append(s["models"][0]), "unique names of models"),
         (lambda _, s: s["values"].update(stray={}), "only a listed model, got stray"),
         (lambda _, s: s["gaps"]["ssd"].update(stray={"x": 1}), "only a listed metric, got stray"),
         (lambda _, s: s["values"]["ssd"].update({"odd/new": {"y": 1}}), "a number x or a reason for odd/new"),
         (lambda _, s: s["values"]["ssd"]["odd/new"].update(high=math.inf), "finite numbers for odd/new"),
+        (lambda _, s: s["curves"]["roc"]["ssd"]["fpr"].pop(), "as many numbers in curve roc/ssd/rates"),
+        (lambda _, s: s["curves"]["loss"]["edges"].pop(), "as many numbers in curve loss/original/forget"),
+        (lambda _, s: s["changed"].update(stray={}), "in changed of section 1 only a listed model, got stray"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(document, change, message):

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from expunge.report import tables
+from expunge.report.distance import yardstick
 
 RANKING = re.compile(r"\b(best|better|wins?|winner|worst|worse|beats?|outperforms?|superior|leads?|ranked)\b", re.I)
 
@@ -42,14 +43,15 @@ def test_every_method_and_control_has_one_sentence(document):
 def test_a_control_is_introduced_as_one_that_must_look_bad(document):
     text = said(document["sections"][0], "no_op").text
     assert text.startswith("a control that must look bad on something: ")
-    assert text.endswith("It lies beyond the floor on 10 of 12 quantities.")
+    assert "On 10 of 12 quantities it is farther from retrained than the yardstick" in text
 
 
 def test_a_control_that_looks_like_retrained_is_reported(document):
     section = document["sections"][0]
     for gap in section["gaps"]["no_op"].values():
         gap["x"] = 0.0
-    assert "cannot tell it from removal" in said(section, "no_op").text
+    assert "On none of 12 quantities is it farther" in said(section, "no_op").text
+    assert said(section, "no_op").text.endswith("these numbers cannot tell it from removal.")
 
 
 def test_a_declined_method_says_why(document):
@@ -118,11 +120,11 @@ def test_a_floor_of_zero_gives_way_to_the_interval(document):
     gap = {"x": 0.03, "low": 0.01, "high": 0.05, "n": 5, "unit": "1"}
     section["gaps"]["ssd"]["accuracy/forget"] = gap
     assert section["floor"]["accuracy/forget"]["x"] == 0
-    length, name = tables.yardstick(section, "ssd", "accuracy/forget")
+    length, name = yardstick(section, "ssd", "accuracy/forget")
     assert (round(length, 6), name) == (0.02, "half interval")
     section["gaps"]["ssd"]["accuracy/forget"] = gap | {"n": 1}
     section["values"]["ssd"]["accuracy/forget"] |= {"n": 1}
-    assert tables.yardstick(section, "ssd", "accuracy/forget") == (0.001, "printed digit")
+    assert yardstick(section, "ssd", "accuracy/forget") == (0.001, "printed digit")
 
 
 def test_without_a_yardstick_there_is_a_gap_but_no_class(document):

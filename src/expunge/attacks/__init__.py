@@ -15,7 +15,7 @@ def names() -> list[str]:
     """Return the names of all attacks.
 
     >>> names()
-    ['entropy_lr', 'loss_threshold']
+    ['entropy_lr', 'loss']
     """
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 

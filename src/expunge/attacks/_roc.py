@@ -19,8 +19,9 @@ FOLDS = 10
 def curve(members: Scores, others: Scores) -> tuple[Scores, Scores]:
     """Return false and true positive rates at every threshold, from (0, 0) to (1, 1)."""
     cuts = np.unique(np.concatenate([members, others]))[::-1]
-    fpr = 1 - np.searchsorted(np.sort(others), cuts, side="left") / len(others)
-    tpr = 1 - np.searchsorted(np.sort(members), cuts, side="left") / len(members)
+    # counts before division: 1 − 99/100 is above 0.01 in floating point
+    fpr = (len(others) - np.searchsorted(np.sort(others), cuts, side="left")) / len(others)
+    tpr = (len(members) - np.searchsorted(np.sort(members), cuts, side="left")) / len(members)
     return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
 
 

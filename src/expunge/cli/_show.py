@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import typer
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from expunge.cli._app import Options
 from expunge.files import jsonable
+
+WIDTH = 120  # of tables that go to a file or a pipe
 
 
 def options(context: typer.Context) -> Options:
@@ -23,6 +26,6 @@ def emit(chosen: Options, body: Any, *shown: Any) -> None:
     if chosen.json:
         typer.echo(json.dumps(jsonable(body), indent=1))
         return
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     for item in shown:
         console.print(item, soft_wrap=isinstance(item, str), highlight=False)

@@ -18,6 +18,7 @@ def demo(
     context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("expunge-demo"),
     seeds: Annotated[int, typer.Option(min=1, max=50, help="Training seeds; few rank nothing.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 2,
 ) -> None:
     """Train, prepare, forget, retrain, audit, report: the whole job on 1,797 handwritten digits, in a minute.
 
@@ -25,6 +26,8 @@ def demo(
     retrained models. Prints a table a request and writes [bold]report.html[/bold].
     """
     import shutil
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -40,6 +43,7 @@ def demo(
         check_free(output, overwrite=False, remedy="choose another --output: this folder was not written by demo")
     problem = zoo.load("digits")
     requests = ("class 3", "random 5 %", "mislabelled 5 %")
+    jobs = [(request, seed) for request in requests for seed in range(seeds)]
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -48,16 +52,19 @@ def demo(
         transient=True,
         disable=not Console(stderr=True).is_terminal,
     )
-    with bar:
-        task = bar.add_task("starting", total=len(requests) * seeds)
-        sections = []
-        for request in requests:
-            runs = []
-            for seed in range(seeds):
-                bar.update(task, description=f"{request}, seed {seed}")
-                runs.append(_world(problem, request, seed, options(context).device))
+    runs: dict[tuple[str, int], Any] = {}
+    with bar, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        task = bar.add_task("training, forgetting, retraining", total=len(jobs))
+        started = {pool.submit(_world, *job, options(context).device): job for job in jobs}
+        try:
+            for done in as_completed(started):
+                runs[started[done]] = done.result()
                 bar.advance(task)
-            sections.append(_section(problem, request, runs, seeds))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    found = {request: [runs[request, seed] for seed in range(seeds)] for request in requests}
+    sections = [_section(problem, request, several) for request, several in found.items()]
     lead = (
         f"Six networks a seed were trained on handwritten digits to forget in three ways; {seeds} seeds show how the "
         "measures behave and rank nothing."
@@ -89,19 +96,23 @@ def _request(problem: Any, request: str, seed: int) -> tuple[Any, Any]:
     return train, forget_ids(train, ids, **rest)
 
 
-def _world(problem: Any, request: str, seed: int, device: str) -> Any:
+def _world(request: str, seed: int, device: str) -> Any:
     """Train an original and two retrained models, unlearn by every method, and measure them side by side."""
+    import torch
+
+    from expunge import zoo
     from expunge.evaluate import evaluate
     from expunge.methods import load
     from expunge.runtime import Runtime
     from expunge.train import fit, fresh
     from expunge.unlearn import prepare, unlearn
 
-    runtime = Runtime(device=device, progress=False)
+    torch.set_num_threads(1)
+    problem, runtime = zoo.load("digits"), Runtime(device=device, progress=False)
     train, scenario = _request(problem, request, seed)
     start = fresh(problem.new_model(), new_model=problem.new_model, seed=seed)
     original = fit(start, problem.task, train, problem.recipe, runtime=runtime, seed=seed)
-    common = {"recipe": problem.recipe, "new_model": problem.new_model, "runtime": runtime}
+    common: dict[str, Any] = {"recipe": problem.recipe, "new_model": problem.new_model, "runtime": runtime}
     forget, retain = train.subset(scenario.forget), train.without(scenario.forget)
 
     def run(name: str, seed: int) -> Any:
@@ -113,11 +124,11 @@ def _world(problem: Any, request: str, seed: int, device: str) -> Any:
 
     models: dict[str, Any] = {"original": original, "retrained": [run("retrain", seed + 1000 * k) for k in range(2)]}
     models |= {name: run(name, seed) for name in METHODS}
-    rest = {"train": train, "test": problem.test, "holdout": problem.holdout}
+    rest: dict[str, Any] = {"train": train, "test": problem.test, "holdout": problem.holdout}
     return evaluate(models, problem.task, scenario=scenario, runtime=runtime, seed=seed, **rest)
 
 
-def _section(problem: Any, request: str, runs: list[Any], seeds: int) -> dict[str, Any]:
+def _section(problem: Any, request: str, runs: list[Any]) -> dict[str, Any]:
     from expunge.cli._samples import images
     from expunge.scores import pooled, section
 

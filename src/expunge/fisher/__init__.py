@@ -228,7 +228,10 @@ def _plan(
     fallback = _fallback(model, task, few, rest, of, runtime, truth)
 
     def step(batch: Batch) -> Sums:
-        found = layers.sums(model, task, batch, params, of, runtime, modules) if modules else {}
+        try:
+            found = layers.sums(model, task, batch, params, of, runtime, modules) if modules else {}
+        except layers.Reused:  # the model took another way on this batch
+            return reference.sums(model, task, batch, params, of, runtime)
         return {**found, **(fallback(batch) if rest else {})}
 
     return step

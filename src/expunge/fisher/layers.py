@@ -82,7 +82,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 class Reused(Exception):
-    """A layer ran other than once, or its input changed in place: its rule does not hold.
+    """A layer did not run once on one row a sample, or its input changed in place: its rule does not hold.
 
     Args:
         name: the module's name.
@@ -126,7 +126,7 @@ def sums(
     def hook(name: str) -> Any:
         def forward(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             calls[name] += 1
-            if calls[name] > 1 or not args:
+            if calls[name] > 1 or not args or len(args[0]) != len(batch):
                 raise Reused(name)
             a = args[0].detach()
             version = a._version

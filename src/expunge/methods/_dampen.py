@@ -19,7 +19,7 @@ from expunge.tensors import check_finite, parameters
 
 log = logging.getLogger(__name__)
 
-SHARE, TOP = 0.3, 0.03
+SHARE, TOP = 0.3, 0.04
 """``alpha="auto"``: this share of the bound n/n_f, and this share of weights at most; see docs/results/alpha.md."""
 
 
@@ -164,11 +164,11 @@ class Dampening(Method):
         alpha = self._alpha(session, stored, forget)
         # Where only forgotten samples move a weight its ratio is n/n_f up to rounding, which must not decide.
         cut = math.inf if _bounded(stored, forget, alpha) else alpha
-        total = Count()
+        total, found = Count(), forget.values
         with torch.no_grad():
             for name, theta in parameters(session.model).items():
                 reference = stored.sums[name].to(theta.device) / stored.count
-                new, count = dampen(theta, forget.values[name], reference, cut, self.dampening, self.unseen)
+                new, count = dampen(theta, found[name], reference, cut, self.dampening, self.unseen)
                 theta.copy_(new)
                 session.record("counts", {"tensor": name, **vars(count)}, step=len(session.log.get("counts", [])))
                 total += count
@@ -210,7 +210,9 @@ class Dampening(Method):
         n, n_f = stored.count, forget.count
         bound = n / n_f
         if self.alpha == "auto":
-            return max(SHARE * bound, ratio_above(forget, stored, TOP))
+            found = max(SHARE * bound, ratio_above(forget, stored, TOP))
+            # Weights that only the forget set moves sit at the bound, and are to be selected however many they are.
+            return min(found, bound * (1 - 1e-6)) if stored.at == forget.at else found
         if _bounded(stored, forget, self.alpha):
             text = (
                 f"α = {self.alpha:g} selects nothing: with {n_f} of {n} samples to forget no importance ratio "

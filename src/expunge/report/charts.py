@@ -115,7 +115,8 @@ def _accuracy(section: Section, metric: Mapping[str, Any], look: Mapping[str, Lo
 
 def _reference(ax: Axes, section: Section, metric: str) -> None:
     """Draw retrained's value as a line and the floor around it as a band."""
-    value = doc.found(section, "values", doc.of_role(section, "retrained")[0]["name"], metric)
+    reference = doc.of_role(section, "retrained")
+    value = doc.found(section, "values", reference[0]["name"], metric) if reference else None
     floor = doc.floor(section, metric)
     if value is None:
         return
@@ -155,7 +156,7 @@ def distributions(section: Section, quantity: str, look: Mapping[str, Look], key
     edges = np.asarray(curve["edges"], dtype=np.float64)
     shares = {m: {split: _shares(curve["densities"][m][split], edges) for split in ("forget", "test")} for m in models}
     top = max(float(s.max()) for by in shares.values() for s in by.values())
-    goal = next((m for m in models if m == doc.of_role(section, "retrained")[0]["name"]), None)
+    goal = next((m["name"] for m in doc.of_role(section, "retrained") if m["name"] in models), None)
     out = []
     for at, model in enumerate(models):
         ours = shares[model] | ({"goal": shares[goal]["forget"]} if goal not in {None, model} and goal else {})

@@ -86,18 +86,36 @@ def _section(section: Any, where: str) -> None:
     for names, what in ((models, "models"), (metrics, "metrics")):
         if len(set(names)) < len(names):
             raise Incompatible(f"unique names of {what} in {where}", "a name more than once", "name each once")
-    if not any(m["role"] == "retrained" for m in section["models"]):
-        raise Incompatible(f"a model of role 'retrained' in {where}", "none", "retrain a model to compare with")
     for part in ("values", "gaps"):
         _listed(section[part], models, "model", f"{part} of {where}")
         for model, entries in section[part].items():
             _entries(entries, metrics, f"{part} of {model!r} in {where}")
     _entries(section["floor"], metrics, f"the floor of {where}")
+    _curves(section.get("curves") or {}, models, where)
+    _listed(section.get("changed") or {}, models, "model", f"changed of {where}")
     for sample in section.get("samples") or ():
         _keys(sample, {"id": str, "label": str, "image": str}, f"a sample of {where}")
         if not IMAGE.fullmatch(sample["image"]):
             got = f"{sample['image'][:40]!r} for sample {sample['id']!r}"
             raise Incompatible("an image embedded as data:image/png;base64,...", got, "embed the image")
+
+
+def _curves(curves: Mapping[str, Any], models: list[str], where: str) -> None:
+    """Refuse curves of unknown models, or whose parts differ in length."""
+    lengths: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for name in ("loss", "entropy"):
+        if curve := curves.get(name):
+            _keys(curve, {"edges": list, "densities": Mapping}, f"curve {name} of {where}")
+            _listed(curve["densities"], models, "model", f"curve {name} of {where}")
+            for model, splits in curve["densities"].items():
+                lengths |= {(name, model, s): (len(d), len(curve["edges"]) - 1) for s, d in splits.items()}
+    _listed(curves.get("roc") or {}, models, "model", f"curve roc of {where}")
+    for model, rates in (curves.get("roc") or {}).items():
+        _keys(rates, {"fpr": list, "tpr": list}, f"curve roc of {model!r} in {where}")
+        lengths["roc", model, "rates"] = (len(rates["fpr"]), len(rates["tpr"]))
+    for key, (one, other) in lengths.items():
+        if one != other:
+            raise Incompatible(f"as many numbers in curve {'/'.join(key)} of {where}", f"{one} and {other}", REMEDY)
 
 
 def _listed(names: Iterable[str], wanted: Iterable[str], what: str, where: str) -> None:

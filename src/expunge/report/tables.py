@@ -12,30 +12,38 @@ from rich.text import Text
 
 from expunge.report import document as doc
 from expunge.report import format as fmt
+from expunge.report.distance import FORGOTTEN, distance_class, overforgets, yardstick
 from expunge.report.document import Entry, Section
 
-# A gap of class i is at most BOUNDS[i] yardsticks long; the last class is everything beyond.
-BOUNDS = (1, 2, 4, 8)
 FEW_SEEDS = 10
 STYLES = ("green", "", "yellow", "dark_orange", "red")
 
-FORGOTTEN = "accuracy/forget"
 # What a sentence tells, one metric of each line, the first that has a gap.
 TOLD = (
     ((FORGOTTEN, "on the forgotten samples"),),
     (("accuracy/test", "on the test set"), ("accuracy/test_retain", "on the test set without the forgotten class")),
     (("accuracy/retain", "on the retained samples"),),
     (("membership/loss/auc", "in the AUC of the loss attack"),),
+    (("probe/one_shot", "in what a one-shot probe of the features finds"),),
 )
 HEADS = {
     "membership/entropy_lr": "entropy\nattack",
     "membership/loss/auc": "loss\nAUC",
     "membership/loss/balanced_accuracy": "loss\nbal. acc.",
     "membership/loss/tpr_at_fpr_0.01": "TPR at\n1% FPR",
+    "probe/one_shot": "one-shot\nprobe",
     "cost/seconds": "time\nin s",
 }
 # Columns of a narrow terminal, in the order in which they are placed.
-KEPT = (*(f"accuracy/{split}" for split in ("forget", "retain", "test")), "cost/seconds", "membership/loss/auc")
+KEPT = (
+    "accuracy/forget",
+    "accuracy/test",
+    "accuracy/test_retain",
+    "membership/loss/auc",
+    "probe/one_shot",
+    "cost/seconds",
+    "accuracy/retain",
+)
 
 
 @dataclass(frozen=True)
@@ -100,39 +108,6 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-def yardstick(section: Section, model: str, metric: str) -> tuple[float, str] | None:
-    """Return the length that a gap is measured in and what it is, or None where nothing was measured.
-
-    It is the floor, the mean difference of two retrained models. Where the floor is missing, or too small for the
-    printed digits to show (all retrained models may agree on a forgotten class), it is half the interval of the gap
-    or of the value, at least one printed digit.
-
-    Args:
-        section: a section of the document.
-        model: name of the model.
-        metric: name of the metric.
-
-    Returns:
-        The length in the unit of the metric with its name, or None.
-    """
-    gap = doc.found(section, "gaps", model, metric)
-    floor = doc.floor(section, metric)
-    step = fmt.resolution(str((gap or {}).get("unit", "")))
-    if floor is not None and floor["x"] > 0 and floor["x"] >= step:
-        return float(floor["x"]), "floor"
-    for entry in (gap, doc.found(section, "values", model, metric)):
-        spread = None if entry is None else fmt.half(entry)
-        if spread:
-            return max(spread, step), "half interval"
-    return (step, "printed digit") if floor is not None and step else None
-
-
-def overforgets(section: Section, model: str) -> bool:
-    """Return whether a model gets fewer forgotten samples right than retrained does, by more than the yardstick."""
-    gap, unit = doc.found(section, "gaps", model, FORGOTTEN), yardstick(section, model, FORGOTTEN)
-    return gap is not None and unit is not None and gap["x"] < -unit[0]
-
-
 def rows(section: Section) -> list[Row]:
     """Return the table of a section as text, one row for each model and one cell for each metric.
 
@@ -170,11 +145,7 @@ def _cell(section: Section, model: Mapping[str, Any], metric: Mapping[str, Any])
     length = abs(gap["x"]) / unit[0]
     times = f"{length:.1f}×" if length < 9.95 else f"{length:,.0f}×" if length < 1000 else ">999×"
     title = f"{_title(value, gap)}; {times} the {unit[1]} of {fmt.digits(unit[0], str(gap['unit']))}"
-    return Cell(key, fmt.value(value), shown, _class(length), times, title, over=over)
-
-
-def _class(length: float) -> int:
-    return sum(length > bound for bound in BOUNDS)
+    return Cell(key, fmt.value(value), shown, distance_class(length), times, title, over=over)
 
 
 def _title(value: Entry, gap: Entry | None) -> str:
@@ -261,9 +232,10 @@ def _control(section: Section, model: Mapping[str, Any]) -> str:
     if not lengths:
         return text
     far, every = sum(length > 0 for length in lengths), fmt.count(len(lengths), "quantity", "quantities")
-    if not far:
-        return f"{text} It lies within the floor on all of {every}: these measurements cannot tell it from removal."
-    return f"{text} It lies beyond the floor on {far} of {every}."
+    farther = "it is farther from retrained than the yardstick (the floor, else half the interval)"
+    if far:
+        return f"{text} On {far} of {every} {farther}."
+    return f"{text} On none of {every} {farther.replace('it is', 'is it')}: these numbers cannot tell it from removal."
 
 
 def terminal(section: Section, width: int = 120) -> Table:
@@ -278,13 +250,15 @@ def terminal(section: Section, width: int = 120) -> Table:
     """
     every = rows(section)
     metrics = doc.metrics(section)
-    key = [i for i, m in enumerate(metrics) if m["group"] in {"accuracy", "membership"} or m["name"] == "cost/seconds"]
+    key = [i for i, m in enumerate(metrics) if m["group"] in {"accuracy", "membership", "probe"}]
+    key += [i for i, m in enumerate(metrics) if m["name"] == "cost/seconds"]
+    key = [i for i in key if any(r.cells[i].available for r in every)]
     key = [i for i in key or range(len(metrics)) if metrics[i]["name"] != "accuracy/holdout"]
     lines = {r.model: [_short(section, r, c) for c in r.cells] for r in every}
     shown, left_out = _fitting(key, metrics, lines, width - min(24, max(len(r.model) for r in every)))
     caption = "percent where no unit is given; colour: distance to retrained"
     if left_out:
-        caption += "; not shown: " + ", ".join(fmt.plain(metrics[i]["name"]) for i in left_out)
+        caption += "; in the report also: " + ", ".join(fmt.plain(metrics[i]["name"]) for i in left_out)
     table = Table(title=Text(fmt.plain(section["name"])), caption=caption, title_justify="left", caption_justify="left")
     table.box, table.padding, table.pad_edge = None, (0, 1), False
     table.add_column("model", no_wrap=True, max_width=24)

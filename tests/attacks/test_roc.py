@@ -1,0 +1,94 @@
+"""Curves and rates against scikit-learn and brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from expunge.attacks import _roc
+from expunge.attacks.loss import LossThreshold
+from expunge.errors import UserError
+from expunge.evidence import Outputs
+from expunge.metric import Unavailable
+
+SCORES = st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=40)  # many ties
+
+
+def stacked(members: list[float], others: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.r_[np.ones(len(members)), np.zeros(len(others))], np.r_[members, others]
+
+
+@settings(max_examples=80, deadline=None)
+@given(members=SCORES, others=SCORES)
+def test_curve_equals_scikit_learn(members: list[float], others: list[float]):
+    fpr, tpr = _roc.curve(np.array(members), np.array(others))
+    x, y, _ = roc_curve(*stacked(members, others), drop_intermediate=False)
+    np.testing.assert_allclose(fpr, x, atol=1e-12)
+    np.testing.assert_allclose(tpr, y, atol=1e-12)
+    area = _roc.auc(np.array(members), np.array(others))
+    assert area.x == pytest.approx(roc_auc_score(*stacked(members, others)), abs=1e-12)
+    assert area.low - 1e-12 <= area.x <= area.high + 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    members=st.lists(st.integers(0, 60).map(float), min_size=1, max_size=30),
+    others=st.lists(st.integers(0, 60).map(float), min_size=20, max_size=60),
+    rate=st.sampled_from([0.05, 0.1, 0.25]),
+)
+def test_rate_equals_a_search_over_all_thresholds(members: list[float], others: list[float], rate: float):
+    a, b = np.array(members), np.array(others)
+    best = max(
+        [float((a >= cut).mean()) for cut in np.r_[a, b, np.inf] if (b >= cut).mean() <= rate + 1e-12], default=0.0
+    )
+    found = _roc.tpr_at(a, b, rate)
+    assert found.x == pytest.approx(best, abs=1e-12)
+    interval = binomtest(round(best * len(a)), len(a)).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert found.n == len(a)
+
+
+@pytest.mark.parametrize(("others", "defined"), [(99, False), (100, True), (101, True)])
+def test_one_percent_needs_a_hundred_unseen_samples(others: int, defined: bool):
+    found = _roc.tpr_at(np.arange(10.0) + 1000, np.arange(float(others)), 0.01)
+    if defined:
+        assert found.x == 1
+    else:
+        assert found == Unavailable("a false positive rate of 0.01 needs 100 unseen samples, there are 99")
+
+
+def test_one_false_positive_in_a_hundred_is_allowed():
+    others = np.arange(100.0)
+    members = np.array([98.5, 97.5, 99.5, 10.0])
+    assert _roc.tpr_at(members, others, 0.01).x == 0.5  # threshold above 98: one of 100 others passes
+    assert _roc.tpr_at(np.empty(0), others, 0.01) == Unavailable("there are no members")
+    assert isinstance(_roc.auc(np.array([1.0]), others), Unavailable)
+
+
+def test_balanced_accuracy_finds_a_planted_signal_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=900)
+    planted = _roc.balanced_accuracy(rng.normal(size=100) + 3, others, seed=0)
+    assert planted.x == pytest.approx(0.933, abs=0.04)  # Φ(1.5)
+    assert planted.low > 0.85
+    assert planted.n == 1000
+    noise = _roc.balanced_accuracy(rng.normal(size=100), others, seed=0)
+    assert noise.low < 0.5 < noise.high
+    flipped = _roc.balanced_accuracy(rng.normal(size=100) - 3, others, seed=0)
+    assert flipped.x > 0.85  # the regression finds the sign
+    assert _roc.balanced_accuracy(np.zeros(9), others, seed=0) == Unavailable(
+        "10 folds need 10 samples on each side, there are 9, 900"
+    )
+
+
+def test_loss_attack_scores_low_loss_high():
+    loss = torch.tensor([0.1, 3.0])
+    outputs = Outputs(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2), loss)
+    assert LossThreshold().score(outputs).tolist() == (-loss).tolist()
+    with pytest.raises(UserError, match="labelled samples for the loss attack"):
+        LossThreshold().score(Outputs(torch.zeros(2, 3), torch.zeros(2)))

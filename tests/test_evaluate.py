@@ -1,0 +1,224 @@
+"""The audit: controls that must fail, floors, pooling, and the document that reports read."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from worlds import QUIET, World, world
+
+from expunge import zoo
+from expunge.data import Data
+from expunge.errors import UserError
+from expunge.evaluate import evaluate, head_tap
+from expunge.files import canonical
+from expunge.methods import load
+from expunge.metric import Unavailable, Value
+from expunge.metrics import names as families
+from expunge.report import render
+from expunge.scenario import Scenario, forget_class, forget_ids, forget_subclass
+from expunge.scores import FLOOR, Scores, document, pooled, section
+from expunge.task import Regression
+from expunge.train import Recipe, fit, fresh
+from expunge.unlearn import unlearn
+from expunge.zoo.embedded import mislabelled
+
+PROBLEM = zoo.load("digits")
+
+
+def trained(data: Data, seed: int) -> nn.Module:
+    start = fresh(PROBLEM.new_model(), new_model=PROBLEM.new_model, seed=seed)
+    return fit(start, PROBLEM.task, data, PROBLEM.recipe, runtime=QUIET, seed=seed)
+
+
+def digits(train: Data, case: Scenario, seed: int) -> Scores:
+    retain = train.without(case.forget)
+    models = {
+        "original": trained(train, seed),
+        "retrained": [trained(retain, seed), trained(retain, seed + 1000)],
+    }
+    chosen = ["accuracy", "membership", "probe"]
+    return evaluate(models, PROBLEM.task, train=train, test=PROBLEM.test, scenario=case, metrics=chosen, runtime=QUIET)
+
+
+@pytest.fixture(scope="module")
+def wrong_labels() -> Scores:
+    train, ids = mislabelled(PROBLEM.train, 0.05, classes=10, seed=0)
+    return pooled([digits(train, forget_ids(train, ids), seed) for seed in range(2)])
+
+
+@pytest.fixture(scope="module")
+def one_class() -> Scores:
+    return pooled([digits(PROBLEM.train, forget_class(PROBLEM.train, 3), seed) for seed in range(2)])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> World:
+    return world()
+
+
+@pytest.mark.parametrize(
+    "metric", ["accuracy/forget", "membership/loss/auc", "membership/loss/balanced_accuracy"]
+)
+def test_no_op_fails_where_a_second_retrained_model_passes(metric: str, wrong_labels: Scores) -> None:
+    gap, floor = abs(wrong_labels.gaps["no_op"][metric].x), wrong_labels.floor[metric].x
+    assert gap > 0.1
+    assert gap > 5 * floor
+    assert abs(wrong_labels.gaps[FLOOR][metric].x) < 0.1
+
+
+def test_head_mask_passes_class_accuracy_and_is_exposed_by_the_probe(one_class: Scores) -> None:
+    for metric in ("accuracy/forget", "accuracy/test_forget", "accuracy/test_retain"):
+        assert abs(one_class.gaps["head_mask"][metric].x) <= 0.02
+    gap, floor = one_class.gaps["head_mask"]["probe/one_shot"].x, one_class.floor["probe/one_shot"].x
+    assert gap > 0.15
+    assert gap > floor
+    assert abs(one_class.gaps[FLOOR]["probe/one_shot"].x) < gap / 2
+
+
+def test_head_mask_declines_what_is_no_class(wrong_labels: Scores) -> None:
+    assert "head_mask" not in wrong_labels.values
+    assert "kind 'ids'" in wrong_labels.declined["head_mask"]
+
+
+def test_outputs_are_collected_once_per_model_and_split(tiny: World) -> None:
+    class Counts(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.samples = inner, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.samples += len(x)
+            return self.inner(x)  # type: ignore[no-any-return]
+
+    model = Counts(tiny.model)
+    splits = {"train": tiny.train, "test": tiny.test, "holdout": tiny.holdout}
+    evaluate({"mine": model}, tiny.task, scenario=tiny.scenario, runtime=QUIET, **splits)
+    assert model.samples == sum(len(d) for d in splits.values())
+
+
+def test_values_are_those_of_the_models_and_gaps_are_differences(tiny: World) -> None:
+    done = unlearn(load("retrain")(), tiny.model, tiny.task, forget=tiny.forget, retain=tiny.retain, recipe=tiny.recipe)
+    scores = evaluate(
+        {"original": tiny.model, "retrained": done},
+        tiny.task,
+        train=tiny.train,
+        test=tiny.test,
+        scenario=tiny.scenario,
+        runtime=QUIET,
+    )
+    batch = tiny.test.read(range(len(tiny.test)))
+    want = (tiny.model(batch.inputs).argmax(1) == batch.target).double().mean()
+    assert scores["original"]["accuracy/test"].x == pytest.approx(float(want))
+    assert scores["no_op"]["accuracy/test"] == scores["original"]["accuracy/test"]
+    gap = scores["original"]["accuracy/forget"].x - scores["retrained"]["accuracy/forget"].x
+    assert scores.gaps["original"]["accuracy/forget"].x == pytest.approx(gap)
+    assert scores["retrained"]["cost/seconds"].x == done.seconds
+    assert isinstance(scores["original"]["cost/seconds"], Unavailable)
+    assert scores["no_op"]["cost/changed"].x == 0.0
+    assert scores.floor == {}
+
+
+def test_what_is_undefined_says_why(tiny: World) -> None:
+    scores = evaluate({"original": tiny.model}, tiny.task, train=tiny.train, scenario=tiny.scenario, runtime=QUIET)
+    assert scores["original"]["accuracy/test"] == Unavailable("there are no samples in test")
+    assert scores["original"]["membership/entropy_lr"] == Unavailable("there are no samples in test")
+    few = evaluate(
+        {"original": tiny.model}, tiny.task, train=tiny.train, scenario=tiny.scenario, test=tiny.test, runtime=QUIET
+    )
+    rate = few["original"]["membership/loss/tpr_at_fpr_0.01"]
+    assert isinstance(rate, Unavailable)
+    assert "needs 100 unseen samples" in rate.reason
+
+
+def test_regression_runs_without_classes() -> None:
+    problem = zoo.load("diabetes")
+    model = fit(problem.new_model(), problem.task, problem.train, Recipe(epochs=2, lr=0.01), runtime=QUIET)
+    case = forget_ids(problem.train, problem.train.ids[:9])
+    splits = {"train": problem.train, "test": problem.test, "holdout": problem.holdout}
+    scores = evaluate({"original": model}, problem.task, scenario=case, runtime=QUIET, **splits)
+    assert isinstance(problem.task, Regression)
+    assert scores["original"]["accuracy/test"] == Unavailable("the task has no classes")
+    assert scores["original"]["membership/entropy_lr"] == Unavailable("the task has no classes")
+    assert isinstance(scores["original"]["loss/test"], Value)
+    assert isinstance(scores["original"]["membership/loss/auc"], Value)
+
+
+def test_the_forgotten_kind_in_the_test_set_follows_the_scenario() -> None:
+    case = forget_subclass(PROBLEM.train, "straight", column="superclass")
+    model = PROBLEM.new_model().eval()
+    scores = evaluate(
+        {"original": model}, PROBLEM.task, train=PROBLEM.train, test=PROBLEM.test, scenario=case, runtime=QUIET
+    )
+    straight = int(np.isin(PROBLEM.test.targets().numpy(), [1, 4, 7]).sum())
+    assert scores["original"]["accuracy/test_forget"].n == straight
+    assert scores["original"]["accuracy/test_retain"].n == len(PROBLEM.test) - straight
+
+
+def test_pooling_pairs_gaps_by_seed_and_never_invents_a_spread(tiny: World) -> None:
+    def run(a: float, b: float) -> Scores:
+        one = {"accuracy/forget": Value(a, a, a, 5)}
+        two = {"accuracy/forget": Value(b, b, b, 5), "x": Unavailable("why")}
+        gaps = {"ssd": {"accuracy/forget": Value(b - a, -math.inf, math.inf, 1)}}
+        base = evaluate({"original": tiny.model}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=["cost"])
+        return replace(base, values={"retrained": {**one, "x": Unavailable("why")}, "ssd": two}, gaps=gaps, floor={})
+
+    runs = [run(0.1, 0.3), run(0.2, 0.5)]
+    found = pooled(runs)
+    assert found.seeds == 2
+    assert found["ssd"]["accuracy/forget"].x == pytest.approx(0.4)
+    gap = found.gaps["ssd"]["accuracy/forget"]
+    assert (gap.x, gap.n) == (pytest.approx(0.25), 2)
+    assert gap.high - gap.x == pytest.approx(12.7062 * 0.0707107 / math.sqrt(2), rel=1e-4)
+    assert found["ssd"]["x"] == Unavailable("why")
+    alone = pooled(runs[:1]).gaps["ssd"]["accuracy/forget"]
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+
+
+def test_a_list_of_results_is_pooled_under_one_name(tiny: World) -> None:
+    both = [world("class").model, tiny.model]
+    scores = evaluate({"mine": both}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=["accuracy"])
+    assert list(scores.values) == ["mine"]
+    assert scores["mine"]["accuracy/forget"].n == 2
+
+
+@pytest.mark.parametrize(
+    ("models", "more", "text"),
+    [
+        ({}, {}, "at least one model, got none"),
+        ({"a": 3}, {}, "a module or unlearn result under 'a', got int"),
+        ({"a": "model"}, {"metrics": ["acuracy"]}, "a known metric, got 'acuracy': did you mean 'accuracy'"),
+        ({"a": "model"}, {"attacks": ["los"]}, "a known attack, got 'los'"),
+    ],
+)
+def test_bad_calls_are_refused(models: dict[str, Any], more: dict[str, Any], text: str, tiny: World) -> None:
+    given = {k: tiny.model if v == "model" else v for k, v in models.items()}
+    with pytest.raises(UserError, match=text):
+        evaluate(given, tiny.task, train=tiny.train, scenario=tiny.scenario, **more)
+    with pytest.raises(UserError, match="an evaluated model, got 'sdd'"):
+        evaluate({"ssd": tiny.model}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=["cost"])["sdd"]
+
+
+def test_the_document_is_plain_json_and_renders(tiny: World) -> None:
+    again = world("class", n=45)
+    models = {"original": tiny.model, "retrained": [tiny.model, again.model]}
+    scores = evaluate(models, tiny.task, train=tiny.train, test=tiny.test, scenario=tiny.scenario, runtime=QUIET)
+    part = section(scores, name="class 1", text="Class 1.", counts={"train": 39, "forget": 13})
+    page = document([part], title="A test", lead="A lead.", command=None)
+    assert json.loads(canonical(page)) == json.loads(json.dumps(page))
+    assert {m["role"] for m in part["models"]} == {"original", "retrained", "floor", "control"}
+    assert sum(part["curves"]["loss"]["densities"]["original"]["forget"]) == pytest.approx(1.0)
+    assert part["values"]["no_op"]["cost/seconds"]["low"] is None
+    assert "class 1" in render(page)
+
+
+def test_the_tap_is_the_input_of_the_last_linear_layer(tiny: World) -> None:
+    assert head_tap(tiny.model) == "4:input"
+    assert head_tap(nn.Sequential(nn.Conv2d(1, 1, 1))) is None
+    assert "probe" in families()

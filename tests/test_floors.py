@@ -1,0 +1,104 @@
+"""The house rules on order, size and silence: the list is the law, a module imports only what stands above it."""
+
+import ast
+import fnmatch
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import expunge
+
+ROOT = Path(expunge.__file__).parent
+LAW = """
+__init__ errors files seeds stats
+tensors runtime data task scenario
+fisher/checks fisher/quantities fisher/reference fisher/batched fisher/rules fisher/layers fisher/__init__
+masks train evidence method metric
+objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__
+methods/_* methods/* methods/__init__ stamp unlearn shadows
+attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores evaluate
+zoo/networks zoo/embedded zoo/__init__ project
+report/format report/document report/distance report/svg report/tables report/charts report/page report/__init__
+ledger bench/cell bench/grid bench/store bench/runner bench/tune bench/__init__ qualify service testing
+cli/_app cli/_show cli/_samples cli/_jobs cli/* cli/__init__
+"""
+ORDER = LAW.split()
+REGISTRIES = {"methods/__init__", "attacks/__init__", "metrics/__init__"}
+MODULES = {str(p.relative_to(ROOT).with_suffix("")): ast.parse(p.read_text()) for p in sorted(ROOT.rglob("*.py"))}
+FREE = [m for m in MODULES if m in ORDER[:5] or m.startswith("report/") or m == "ledger"]  # of torch
+LOADERS = {(m, "load") for m in REGISTRIES}
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def rank(module):
+    """Return a module's place in the list; modules under one pattern share theirs, and so cannot see each other."""
+    if module in ORDER:
+        return ORDER.index(module)
+    return next((n for n, pattern in enumerate(ORDER) if fnmatch.fnmatchcase(module, pattern)), None)
+
+
+def imported(node):
+    """Return the modules of the package that an import statement names."""
+    if isinstance(node, ast.Import):
+        names = [a.name for a in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "relative import"
+        names = [f"{node.module}.{a.name}" for a in node.names]
+    else:
+        return []
+    paths = [n.split(".")[1:] for n in names if n.split(".")[0] == "expunge"]
+    tries = [
+        ["/".join(p), "/".join([*p, "__init__"]), "/".join(p[:-1]), "/".join([*p[:-1], "__init__"])] for p in paths
+    ]
+    return [next(t for t in some if t in MODULES) for some in tries]
+
+
+def bare_length(function):
+    first = function.body[0]
+    text = first.end_lineno - first.lineno + 1 if ast.get_docstring(function, clean=False) is not None else 0
+    return function.end_lineno - function.lineno + 1 - text
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_listed_and_imports_only_what_stands_above(module):
+    assert rank(module) is not None, f"{module} has no place in the list"
+    below = {m for n in ast.walk(MODULES[module]) for m in imported(n) if rank(m) >= rank(module)}
+    assert not below
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("cli/")])
+def test_below_the_command_line_nothing_prints_or_imports_in_functions(module):
+    tree = MODULES[module]
+    functions = [n for n in ast.walk(tree) if isinstance(n, FUNCTION)]
+    inner = [m for f in functions for n in ast.walk(f) for m in imported(n) if (module, f.name) not in LOADERS]
+    called = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    loads = [f for f in called if getattr(f, "attr", getattr(f, "id", "")) in ("import_module", "__import__")]
+    assert inner == []
+    assert [f for f in called if isinstance(f, ast.Name) and f.id == "print"] == []
+    assert module in REGISTRIES or loads == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_sizes(module):
+    lines = (ROOT / f"{module}.py").read_text().count("\n")
+    assert lines <= 500
+    functions = [n for n in ast.walk(MODULES[module]) if isinstance(n, FUNCTION)]
+    assert {f.name: bare_length(f) for f in functions if bare_length(f) > 80} == {}
+
+
+def test_no_place_is_listed_twice():
+    assert len(set(ORDER)) == len(ORDER)
+
+
+@pytest.mark.parametrize(("modules", "absent"), [(["__init__"], ["torch", "numpy"]), (FREE, ["torch"])], ids=len)
+def test_what_must_not_reach_torch_does_not(modules, absent):
+    names = [".".join(["expunge", *m.split("/")]).removesuffix(".__init__") for m in modules]
+    code = f"""import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+    found = [m for m in {absent} if m in sys.modules]
+    assert not found, (name, found)"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

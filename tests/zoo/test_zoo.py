@@ -1,0 +1,115 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn import datasets
+
+from expunge import tensors, zoo
+from expunge.errors import UserError
+from expunge.evidence import collect
+from expunge.runtime import Runtime
+from expunge.train import fit, fresh
+from expunge.zoo import embedded, networks
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "network", "first"), [("digits", 1797, "convnet", [701, 398]), ("diabetes", 442, "mlp", [61, 6])]
+)
+def test_splits_are_disjoint_complete_and_always_the_same(name, n, network, first):
+    found, again = zoo.load(name), zoo.load(name)
+    parts = [found.train, found.holdout, found.test]
+    assert sorted(i for p in parts for i in p.ids) == sorted(f"{name}/{i}" for i in range(n))
+    assert [len(p) for p in parts] == [round(0.65 * n), round(0.75 * n) - round(0.65 * n), n - round(0.75 * n)]
+    assert [p.name for p in parts] == ["train", "holdout", "test"]
+    assert [p.ids for p in parts] == [again.train.ids, again.holdout.ids, again.test.ids]
+    assert found.network == network
+    assert found.train.ids[:2] == [f"{name}/{i}" for i in first]  # another order would change every published number
+
+
+def test_an_id_is_the_row_of_the_published_table():
+    table = datasets.load_digits()
+    data = zoo.load("digits").train
+    batch = data.read(range(50))
+    rows = [int(i.partition("/")[2]) for i in data.ids[:50]]
+    assert torch.equal(batch.inputs[:, 0], torch.tensor(table.images[rows] / 16, dtype=torch.float32))
+    assert batch.target.tolist() == table.target[rows].tolist()
+    assert float(batch.inputs.min()) == 0
+    assert float(batch.inputs.max()) == 1
+
+
+def test_superclasses_cover_the_digits():
+    data = zoo.load("digits").test
+    found = {int(d): c for d, c in zip(data.targets(), data.column("superclass"), strict=True)}
+    assert found == {0: "round", 1: "straight", 2: "mixed", 3: "mixed", 4: "straight"} | {
+        5: "mixed",
+        6: "round",
+        7: "straight",
+        8: "round",
+        9: "round",
+    }
+
+
+def test_diabetes_is_standardised():
+    found = zoo.load("diabetes")
+    parts = [found.train, found.holdout, found.test]
+    x = torch.cat([p.read(range(len(p))).inputs for p in parts])
+    y = torch.cat([p.targets() for p in parts])
+    assert y.shape == (442, 1)
+    assert float(y.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(y.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert x.std(dim=0, correction=0).tolist() == pytest.approx([1] * 10, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "network"), [("digits", "convnet"), ("digits", "mlp"), ("diabetes", "mlp")])
+def test_networks_fit_their_data_and_come_from_the_random_state(name, network):
+    found = zoo.load(name, network)
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(found.new_model())
+    digests = [tensors.weights_digest(m) for m in made]
+    assert digests[0] == digests[1] != digests[2]
+    batch = found.test.read(range(3))
+    outputs, _ = found.task.forward(made[0], batch)
+    found.task.check(outputs, batch.target)
+    assert outputs.shape == (3, 10 if name == "digits" else 1)
+    fresh(made[0])  # every weight can be drawn anew
+    assert networks.names() == ["convnet", "mlp"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("digit",), "a known data set, got 'digit': did you mean 'digits'"),
+        (("digits", "convent"), "a known network, got 'convent': did you mean 'convnet'"),
+        (("diabetes", "convnet"), "inputs of 3 dimensions for convnet, got shape (10,): take another network: mlp"),
+    ],
+)
+def test_unknown_names(names, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        zoo.load(*names)
+
+
+def test_the_digits_are_learned_in_a_few_epochs():
+    found = zoo.load("digits")
+    torch.manual_seed(0)
+    run = Runtime(progress=False)
+    model = fit(found.new_model(), found.task, found.train, replace(found.recipe, epochs=3), runtime=run)
+    seen = collect(model, found.task, found.test, runtime=run)
+    assert float((seen.prediction == seen.target).double().mean()) > 0.95
+
+
+def test_mislabelled_flips_a_share_and_nothing_else():
+    data = zoo.load("digits").train
+    noisy, flipped = embedded.mislabelled(data, 0.05, classes=10, seed=1)
+    assert noisy.ids == data.ids
+    wrong = [i for i, a, b in zip(data.ids, data.targets(), noisy.targets(), strict=True) if a != b]
+    assert wrong == flipped
+    assert len(flipped) == round(0.05 * len(data))
+    assert noisy.column("clean").tolist() == data.targets().tolist()
+    assert noisy.column("superclass").tolist() == data.column("superclass").tolist()
+    assert torch.equal(noisy.read(range(9)).inputs, data.read(range(9)).inputs)
+    assert 0 <= int(noisy.targets().min()) <= int(noisy.targets().max()) <= 9
+    assert embedded.mislabelled(data, 0.05, classes=10, seed=1)[1] == flipped
+    assert embedded.mislabelled(data, 0.05, classes=10, seed=2)[1] != flipped
