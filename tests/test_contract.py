@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from worlds import QUIET, World, world
 
 from expunge import methods
 from expunge.errors import MissingNeed, UserError
 from expunge.method import Method, See, State
 from expunge.tensors import weights_digest
 from expunge.unlearn import Prepared, Unlearned, prepare, unlearn
+from worlds import QUIET, World, world
 
 NAMES = methods.names(controls=True)
 

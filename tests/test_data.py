@@ -70,6 +70,7 @@ def test_subset_keeps_the_order_asked_for_and_without_the_datas():
     assert some.read([0, 1]).inputs.tolist() == [[6, 7], [2, 3]]
     assert data.without(["d", "b"]).ids == ["a", "c", "e"]
     assert some.subset(["b"]).read([0]).inputs.tolist() == [[2, 3]]
+    assert data.subset(["e", "b", "a"]).without(["b"]).ids == ["e", "a"]
     assert len(data) == 5  # unchanged
 
 
@@ -269,7 +270,7 @@ def test_fingerprints_feel_labels_only_when_labelled():
     [
         torch.zeros(2, 4),
         torch.zeros(2, 4, dtype=torch.int32),
-        torch.zeros(2, 2, 2),
+        torch.zeros(2, 2, 2, dtype=torch.float64),
         torch.zeros(2, 5),
         {"x": torch.zeros(2, 2), "z": torch.zeros(2, 2)},
         {"y": torch.zeros(2, 4)},
@@ -278,6 +279,12 @@ def test_fingerprints_feel_labels_only_when_labelled():
 def test_fingerprints_tell_dtype_shape_and_names_apart(x):
     reference = content(Data.from_arrays(torch.zeros(2, 4, dtype=torch.float64), [0, 0]))
     assert not set(content(Data.from_arrays(x, [0, 0]))) & set(reference)
+
+
+def test_fingerprints_keep_ids_names_and_values_apart():
+    a = Data.from_arrays({"xy": torch.zeros(1)}, ids=["a"])
+    b = Data.from_arrays({"y": torch.zeros(1)}, ids=["ax"])
+    assert content(a) != content(b)
 
 
 def test_fingerprints_do_not_depend_on_order_subset_or_chunks():

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from worlds import QUIET, World, world
 
 from expunge import zoo
 from expunge.data import Data
@@ -28,6 +27,7 @@ from expunge.task import Regression
 from expunge.train import Recipe, fit, fresh
 from expunge.unlearn import unlearn
 from expunge.zoo.embedded import mislabelled
+from worlds import QUIET, World, world
 
 PROBLEM = zoo.load("digits")
 
@@ -63,9 +63,7 @@ def tiny() -> World:
     return world()
 
 
-@pytest.mark.parametrize(
-    "metric", ["accuracy/forget", "membership/loss/auc", "membership/loss/balanced_accuracy"]
-)
+@pytest.mark.parametrize("metric", ["accuracy/forget", "membership/loss/auc", "membership/loss/balanced_accuracy"])
 def test_no_op_fails_where_a_second_retrained_model_passes(metric: str, wrong_labels: Scores) -> None:
     gap, floor = abs(wrong_labels.gaps["no_op"][metric].x), wrong_labels.floor[metric].x
     assert gap > 0.1

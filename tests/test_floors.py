@@ -13,7 +13,7 @@ import expunge
 ROOT = Path(expunge.__file__).parent
 LAW = """
 __init__ errors files seeds stats
-tensors runtime data task scenario
+tensors runtime sources data task scenario
 fisher/checks fisher/quantities fisher/reference fisher/batched fisher/rules fisher/layers fisher/__init__
 masks train evidence method metric
 objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__

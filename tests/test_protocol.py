@@ -8,9 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from skeletons import REFERENCE, ClassOnly, Ensemble, FreshTeacher, Mean, Pruned, Representations, Slices
 from torch import nn
-from worlds import QUIET, World, network, world
 
 from expunge.data import Data
 from expunge.errors import Declined, MissingNeed, UndeclaredNeed, UserError
@@ -19,6 +17,8 @@ from expunge.methods import load
 from expunge.runtime import Runtime
 from expunge.tensors import weights_digest
 from expunge.unlearn import prepare, serve, unlearn
+from skeletons import REFERENCE, ClassOnly, Ensemble, FreshTeacher, Mean, Pruned, Representations, Slices
+from worlds import QUIET, World, network, world
 
 
 @pytest.fixture(scope="module")

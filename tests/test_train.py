@@ -138,6 +138,24 @@ def test_one_seed_gives_the_same_bits_and_another_does_not():
     assert not same(runs[0], runs[2])
 
 
+@dataclass(frozen=True)
+class Spy:
+    seen: list
+
+    def __call__(self, model, batch, outputs, losses):
+        self.seen.extend(batch.index.tolist())
+        return 0.0
+
+
+def test_each_epoch_has_its_own_order_of_every_sample():
+    spy = Spy([])
+    fit(linear(), TASK, blobs(), Recipe(epochs=2, batch_size=6, penalties=(spy,)), runtime=QUIET)
+    first, second = spy.seen[:20], spy.seen[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert first != sorted(first)
+
+
 def test_the_callers_model_and_generators_are_left_as_found():
     model, data = network().train(), blobs()
     model[0][1].eval()
@@ -237,6 +255,14 @@ def test_another_training_does_not_take_over_the_checkpoint(tmp_path, what):
     found = fit(**other, runtime=Runtime(progress=False, workdir=tmp_path))
     assert same(found, fit(**other, runtime=QUIET))
     assert len(list(tmp_path.iterdir())) == 1  # the first one's is kept
+
+
+def test_another_precision_begins_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=Runtime(progress=Stop(10), workdir=tmp_path))
+    heard = Stop()
+    fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=Runtime(progress=heard, workdir=tmp_path, precision="bf16"))
+    assert heard.samples == 100
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import QUIET, World, images, world
 
 from expunge.data import Data
 from expunge.errors import CorruptArtefact, Declined, Incompatible, MissingNeed, NotFinite, UserError
@@ -19,6 +18,7 @@ from expunge.scenario import forget_ids
 from expunge.task import Regression
 from expunge.tensors import weights_digest
 from expunge.unlearn import Prepared, prepare, serve, unlearn
+from worlds import QUIET, World, images, world
 
 
 @pytest.fixture(scope="module")

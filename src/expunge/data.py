@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.errors import UserError, listing
-
-Inputs = Tensor | dict[str, Tensor]
+from expunge.sources import ArraySource, HFSource, Inputs, Source, TorchSource
 
 
 @dataclass(frozen=True)
@@ -43,115 +42,6 @@ class Batch:
         target = None if self.target is None else self.target.to(device)
         weight = None if self.weight is None else self.weight.to(device)
         return Batch(inputs, target, weight, self.index)
-
-
-class Source(Protocol):
-    """Where samples come from, by position."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
-        """Return inputs and targets, stacked; ``raw`` leaves out transforms that belong to the batch."""
-        ...
-
-
-def _tensor(values: Any, what: str) -> Tensor:
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(values[0]).__name__ if isinstance(values, Sequence) and len(values) else type(values).__name__
-        raise UserError(f"numbers as {what}", f"values of type {kind}", "encode them as numbers first") from error
-    return tensor
-
-
-class ArraySource:
-    """Tensors or arrays in memory."""
-
-    def __init__(self, x: Any, y: Any, transform: Callable[[Any], Any] | None) -> None:
-        self.x = {k: _tensor(v, f"inputs '{k}'") for k, v in x.items()} if isinstance(x, Mapping) else _tensor(x, "x")
-        self.y = None if y is None else _tensor(y, "targets")
-        self.transform = transform
-        parts = [*self.x.values()] if isinstance(self.x, dict) else [self.x]
-        lengths = [len(t) for t in parts + ([] if self.y is None else [self.y])]
-        if len(set(lengths)) != 1:
-            raise UserError("inputs and targets of one length", f"lengths {lengths}", "pass as many of each")
-
-    def __len__(self) -> int:
-        return len(next(iter(self.x.values()))) if isinstance(self.x, dict) else len(self.x)
-
-    def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
-        """Index the arrays; the transform runs on the batch of inputs."""
-        at = torch.from_numpy(positions)
-        x: Any = {k: v[at] for k, v in self.x.items()} if isinstance(self.x, dict) else self.x[at]
-        if self.transform is not None and not raw:
-            x = self.transform(x)
-        return x, None if self.y is None else self.y[at]
-
-
-class TorchSource:
-    """A map-style dataset that yields ``(x, y)`` or a dict with one target key."""
-
-    def __init__(self, dataset: Any, target: str | None) -> None:
-        self.dataset, self.target = dataset, target
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            kind = type(dataset).__name__
-            raise UserError("a map-style dataset with len() and [i]", kind, "wrap it so that it has both")
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
-        """Read one by one and stack."""
-        items = [self._item(self.dataset[int(i)]) for i in positions]
-        xs, ys = [x for x, _ in items], [y for _, y in items]
-        try:
-            if isinstance(xs[0], Mapping):
-                x: Any = {k: torch.stack([_tensor(v[k], f"inputs '{k}'") for v in xs]) for k in xs[0]}
-            else:
-                x = torch.stack([_tensor(v, "inputs") for v in xs])
-        except RuntimeError as error:
-            remedy = "pad or resize them to one shape in the dataset"
-            raise UserError("samples of one shape", str(error).splitlines()[0], remedy) from error
-        y = None if ys[0] is None else torch.stack([_tensor(v, "targets") for v in ys])
-        return x, y
-
-    def _item(self, item: Any) -> tuple[Any, Any]:
-        if isinstance(item, Mapping):
-            if self.target is None:
-                known = [k for k in ("labels", "label", "target") if k in item]
-                return {k: v for k, v in item.items() if k not in known[:1]}, item[known[0]] if known else None
-            if self.target not in item:
-                got = listing(item)
-                raise UserError(f"a key '{self.target}' in every sample", got, "name the target's key with target=")
-            return {k: v for k, v in item.items() if k != self.target}, item[self.target]
-        if isinstance(item, tuple | list) and len(item) == 2:
-            return item[0], item[1]
-        size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        got = f"{type(item).__name__}{size}"
-        raise UserError("a dataset that yields (x, y) or a dict", got, "wrap the dataset so that it does")
-
-
-class HFSource:
-    """Columns of a Hugging Face dataset, as dict inputs."""
-
-    def __init__(self, dataset: Any, inputs: Sequence[str], target: str | None) -> None:
-        known = dataset.column_names
-        unknown = [c for c in [*inputs, *([target] if target else [])] if c not in known]
-        if unknown:
-            raise UserError(f"columns among {listing(known, 20)}", listing(unknown), "name columns that exist")
-        self.dataset, self.inputs, self.target = dataset.with_format("torch"), list(inputs), target
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
-        """Index the table."""
-        rows = self.dataset[positions.tolist()]
-        ragged = [c for c in self.inputs if not isinstance(rows[c], Tensor)]
-        if ragged:
-            remedy = "pad them to one length with dataset.map before"
-            raise UserError("columns of one shape", f"rows of several shapes in {listing(ragged)}", remedy)
-        return {c: rows[c] for c in self.inputs}, rows[self.target] if self.target else None
 
 
 @dataclass(eq=False)

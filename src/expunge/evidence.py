@@ -74,9 +74,8 @@ def collect(
     if len(data) == 0:
         raise UserError("samples to run the model on", f"none in {data.name}", "pass data that is not empty")
     rows: list[Outputs] = []
-    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model = runtime.placed(model)
     with eval_mode(model), torch.no_grad(), runtime.tracking(f"outputs on {data.name}", len(data)) as advance:
-        model.to(runtime.torch_device)
         for batch in data.batches(runtime.batch_size):
             batch = batch.to(runtime.torch_device)
             with runtime.autocast():
@@ -92,7 +91,6 @@ def collect(
             features = {k: v.float().cpu() for k, v in found.items()}
             rows.append(Outputs(outputs.cpu(), task.predictions(outputs).cpu(), target, loss, features))
             advance(len(batch))
-        model.to(home)
     return _joined(rows)
 
 

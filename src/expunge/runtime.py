@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import sys
 import threading
@@ -17,6 +18,7 @@ from accelerate import PartialState
 from rich import progress as bars
 from rich.console import Console
 from rich.errors import LiveError
+from torch import nn
 
 from expunge.errors import UserError
 
@@ -95,6 +97,13 @@ class Runtime:
         if self.precision == "full":
             return contextlib.nullcontext()
         return torch.autocast(torch.device(self.torch_device).type, dtype=torch.bfloat16)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Return the model where work runs: itself if it is there already, else a copy; never moves the caller's."""
+        here, wanted = next((p.device for p in model.parameters()), None), torch.device(self.torch_device)
+        if here is None or (here.type, here.index or 0) == (wanted.type, wanted.index or 0):
+            return model
+        return copy.deepcopy(model).to(wanted)
 
     def budget(self) -> int:
         """Return the bytes that per-sample gradients may use at once."""

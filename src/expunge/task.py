@@ -66,11 +66,13 @@ def _tapped(model: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]
                 known = listing([m for m in modules if m], 12)
                 raise UserError(f"a tap 'module' or 'module:input' among {known}", repr(tap), "name an existing module")
 
-            def keep(module: nn.Module, args: Any, out: Any, tap: str = tap, side: str = side) -> None:
-                value = args[0] if side else out
+            def keep(
+                module: nn.Module, args: Any, named: dict[str, Any], out: Any, tap: str = tap, side: str = side
+            ) -> None:
+                value = next(iter((*args, *named.values()))) if side else out
                 found[tap] = value[0] if isinstance(value, tuple) else value
 
-            stack.callback(modules[name].register_forward_hook(keep).remove)
+            stack.callback(modules[name].register_forward_hook(keep, with_kwargs=True).remove)
         yield found
         unused = [tap for tap in taps if tap not in found]
         if unused:

@@ -183,6 +183,9 @@ class LazyTensors(Mapping[str, Tensor]):
             raise CorruptArtefact(*_broken(file, f"other bytes under '{name}'"))
         return tensor  # type: ignore[no-any-return]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._digests
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._digests)
 

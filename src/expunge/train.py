@@ -147,6 +147,8 @@ def fresh(model: nn.Module, *, new_model: Callable[[], nn.Module] | None = None,
             if not isinstance(made, nn.Module) or tensors.shapes_digest(made) != tensors.shapes_digest(model):
                 got = type(made).__name__ + " with other names or shapes"
                 raise UserError("new_model() to build the same network", got, "return the network before training")
+            if tensors.weights_digest(made) == tensors.weights_digest(model):
+                raise UserError("new_model() to return the network before training", "the trained one", "build it anew")
             return made.to(next(iter(model.parameters())).device).train()
         blank = copy.deepcopy(model)
         with torch.no_grad():
@@ -155,7 +157,7 @@ def fresh(model: nn.Module, *, new_model: Callable[[], nn.Module] | None = None,
                     tensor.fill_(math.nan)
         initialise = getattr(blank, "_init_weights", None)
         for module in blank.modules():
-            reset = getattr(module, "reset_parameters", None)
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(initialise):
                 initialise(module)
             elif callable(reset):

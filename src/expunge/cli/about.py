@@ -48,16 +48,9 @@ def methods(
         for field in fields(load(name)):
             m = field.metadata
             table.add_row(field.name, m["symbol"], str(field.default), m["unit"], m["text"])
-    emit(
-        options(context),
-        rows,
-        table,
-        *(
-            ()
-            if name is None
-            else (f"Needs: prepare {rows[chosen[0]]['prepare']}; unlearn {rows[chosen[0]]['unlearn']}",)
-        ),
-    )
+    row = rows[chosen[0]]
+    more = [] if name is None else [f"Needs to prepare: {row['prepare']}. Needs to unlearn: {row['unlearn']}."]
+    emit(options(context), rows, table, *more)
 
 
 @app.command()

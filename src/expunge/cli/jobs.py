@@ -198,9 +198,9 @@ def audit(
 
     check_free(output, overwrite)
     after, before = Folder.open(unlearned), Folder.open(original)
+    scenario, problem = after.scenario, after.problem
     if after.record["before"] != before.record["weights"]:
         raise Incompatible(f"the folder that {unlearned} started from", str(original), "name it with --original")
-    scenario, problem = after.scenario, after.problem
     runtime = Runtime(device=options(context).device, batch_size=batch_size)
     train = problem.train.subset(scenario.train)
     model = before.model(build(before.record["method"]))

@@ -155,6 +155,7 @@ def diagonals(
         raise UserError("a known engine", repr(engine), suggest(engine, ["auto", "layers", "batched", "reference"]))
     if of == "batch_mean" and groups:
         raise UserError("no groups for 'batch_mean'", "some", "call diagonal once a group, its batches are its own")
+    model = runtime.placed(model)
     wanted = chosen(model, params)
     cells = _cells(data, groups)
     at = weights_digest(model)
