@@ -13,9 +13,10 @@ from expunge import zoo
 from expunge.errors import Incompatible, UserError
 from expunge.files import atomic, check_free, read_document, write_document
 from expunge.method import Method, State
+from expunge.methods import build
 from expunge.scenario import Scenario
-from expunge.tensors import load_weights, save_weights
-from expunge.unlearn import serve
+from expunge.tensors import changed, load_weights, save_weights
+from expunge.unlearn import Unlearned, serve
 
 RECORD, SCHEMA = "expunge.record", 1
 WEIGHTS, STATE, NOTE = "model.safetensors", "state.safetensors", "record.json"
@@ -63,6 +64,22 @@ class Folder:
             raise Incompatible(f"the weights of {self.path / NOTE}", "others", "restore the folder from a copy")
         network = network.eval()
         return network if method is None else serve(method, network, self.state())
+
+    def unlearned(self, before: nn.Module) -> Unlearned:
+        """Return the result that forget wrote here, with its times and notes."""
+        method = build(self.record["method"])
+        model = self.model(method)
+        return Unlearned(
+            model=model,
+            state=self.state(),
+            log=self.record["log"],
+            note=self.record["note"],
+            seconds=self.record["seconds"],
+            total_seconds=self.record["total_seconds"],
+            changed=changed(before, model),
+            peak_memory=self.record["peak_memory"],
+            method=self.record["method"],
+        )
 
     def state(self) -> State:
         """Return this folder's state."""

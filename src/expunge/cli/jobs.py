@@ -139,6 +139,7 @@ def forget(
         "forgotten": sorted(gone | set(scenario.forget)),
         "seconds": done.seconds,
         "total_seconds": done.total_seconds,
+        "peak_memory": done.peak_memory,
         "changed": None if done.changed is None else done.changed.share,
         "note": done.note,
         "log": done.log,
@@ -209,7 +210,7 @@ def audit(
         folder = Folder.open(path)
         if folder.record["method"]["name"] != "retrain" or set(folder.scenario.forget) != set(scenario.forget):
             raise Incompatible("a folder of forget -m retrain for the same ids", str(path), "name another folder")
-        references.append(folder.model())
+        references.append(folder.unlearned(model))
     for extra in range(0 if references else 2):
         references.append(
             unlearn(
@@ -226,7 +227,7 @@ def audit(
         )
     made = build(after.record["method"])
     scores = evaluate(
-        {"original": model, "retrained": references, made.name: after.model(made)},
+        {"original": model, "retrained": references, made.name: after.unlearned(model)},
         problem.task,
         train=train,
         test=problem.test,

@@ -185,6 +185,8 @@ def _sentence(section: Section, model: Mapping[str, Any]) -> str:
     if model.get("declined"):
         return f"declined this task: {str(model['declined']).rstrip('.')}."
     told = list(_told(section, model["name"]))
+    if not told and not doc.of_role(section, "retrained"):
+        return _alone(section, model["name"])
     if not told:
         return f"no distance to retrained could be measured ({doc.reason(section, model, FORGOTTEN).rstrip('.')})."
     parts: list[str] = []
@@ -202,6 +204,17 @@ def _sentence(section: Section, model: Mapping[str, Any]) -> str:
             " a distance like any other and itself a trace."
         )
     return text
+
+
+def _alone(section: Section, model: str) -> str:
+    """Return a sentence for a section without a retrained model: what changed, and that nothing is compared."""
+    parts = []
+    for metric, where in (TOLD[0][0], TOLD[1][0]):
+        now, before = (doc.found(section, "values", name, metric) for name in (model, "original"))
+        if now is not None:
+            parts.append(f"{fmt.value(now)} {where}" + (f" (original {fmt.value(before)})" if before else ""))
+    told = f"accuracy {fmt.listed(parts)}" if parts else "no accuracy was measured"
+    return f"{told}; there is no retrained model here to compare with."
 
 
 def _told(section: Section, model: str) -> Iterator[tuple[str, str]]:
