@@ -27,7 +27,6 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/fisher.py
-	$(BIN)/python benchmarks/evaluate.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

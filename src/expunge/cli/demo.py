@@ -25,15 +25,14 @@ def demo(
     Three requests: one class, a random 5 %, and 5 % mislabelled samples. Each seed has its own original and two
     retrained models. Prints a table a request and writes [bold]report.html[/bold].
     """
-    import shutil
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from functools import partial
     from multiprocessing import get_context
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from expunge import zoo
-    from expunge.files import check_free
+    from expunge.files import atomic, check_free
     from expunge.report import write
     from expunge.report.tables import terminal
     from expunge.scores import document, save_document
@@ -53,16 +52,12 @@ def demo(
         disable=not Console(stderr=True).is_terminal,
     )
     runs: dict[tuple[str, int], Any] = {}
-    with bar, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with bar, get_context("spawn").Pool(workers, _quiet) as pool:  # leaving the block ends the workers at once
         task = bar.add_task("training, forgetting, retraining", total=len(jobs))
-        started = {pool.submit(_world, *job, options(context).device): job for job in jobs}
-        try:
-            for done in as_completed(started):
-                runs[started[done]] = done.result()
-                bar.advance(task)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        work = partial(_world, device=options(context).device)
+        for job, scores in pool.imap_unordered(work, jobs):
+            runs[job] = scores
+            bar.advance(task)
     found = {request: [runs[request, seed] for seed in range(seeds)] for request in requests}
     sections = [_section(problem, request, several) for request, several in found.items()]
     lead = (
@@ -70,9 +65,10 @@ def demo(
         "measures behave and rank nothing."
     )
     page = document(sections, title="expunge demo: forgetting handwritten digits", lead=lead, command="expunge demo")
-    shutil.rmtree(output, ignore_errors=True)
-    save_document(output / "audit.json", page)
-    write(output / "report.html", page)
+    with atomic(output) as room:
+        room.mkdir()
+        save_document(room / "audit.json", page)
+        write(room / "report.html", page)
     hints = (
         "What to look at: no_op must be far from retrained wherever forgetting shows (mislabelled: it repeats the "
         "wrong labels); head_mask passes class accuracy and is exposed by the one-shot probe on the features; a method "
@@ -96,7 +92,14 @@ def _request(problem: Any, request: str, seed: int) -> tuple[Any, Any]:
     return train, forget_ids(train, ids, **rest)
 
 
-def _world(request: str, seed: int, device: str) -> Any:
+def _quiet() -> None:
+    """Leave Ctrl-C to the main process, which ends the workers."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _world(job: tuple[str, int], device: str) -> tuple[tuple[str, int], Any]:
     """Train an original and two retrained models, unlearn by every method, and measure them side by side."""
     import torch
 
@@ -108,6 +111,7 @@ def _world(request: str, seed: int, device: str) -> Any:
     from expunge.unlearn import prepare, unlearn
 
     torch.set_num_threads(1)
+    request, seed = job
     problem, runtime = zoo.load("digits"), Runtime(device=device, progress=False)
     train, scenario = _request(problem, request, seed)
     start = fresh(problem.new_model(), new_model=problem.new_model, seed=seed)
@@ -125,7 +129,7 @@ def _world(request: str, seed: int, device: str) -> Any:
     models: dict[str, Any] = {"original": original, "retrained": [run("retrain", seed + 1000 * k) for k in range(2)]}
     models |= {name: run(name, seed) for name in METHODS}
     rest: dict[str, Any] = {"train": train, "test": problem.test, "holdout": problem.holdout}
-    return evaluate(models, problem.task, scenario=scenario, runtime=runtime, seed=seed, **rest)
+    return job, evaluate(models, problem.task, scenario=scenario, runtime=runtime, seed=seed, **rest)
 
 
 def _section(problem: Any, request: str, runs: list[Any]) -> dict[str, Any]:

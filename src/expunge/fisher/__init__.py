@@ -228,9 +228,13 @@ def _plan(
     rest = {name: p for name, p in params.items() if name not in ruled}
     fallback = _fallback(model, task, few, rest, of, runtime, truth)
 
+    watch = True
+
     def step(batch: Batch) -> Sums:
+        nonlocal watch
+        first, watch = watch, False  # lost squares show in the first batch; to look in each costs as much as the rules
         try:
-            found = layers.sums(model, task, batch, params, of, runtime, modules) if modules else {}
+            found = layers.sums(model, task, batch, params, of, runtime, modules, first) if modules else {}
         except layers.Reused:  # the model took another way on this batch
             return reference.sums(model, task, batch, params, of, runtime)
         return {**found, **(fallback(batch) if rest else {})}

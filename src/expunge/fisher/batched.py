@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from expunge.data import Batch
 from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
-from expunge.fisher.quantities import power, scalars
+from expunge.fisher.quantities import power, scalars, verify
 from expunge.runtime import Runtime
 from expunge.task import Task
 
@@ -40,10 +40,10 @@ def sums(
         RuntimeError: vmap cannot trace the model (in-place code, data-dependent branches).
     """
     total = zeros(params)
-    picks = 1
-    if of == "true":
-        with torch.no_grad(), runtime.autocast():
-            picks = task.forward(model, batch)[0].shape[1]
+    with torch.no_grad(), runtime.autocast():
+        outputs, _ = task.forward(model, batch)
+        verify(of, task, outputs, batch)
+    picks = outputs.shape[1] if of == "true" else 1
     width = 3 * max(1, sum(p.numel() * p.element_size() for p in params.values()))
     chunk = max(1, min(len(batch), runtime.budget() // width))
     inner = {f"model.{name}": p.detach() for name, p in params.items()}

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from expunge.data import Batch
 from expunge.fisher.checks import Sums, least, warn_underflow, zeros
-from expunge.fisher.quantities import power, scalars
+from expunge.fisher.quantities import power, scalars, verify
 from expunge.fisher.rules import RULES
 from expunge.runtime import Runtime
 from expunge.task import Task
@@ -110,8 +110,11 @@ def sums(
     of: str,
     runtime: Runtime,
     modules: Mapping[str, nn.Module],
+    watch: bool = True,
 ) -> Sums:
     """Return what `reference.sums` returns, for the parameters of ``modules``.
+
+    With ``watch`` squares that underflow are looked for and warned of, which costs some passes over activations.
 
     Raises:
         Reused: a module's rule does not hold on this batch.
@@ -136,7 +139,7 @@ def sums(
             def backward(delta: Tensor) -> None:
                 if a._version != version:
                     raise Reused(name)
-                if power(of) == 2:
+                if watch and power(of) == 2:
                     _warn(module, a, delta, name)
                 with torch.no_grad():
                     for key, value in RULES[type(module)](module, a, delta, power(of)).items():
@@ -156,6 +159,7 @@ def sums(
         with torch.enable_grad():
             with runtime.autocast():
                 outputs, _ = task.forward(model, batch)
+                verify(of, task, outputs, batch)
                 each = scalars(of, task, outputs, batch)
             for q in each:
                 torch.autograd.backward(q.sum(), inputs=[anchor], retain_graph=q is not each[-1])

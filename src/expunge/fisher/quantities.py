@@ -65,31 +65,41 @@ def scalars(of: str, task: Task, outputs: Tensor, batch: Batch) -> list[Tensor]:
 
 
 def ready(of: str, model: nn.Module, task: Task, data: Data, batch: Batch, runtime: Runtime, seed: int) -> Batch:
-    """Return the batch with the targets its quantity needs, checked; draws them for ``sampled_loss``.
+    """Return the batch on its device with the targets its quantity needs; draws them for ``sampled_loss``.
 
     Each draw is seeded by the sample's id, so batch size, order and partition do not matter.
 
     Raises:
-        UserError: labels are missing or do not fit, or the loss is not one number a sample.
+        UserError: labels are missing.
     """
     batch = batch.to(runtime.torch_device)
     if of in ("output_norm", "true"):
         return batch
-    if of != "sampled_loss" and batch.target is None:
-        raise UserError(f"labels for the quantity '{of}'", f"none in {data.name}", "use output_norm or sampled_loss")
+    if of != "sampled_loss":
+        if batch.target is None:
+            remedy = "use output_norm or sampled_loss"
+            raise UserError(f"labels for the quantity '{of}'", f"none in {data.name}", remedy)
+        return batch
     with torch.no_grad(), runtime.autocast():
         outputs, _ = task.forward(model, batch)
-        if of == "sampled_loss":
-            ids = data.all_ids[data.positions[batch.index.numpy()]]
-            rows = []
-            for row, name in zip(outputs.split(1), ids, strict=True):
-                generator = torch.Generator().manual_seed(named_seed("sampled_loss", seed, name))
-                rows.append(task.sample_target(row, generator))
-            batch = Batch(batch.inputs, torch.cat(rows), batch.weight, batch.index)
-        assert batch.target is not None
-        task.check(outputs, batch.target)
+    rows = []
+    for row, name in zip(outputs.split(1), data.all_ids[data.positions[batch.index.numpy()]], strict=True):
+        generator = torch.Generator().manual_seed(named_seed("sampled_loss", seed, name))
+        rows.append(task.sample_target(row, generator))
+    return Batch(batch.inputs, torch.cat(rows), batch.weight, batch.index)
+
+
+def verify(of: str, task: Task, outputs: Tensor, batch: Batch) -> None:
+    """Refuse targets that do not fit the outputs, and a loss that is not one number a sample; not under vmap.
+
+    Raises:
+        UserError: says which.
+    """
+    if of in ("output_norm", "true") or batch.target is None:
+        return
+    task.check(outputs, batch.target)
+    with torch.no_grad():
         shape = task.loss(outputs, batch.target).shape
     if shape != (len(batch),):
         got = f"shape {tuple(shape)} for {len(batch)} samples"
         raise UserError("a loss of shape (B,), one number a sample", got, "return it unreduced from Task.loss")
-    return batch

@@ -9,7 +9,7 @@ from torch import nn
 
 from expunge.data import Batch
 from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
-from expunge.fisher.quantities import power, scalars
+from expunge.fisher.quantities import power, scalars, verify
 from expunge.runtime import Runtime
 from expunge.task import Task
 
@@ -35,6 +35,7 @@ def sums(
         one = _row(batch, row)
         with torch.enable_grad(), runtime.autocast():
             outputs, _ = task.forward(model, one)
+            verify(of, task, outputs, one)
             each = [q.sum() for q in scalars(of, task, outputs, one)]
         for q in each:
             grads = torch.autograd.grad(q, list(params.values()), retain_graph=True, allow_unused=True)
@@ -61,6 +62,7 @@ def batch_mean(
     """
     with torch.enable_grad(), runtime.autocast():
         outputs, _ = task.forward(model, batch)
+        verify("loss", task, outputs, batch)
         mean = scalars("loss", task, outputs, batch)[0].mean()
     grads = torch.autograd.grad(mean, list(params.values()), allow_unused=True)
     total = zeros(params)

@@ -1,0 +1,68 @@
+"""The README and the guide say what is so, and their code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from expunge import methods
+from expunge.data import Data
+from expunge.methods import load
+from expunge.task import Classification
+from expunge.unlearn import prepare, unlearn
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(file: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
+
+
+def test_the_table_of_methods_is_the_classes() -> None:
+    rows = [r for r in (ROOT / "README.md").read_text().splitlines() if r.startswith("| `")]
+    want = []
+    for name in methods.names():
+        method = methods.build({"name": name, **methods.load(name).example})
+        first = method.reference.authors.split(" and ")[0].split()[-1]
+        source = f"{first} et al. {method.reference.year}"
+        want.append(f"| `{name}` | {method.prepares.words()} | {method.unlearns.words()} | {source} |")
+    assert rows == want
+
+
+def test_the_five_lines_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = torch.randn(60, 4), torch.arange(60) % 3
+    names = {"load": load, "Data": Data, "prepare": prepare, "unlearn": unlearn, "Classification": Classification}
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    scope = {**names, "torch": torch, "model": model, "dataset": torch.utils.data.TensorDataset(x, y)}
+    scope["customer_ids"] = [f"c-{i}" for i in range(60)]
+    (code,) = blocks("README.md", "python")
+    assert len(code.strip().splitlines()) == 5
+    exec(code, scope)
+    model.load_state_dict(torch.load(tmp_path / "model-without-them.pt", weights_only=True))
+
+
+def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    code = "\n".join(blocks("docs/guide.md", "python"))
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert "Value(x=" in capsys.readouterr().out
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
+            assert (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    (shell,) = (b for b in blocks("README.md", "sh") if "expunge" in b)
+    from expunge.cli import app
+
+    known = {c.callback.__name__ for c in app.registered_commands if c.callback}
+    assert {line.split()[1] for line in shell.strip().splitlines()} <= known
