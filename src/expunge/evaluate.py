@@ -54,7 +54,7 @@ def evaluate(
     """Measure models on one scenario; outputs are collected once per model and split.
 
     The controls ``no_op`` and ``head_mask`` are added where there is an ``original``. The first ``retrained`` is
-    the reference of every gap; further ones give the floor.
+    the reference of every gap; further ones stand under ``expunge.scores.FLOOR`` and give the floor.
 
     Args:
         models: modules, unlearn results or lists of them, by name; ``original`` and ``retrained`` are special.
