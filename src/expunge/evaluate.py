@@ -210,7 +210,8 @@ def _like_forgotten(data: Data, scenario: Scenario) -> np.ndarray | None:
         return data.targets().numpy() == target  # type: ignore[no-any-return]
     if scenario.kind in ("subclass", "subject") and target["column"] in data.columns:
         values = data.column(target["column"])
-        return np.asarray([v == target["value"] or str(v) == str(target["value"]) for v in values])
+        same = np.asarray([v == target["value"] or str(v) == str(target["value"]) for v in values])
+        return None if scenario.kind == "subject" and not same.any() else same  # unseen subjects are the rule
     if scenario.kind == "range":
         column = target["column"]
         values = data.targets().reshape(-1).numpy() if column is None else data.column(column)

@@ -22,8 +22,7 @@ _NUMBERS = ("auc", "balanced_accuracy", "tpr_at_fpr_0.01")
 class Membership(Metric):
     """Each attack's success at telling forget samples (members) from unseen ones of the same kind.
 
-    Unseen are test samples of the forgotten class, subclass, subject or range where there are any, else all test
-    samples. An attack
+    Unseen are test samples of the forgotten class, subclass, subject or range, else all test samples. An attack
     with a threshold of its own gives the share of the forget set it calls member; the others give AUC (DeLong),
     cross-validated balanced accuracy, and the true positive rate at a false positive rate of 1 %. Goal: retrained's
     values; below them the forgotten stand out as well.
@@ -70,6 +69,8 @@ class Membership(Metric):
             called = int((members > attack.threshold).sum())
             return {f"membership/{name}": Value.of(stats.wilson(called, len(members)))}
         prefix = f"membership/{name}"
+        if len(others) == 0:
+            return {f"{prefix}/{n}": Unavailable("no unseen sample of the forgotten kind") for n in _NUMBERS}
         return {
             f"{prefix}/auc": _roc.auc(members, others),
             f"{prefix}/balanced_accuracy": _roc.balanced_accuracy(members, others, audit.seed),
@@ -80,8 +81,7 @@ class Membership(Metric):
 def member_scores(attack: Attack, audit: Audit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a fitted attack's scores of the forget set and of unseen samples of the same kind."""
     forget, unseen = audit.outputs("forget"), audit.outputs("test_forget")
-    if unseen is None or len(unseen) == 0:
-        unseen = audit.outputs("test")
+    unseen = audit.outputs("test") if unseen is None else unseen
     return _scores(attack, forget), _scores(attack, unseen)
 
 
