@@ -177,6 +177,7 @@ class Dampening(Method):
         session.record("changed", total.changed / total.size)
         session.record("zeroed", total.zeroed)
         session.record("unseen", total.unseen)
+        session.record("frozen", [n for n, p in session.model.named_parameters() if not p.requires_grad])
         if total.selected == 0:
             session.record("note", f"No weight had an importance ratio above α = {alpha:g}: nothing was changed.")
         elif total.changed == 0:
