@@ -182,6 +182,11 @@ def test_the_methods_that_would_do_are_named(tiny: World) -> None:
         unlearn(load("retrain")(), tiny.model, tiny.task, forget=tiny.forget, retain=tiny.retain)
 
 
+def test_without_labels_the_label_free_method_is_named(tiny: World) -> None:
+    with pytest.raises(MissingNeed, match="train data with labels for ssd, got none: .* or use lfssd, which would do"):
+        prepare(load("ssd")(), tiny.model, tiny.task, train=tiny.train.unlabelled(), runtime=QUIET)
+
+
 @pytest.mark.parametrize("part", ["header", "metadata", "data", "end"])
 def test_a_damaged_state_is_refused(part: str, ready: Prepared, tiny: World, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"

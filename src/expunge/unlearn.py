@@ -106,7 +106,7 @@ def prepare(
     runtime = runtime or Runtime()
     given = {"train": train, "holdout": holdout, "recipe": recipe, "scenario": scenario}
     _check_call(method, model, task, scenario)
-    _check_needs(method, "prepare", method.prepares, given, new_model)
+    _check_needs(method, "prepare", method.prepares, given)
     if train is not None and len(train) == 0:
         raise UserError("training data", f"no sample in {train.name}", "pass data that is not empty")
     session = _session(method, "prepare", method.prepares, model, task, given, new_model, runtime, seed)
@@ -166,7 +166,7 @@ def unlearn(
     if sighted is None and method.unlearns.forget <= See.IDS:
         sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
     given = {"forget": sighted, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
-    _check_needs(method, "unlearn", method.unlearns, given, new_model)
+    _check_needs(method, "unlearn", method.unlearns, given)
     meta, table = stamp.check(method, model, state, ids, samples, retain)
     watched = given["forget"].watched() if isinstance(given["forget"], Data) else None
     given["forget"] = watched
@@ -242,37 +242,38 @@ def _check_ids(ids: Sequence[str], forget: Data | None, retain: Data | None, sce
         raise UserError("the scenario's forget ids", f"others ({listing(odd)})", "pass data.subset(scenario.forget)")
 
 
-def _check_needs(
-    method: Method,
-    phase: str,
-    needs: Needs,
-    given: Mapping[str, Any],
-    new_model: Callable[[], nn.Module] | None,
-) -> None:
-    have = {name for name, value in given.items() if value is not None} | {"fresh"}
+def _check_needs(method: Method, phase: str, needs: Needs, given: Mapping[str, Any]) -> None:
+    """Refuse a call that lacks a declared need, or sight of a set, naming the methods that would do without."""
+    have = {name: _sight(value) for name, value in given.items() if value is not None} | {"fresh": 1}
     missing = [n for n in needs.required() if n not in have]
-    if missing:
-        others = [n for n in _would_do(phase, have) if n != method.name]
-        remedy = "pass " + " and ".join(f"{n}=" for n in missing)
-        if others and phase == "unlearn":
-            remedy += f", or use {' or '.join(others)}, which would do without"
-        raise MissingNeed(f"{' and '.join(missing)} for {method.name} to {phase}", "none", remedy)
-    for name in SETS:
-        if needs.declared(name) and isinstance(given.get(name), Data):
-            sight: See = getattr(needs, name)
-            hidden = sight > See.IDS and not given[name].shows_inputs
-            if hidden or (sight == See.LABELLED and not given[name].labelled):
-                want = "labels" if given[name].shows_inputs else "inputs"
-                remedy = "give them when building the data"
-                raise MissingNeed(f"{name} data with {want} for {method.name}", "none", remedy)
+    short = [n for n in SETS if n in have and have[n] < getattr(needs, n)]
+    if not missing and not short:
+        return
+    what = f"{' and '.join(missing)} for {method.name} to {phase}"
+    remedy = "pass " + " and ".join(f"{n}=" for n in missing)
+    if not missing:
+        want = "inputs" if have[short[0]] < See.INPUTS else "labels"
+        what, remedy = f"{short[0]} data with {want} for {method.name}", "give them when building the data"
+    others = _would_do(phase, have, method.name)
+    if others:
+        remedy += f", or use {' or '.join(others)}, which would do without"
+    raise MissingNeed(what, "none", remedy)
 
 
-def _would_do(phase: str, have: set[str]) -> list[str]:
-    """Return the methods whose requests need no more than what is there and no preparation."""
+def _sight(value: Any) -> int:
+    if not isinstance(value, Data):
+        return 1
+    return See.LABELLED if value.labelled else See.INPUTS if value.shows_inputs else See.IDS
+
+
+def _would_do(phase: str, have: Mapping[str, int], asked: str) -> list[str]:
+    """Return the other methods that need no more than what is there: to prepare, or to unlearn unprepared."""
     found = []
     for name in methods.names():
         other = methods.build({"name": name, **methods.load(name).example})
-        if phase == "unlearn" and set(other.unlearns.required()) <= have and not other.prepares.required():
+        needs = other.prepares if phase == "prepare" else other.unlearns
+        idle = not needs.required() if phase == "prepare" else bool(other.prepares.required())
+        if name != asked and not idle and all(have.get(n, 0) >= int(getattr(needs, n)) for n in needs.required()):
             found.append(name)
     return found
 

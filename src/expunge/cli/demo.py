@@ -60,9 +60,10 @@ def demo(
             bar.advance(task)
     found = {request: [runs[request, seed] for seed in range(seeds)] for request in requests}
     sections = [_section(problem, request, several) for request, several in found.items()]
+    few = "; so few rank nothing" if seeds < 10 else ""
     lead = (
-        f"Six networks a seed were trained on handwritten digits to forget in three ways; {seeds} seeds show how the "
-        "measures behave and rank nothing."
+        "For each of three requests and each seed, an original and two retrained networks were trained on handwritten "
+        f"digits, and every method was measured beside them. {seeds} seed{'s' if seeds > 1 else ''}{few}."
     )
     page = document(sections, title="expunge demo: forgetting handwritten digits", lead=lead, command="expunge demo")
     with atomic(output) as room:

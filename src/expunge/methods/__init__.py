@@ -113,8 +113,11 @@ def parse(settings: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             value = text
         inner = out
-        for part in path:
+        for depth, part in enumerate(path):
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                twice = ".".join(path[: depth + 1])
+                raise UserError("each setting once", f"{twice} twice", "keep one of them")
         if last in inner:
             raise UserError("each setting once", f"{key} twice", "keep one of them")
         inner[last] = value

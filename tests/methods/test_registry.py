@@ -1,0 +1,64 @@
+"""The registry: the folder, and entry points of other packages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from expunge import methods
+from expunge.errors import UserError
+from skeletons import ClassOnly
+
+
+@dataclass
+class Entry:
+    """What importlib.metadata gives for an entry point."""
+
+    name: str
+    value: object
+    group: ClassVar[str] = "expunge.methods"
+
+    def load(self) -> object:
+        return self.value
+
+
+def test_methods_of_other_packages_come_from_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "entry_points", lambda group: [Entry("class_only", ClassOnly), Entry("odd", 3)])
+    assert methods.load("class_only") is ClassOnly
+    assert methods.build({"name": "class_only"}) == ClassOnly()
+    with pytest.raises(UserError, match="a Method class as 'odd', got int: set METHOD"):
+        methods.load("odd")
+
+
+def test_a_folder_member_wins_over_an_entry_point_of_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "entry_points", lambda group: [Entry("ssd", ClassOnly)])
+    assert methods.load("ssd") is not ClassOnly
+    assert methods.names().count("ssd") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [
+        (["alpha=5", "unseen=skip"], {"alpha": 5, "unseen": "skip"}),
+        (["method.name=ssd", "method.alpha=2.5"], {"method": {"name": "ssd", "alpha": 2.5}}),
+        (["flag=true", "text=a=b", "none=null"], {"flag": True, "text": "a=b", "none": None}),
+    ],
+)
+def test_settings_are_read_as_json_or_text(settings: list[str], want: dict[str, object]) -> None:
+    assert methods.parse(settings) == want
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["alpha"], "settings of the form KEY=VALUE, got 'alpha'"),
+        (["=5"], "settings of the form KEY=VALUE"),
+        (["alpha=1", "alpha=2"], "each setting once, got alpha twice"),
+        (["alpha=1", "alpha.b=2"], "each setting once, got alpha twice"),
+    ],
+)
+def test_broken_settings_are_refused(settings: list[str], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        methods.parse(settings)
