@@ -244,11 +244,12 @@ def _check_ids(ids: Sequence[str], forget: Data | None, retain: Data | None, sce
 
 def _check_needs(method: Method, phase: str, needs: Needs, given: Mapping[str, Any]) -> None:
     """Refuse a call that lacks a declared need, or sight of a set, naming the methods that would do without."""
-    have = {name: _sight(value) for name, value in given.items() if value is not None} | {"fresh": 1}
-    missing = [n for n in needs.required() if n not in have]
-    short = [n for n in SETS if n in have and have[n] < getattr(needs, n)]
+    there = {name: value for name, value in given.items() if value is not None} | {"fresh": True}
+    missing = [n for n in needs.required() if n not in there]
+    short = [n for n in SETS if n in there and needs.declared(n) and _sight(there[n]) < getattr(needs, n)]
     if not missing and not short:
         return
+    have = {name: _sight(value) for name, value in there.items()}  # reads a sample, and so not of undeclared sets above
     what = f"{' and '.join(missing)} for {method.name} to {phase}"
     remedy = "pass " + " and ".join(f"{n}=" for n in missing)
     if not missing:
