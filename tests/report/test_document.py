@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -6,8 +7,10 @@ from expunge.errors import Incompatible
 from expunge.report.document import validate
 
 
-def test_a_whole_document_passes(document):
-    validate(document)
+def test_a_whole_document_passes_and_is_left_as_it_is(document):
+    before = copy.deepcopy(document)
+    assert validate(document) is None
+    assert document == before
 
 
 @pytest.mark.parametrize("key", ["title", "lead", "created", "versions", "sections"])

@@ -168,6 +168,7 @@ def test_a_report_is_not_overwritten_unasked(tmp_path, document):
 def test_half_surrogates_can_be_written(tmp_path, document):
     light(document)
     report.write(tmp_path / "r.html", document | {"title": "a\ud800b"})
+    assert re.search("<h1>a.?b</h1>", (tmp_path / "r.html").read_text(encoding="utf-8"))
 
 
 def test_torch_is_not_imported():

@@ -47,7 +47,7 @@ class Folder:
             UserError: no folder, or none that prepare or forget wrote.
         """
         if not (path / NOTE).is_file():
-            got = "a folder without record.json" if path.is_dir() else "nothing there"
+            got = "a folder without record.json" if path.is_dir() else "a file" if path.exists() else "nothing there"
             raise UserError(f"a folder written by prepare or forget at {path}", got, "run expunge prepare first")
         record = read_document(path / NOTE, RECORD, SCHEMA)
         return cls(path, record, zoo.load(record["data"], record["network"]))
