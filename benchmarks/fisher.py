@@ -2,7 +2,7 @@
 
 Engines and the plain pass are interleaved on the same batches, one torch thread; the median of the repeats is printed.
 
-    python benchmarks/fisher.py --repeats 9
+    python benchmarks/fisher.py --repeats 5
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def case(name: str, shape: tuple[int, ...], samples: int, size: int, repeats: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("| network, input | samples / batch | " + " | ".join(ENGINES) + " |")
     print("|---|---|---|---|---|")
-    case("mlp", (1, 8, 8), 1024, 64, args.repeats)
-    case("convnet", (1, 8, 8), 512, 64, args.repeats)
-    case("convnet", (3, 32, 32), 128, 64, args.repeats)
+    case("mlp", (1, 8, 8), 4096, 64, args.repeats)
+    case("convnet", (1, 8, 8), 2048, 64, args.repeats)
+    case("convnet", (3, 32, 32), 512, 64, args.repeats)
 
 
 if __name__ == "__main__":
