@@ -179,6 +179,17 @@ def test_pooling_pairs_gaps_by_seed_and_never_invents_a_spread(tiny: World) -> N
     assert (alone.low, alone.high) == (-math.inf, math.inf)
 
 
+def test_only_like_runs_are_pooled(tiny: World) -> None:
+    case = {"train": tiny.train, "scenario": tiny.scenario, "runtime": QUIET}
+    runs = [evaluate({"a": tiny.model}, tiny.task, metrics=[m], **case) for m in ("accuracy", "loss")]
+    with pytest.raises(
+        UserError, match="runs of the same models and metrics, got a after a: evaluate every seed alike"
+    ):
+        pooled(runs)
+    with pytest.raises(UserError, match="at least one run to pool, got none"):
+        pooled([])
+
+
 def test_a_list_of_results_is_pooled_under_one_name(tiny: World) -> None:
     both = [world("class").model, tiny.model]
     scores = evaluate({"mine": both}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=["accuracy"])

@@ -16,7 +16,7 @@ import torch
 
 from expunge import __version__, methods, stats
 from expunge.attacks import _roc
-from expunge.errors import UserError, suggest
+from expunge.errors import UserError, listing, suggest
 from expunge.files import jsonable, write_document
 from expunge.metric import Found, Goal, Unavailable, Value
 from expunge.scenario import Scenario
@@ -77,13 +77,17 @@ def pooled(runs: Sequence[Scores]) -> Scores:
         The pooled scores; a value undefined on any seed stays undefined, with the first reason.
 
     Raises:
-        UserError: no run.
+        UserError: no run, or runs of different models or metrics.
     """
     if not runs:
         raise UserError("at least one run to pool", "none", "call evaluate once a seed")
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
+    for run in runs[1:]:
+        if {m: set(v) for m, v in run.values.items()} != {m: set(v) for m, v in first.values.items()}:
+            got = f"{listing(run.values)} after {listing(first.values)}"
+            raise UserError("runs of the same models and metrics", got, "evaluate every seed alike")
     return Scores(
         values={m: {k: pool([r.values[m][k] for r in runs]) for k in first.values[m]} for m in first.values},
         gaps={m: defined({k: [r.gaps[m].get(k) for r in runs] for k in first.gaps[m]}) for m in first.gaps},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,26 +31,46 @@ def methods(
             "summary": (cls.__doc__ or "").strip().splitlines()[0],
             "prepare": method.prepares.words(),
             "unlearn": method.unlearns.words(),
+            "declines": _declines(method),
             "control": cls.control,
-            "reference": f"{cls.reference.authors.split(' and ')[0]} et al. {cls.reference.year}",
+            "reference": f"{cls.reference.title}, {cls.reference.year}, {cls.reference.link}",
             "fields": {f.name: {"default": f.default, **f.metadata} for f in fields(cls)},
         }
-    table = Table(title="Methods" if name is None else name, show_lines=True)
     if name is None:
-        for column in ("method", "what it does", "prepare needs", "unlearn needs"):
-            table.add_column(column)
+        table = Table("method", "what it does", "to prepare", "to unlearn", "declines", title="Methods and their needs")
         for key, row in rows.items():
             mark = " (control)" if row["control"] else ""
-            table.add_row(key + mark, str(row["summary"]), str(row["prepare"]), str(row["unlearn"]))
-    else:
-        for column in ("field", "symbol", "default", "unit", "what it is"):
-            table.add_column(column)
-        for field in fields(load(name)):
-            m = field.metadata
-            table.add_row(field.name, m["symbol"], str(field.default), m["unit"], m["text"])
+            table.add_row(key + mark, *(str(row[k]) for k in ("summary", "prepare", "unlearn", "declines")))
+            table.add_section()
+        emit(options(context), rows, table)
+        return
     row = rows[chosen[0]]
-    more = [] if name is None else [f"Needs to prepare: {row['prepare']}. Needs to unlearn: {row['unlearn']}."]
-    emit(options(context), rows, table, *more)
+    table = Table("field", "symbol", "default", "unit", "what it is", title=chosen[0])
+    for field in fields(load(name)):
+        m = field.metadata
+        table.add_row(field.name, m["symbol"], str(field.default), m["unit"], m["text"])
+    needs = f"Needs to prepare: {row['prepare']}. Needs to unlearn: {row['unlearn']}. Declines: {row['declines']}."
+    emit(options(context), rows, str(row["summary"]), table, needs, f"Source: {row['reference']}")
+
+
+def _declines(method: Any) -> str:
+    """Return the tasks and kinds of forget sets that a method declines, in words."""
+    from typing import get_args
+
+    from torch import nn
+
+    from expunge.scenario import Kind, Scenario
+    from expunge.task import Classification, Regression
+
+    def refused(task: Any) -> list[str]:
+        cases = {k: Scenario(train=("a", "b"), forget=("a",), kind=k, target=0) for k in get_args(Kind)}
+        return [kind for kind, case in cases.items() if method.declines(task, case, nn.Identity())]
+
+    every = list(get_args(Kind))
+    tasks = {"classification": refused(Classification()), "regression": refused(Regression())}
+    whole = [name for name, kinds in tasks.items() if kinds == every]
+    kinds = [k for k in every if any(k in found for name, found in tasks.items() if name not in whole)]
+    return "; ".join([*whole, *([f"forget sets of kind {', '.join(kinds)}"] if kinds else [])]) or "-"
 
 
 @app.command()
