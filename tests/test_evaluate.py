@@ -66,7 +66,7 @@ def tiny() -> World:
 @pytest.mark.parametrize("metric", ["accuracy/forget", "membership/loss/auc", "membership/loss/balanced_accuracy"])
 def test_no_op_fails_where_a_second_retrained_model_passes(metric: str, wrong_labels: Scores) -> None:
     gap, floor = abs(wrong_labels.gaps["no_op"][metric].x), wrong_labels.floor[metric].x
-    assert gap > 0.1
+    assert gap > 0.05
     assert gap > 5 * floor
     assert abs(wrong_labels.gaps[FLOOR][metric].x) < 0.1
 
@@ -98,7 +98,7 @@ def test_outputs_are_collected_once_per_model_and_split(tiny: World) -> None:
     model = Counts(tiny.model)
     splits = {"train": tiny.train, "test": tiny.test, "holdout": tiny.holdout}
     evaluate({"mine": model}, tiny.task, scenario=tiny.scenario, runtime=QUIET, **splits)
-    assert model.samples == sum(len(d) for d in splits.values())
+    assert model.samples == sum(len(d) for d in splits.values()) + 2  # two samples to find the features
 
 
 def test_values_are_those_of_the_models_and_gaps_are_differences(tiny: World) -> None:
@@ -165,8 +165,12 @@ def test_pooling_pairs_gaps_by_seed_and_never_invents_a_spread(tiny: World) -> N
         two = {"accuracy/forget": Value(b, b, b, 5), "x": Unavailable("why")}
         gaps = {"ssd": {"accuracy/forget": Value(b - a, -math.inf, math.inf, 1)}}
         base = evaluate({"original": tiny.model}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=["cost"])
-        return replace(base, values={"retrained": {**one, "x": Unavailable("why")}, "ssd": two}, gaps=gaps, floor={})
+        values = {"retrained": {**one, "x": Unavailable("why")}, "ssd": two}
+        return replace(base, values=values, gaps=gaps, distances={"ssd": {"accuracy/forget": abs(b - a)}}, floor={})
 
+    swings = pooled([run(0.1, 0.6), run(0.6, 0.1)])
+    assert swings.gaps["ssd"]["accuracy/forget"].x == pytest.approx(0.0)
+    assert swings.distances["ssd"]["accuracy/forget"] == pytest.approx(0.5)
     runs = [run(0.1, 0.3), run(0.2, 0.5)]
     found = pooled(runs)
     assert found.seeds == 2
@@ -228,6 +232,55 @@ def test_the_document_is_plain_json_and_renders(tiny: World) -> None:
 
 
 def test_the_tap_is_the_input_of_the_last_linear_layer(tiny: World) -> None:
-    assert head_tap(tiny.model) == "4:input"
-    assert head_tap(nn.Sequential(nn.Conv2d(1, 1, 1))) is None
+    where = (tiny.task, tiny.train, QUIET)
+    assert head_tap(tiny.model, *where) == "4:input"
+    assert head_tap(nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten()), *where) is None
+    late = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    late.unused = nn.ModuleList([nn.Linear(2, 2)])
+    late.forward = lambda x: late[1](late[0](x))  # type: ignore[method-assign]
+    assert head_tap(late, *where) == "1:input"
     assert "probe" in families()
+
+
+def test_models_of_other_shapes_stand_side_by_side(tiny: World) -> None:
+    class Prefixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = tiny.model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(x)  # type: ignore[no-any-return]
+
+    other = nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten())
+    models = {"original": tiny.model, "wrapped": Prefixed(), "other": other}
+    scores = evaluate(models, tiny.task, train=tiny.train, test=tiny.test, scenario=tiny.scenario, runtime=QUIET)
+    assert scores["wrapped"]["probe/one_shot"] == scores["original"]["probe/one_shot"]
+    assert isinstance(scores["other"]["probe/one_shot"], Unavailable)
+    assert isinstance(scores["other"]["cost/changed"], Unavailable)
+
+
+def test_test_data_that_was_trained_on_is_refused(tiny: World) -> None:
+    with pytest.raises(UserError, match="test data outside the training set, got train/0"):
+        evaluate({"a": tiny.model}, tiny.task, train=tiny.train, test=tiny.train, scenario=tiny.scenario)
+
+
+def test_retain_is_the_scenarios(tiny: World) -> None:
+    some = tiny.train.subset(tiny.train.ids[:20])
+    case = forget_ids(some, some.ids[:4])
+    scores = evaluate(
+        {"a": tiny.model}, tiny.task, train=tiny.train, scenario=case, metrics=["accuracy"], runtime=QUIET
+    )
+    assert scores["a"]["accuracy/retain"].n == 16
+
+
+def test_replicates_and_several_retrained_models_reach_the_report(tiny: World) -> None:
+    nets = [world("class", n=n).model for n in (42, 45, 48)]
+    models = {"original": tiny.model, "retrained": nets, "mine": nets[:2], "mine #2": tiny.model}
+    scores = evaluate(models, tiny.task, train=tiny.train, test=tiny.test, scenario=tiny.scenario, runtime=QUIET)
+    assert scores["mine"]["accuracy/test"].n == 2
+    assert scores["mine #2"]["accuracy/test"] == scores["original"]["accuracy/test"]
+    x = [scores[n]["loss/test"].x for n in ("retrained", FLOOR, f"{FLOOR} 2")]
+    want = np.mean([abs(x[0] - x[1]), abs(x[0] - x[2]), abs(x[1] - x[2])])
+    assert scores.floor["loss/test"].x == pytest.approx(float(want))
+    page = document([section(scores, name="a", text="b", counts={"train": 39})], title="t", lead="l", command=None)
+    assert "mine #2" in render(page)

@@ -96,7 +96,7 @@ def test_auc_equals_all_pairs_and_sklearn(seed, ties):
     assert found.x == pytest.approx(x, abs=1e-12)
     labels = [1] * 23 + [0] * 31
     assert found.x == pytest.approx(roc_auc_score(labels, np.concatenate([members, others])), abs=1e-12)
-    half = 1.959964 * math.sqrt(variance) / (x * (1 - x))
+    half = 2.073873 * math.sqrt(variance) / (x * (1 - x))  # t with 22 degrees of freedom
     centre = math.log(x / (1 - x))
     ends = [1 / (1 + math.exp(-(centre + s * half))) for s in (-1, 1)]
     assert [found.low, found.high] == pytest.approx(ends, abs=1e-6)

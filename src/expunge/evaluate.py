@@ -15,7 +15,7 @@ from expunge import metrics as metric_registry
 from expunge.attacks.entropy_lr import entropy
 from expunge.attacks.loss import LossThreshold
 from expunge.data import Data
-from expunge.errors import UserError
+from expunge.errors import UserError, listing
 from expunge.evidence import Evidence, Outputs, collect
 from expunge.metric import Audit, Found, Goal, Metric
 from expunge.metrics.membership import Membership, member_scores
@@ -23,16 +23,29 @@ from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.scores import FLOOR, REFERENCE, Scores, merged, with_gaps
 from expunge.task import Classification, Task
+from expunge.tensors import eval_mode
 from expunge.train import Recipe
 from expunge.unlearn import Unlearned, unlearn
 
 Model = nn.Module | Unlearned
 
 
-def head_tap(model: nn.Module) -> str | None:
-    """Return the tap of the features: the input of the last linear layer, None where there is no linear layer."""
+def head_tap(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> str | None:
+    """Return the tap of the features: the input of the last linear layer that sees one row a sample, or None.
+
+    Layers that a forward pass does not reach, or that see something else than samples, are passed over.
+    """
     linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name]
-    return f"{linear[-1]}:input" if linear else None
+    model, batch = runtime.placed(model), data.read(range(min(2, len(data)))).to(runtime.torch_device)
+    with eval_mode(model), torch.no_grad():
+        for name in reversed(linear):
+            try:
+                _, found = task.forward(model, batch, [f"{name}:input"])
+            except UserError:  # not reached
+                continue
+            if len(found[f"{name}:input"]) == len(batch):
+                return f"{name}:input"
+    return None
 
 
 def evaluate(
@@ -81,19 +94,25 @@ def evaluate(
     if not models:
         raise UserError("at least one model", "none", "pass for example {'original': model}")
     chosen = _metrics(metrics, attacks, shadows)
-    named, declined = _named(models, task, scenario, runtime, seed)
-    tap = next((head_tap(_module(m)) for m in named.values()), None)
-    tap = tap if any("features" in m.needs for m in chosen) else None
     splits = _splits(train, test, holdout, scenario)
-    seen = {n: _collect(_module(m), task, splits, test, scenario, tap, runtime) for n, m in named.items()}
+    same = None if "test" not in splits else _like_forgotten(splits["test"], scenario)
+    named, groups, declined = _named(models, task, scenario, runtime, seed)
+    probing = scenario.kind == "class" and any("features" in m.needs for m in chosen)
+    kept: dict[str, dict[str, Outputs]] = {}
     values: dict[str, Found] = {}
     samples: dict[str, dict[str, np.ndarray]] = {}
     goals: dict[str, Goal] = {}
-    for name, model in named.items():
-        roles = {"model": name, "original": "original", "retrained": REFERENCE}
+    for name in sorted(named, key=lambda n: n not in ("original", REFERENCE)):
+        model = named[name]
+        tap = head_tap(_module(model), task, splits["forget"], runtime) if probing else None
+        outputs = _collect(_module(model), task, splits, same, tap, runtime)
+        if name in ("original", REFERENCE):  # every other model's evidence is dropped once it is measured
+            kept[name] = outputs
+        roles = {"original": kept.get("original", {}), "retrained": kept.get(REFERENCE, {}), "model": outputs}
+        present = {"model": name, "original": "original", "retrained": REFERENCE}
         audit = Audit(
-            evidence={(r, s): o for r, n in roles.items() if n in seen for s, o in seen[n].items()},
-            models={r: _module(named[n]) for r, n in roles.items() if n in named},
+            evidence={(role, split): o for role, found in roles.items() for split, o in found.items()},
+            models={role: _module(named[n]) for role, n in present.items() if n in named},
             task=task,
             scenario=scenario,
             edit=_edit(model),
@@ -111,8 +130,9 @@ def evaluate(
     results = {n: m for n, m in named.items() if isinstance(m, Unlearned)}
     changed = {n: m.changed for n, m in results.items() if m.changed is not None}
     scores = Scores(
-        values=merged(values),
+        values={n: values[n] for n in named},
         gaps={},
+        distances={},
         floor={},
         goals=goals,
         declined=declined,
@@ -122,7 +142,7 @@ def evaluate(
         samples=samples,
         scenario=scenario,
     )
-    return with_gaps(scores)
+    return with_gaps(merged(scores, groups))
 
 
 def _metrics(
@@ -143,27 +163,35 @@ def _metrics(
 
 def _named(
     models: Mapping[str, Model | Sequence[Model]], task: Task, scenario: Scenario, runtime: Runtime, seed: int
-) -> tuple[dict[str, Model], dict[str, str]]:
-    """Flatten lists to ``name``, ``name #2`` ... and add the controls."""
+) -> tuple[dict[str, Model], dict[str, list[str]], dict[str, str]]:
+    """Give each replicate a name of its own, group them by the caller's names, and add the controls."""
     named: dict[str, Model] = {}
+    groups: dict[str, list[str]] = {}
     for name, given in models.items():
         several: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         if not several or not all(isinstance(m, nn.Module | Unlearned) for m in several):
             raise UserError(f"a module or unlearn result under '{name}'", type(given).__name__, "pass one, or a list")
         for i, model in enumerate(several):
-            second = FLOOR if i == 1 else f"{FLOOR} #{i}"
-            named[name if i == 0 else second if name == REFERENCE else f"{name} #{i + 1}"] = model
+            if name == REFERENCE and i:  # further retrained models are rows of their own
+                own = group = FLOOR if i == 1 else f"{FLOOR} {i}"
+            else:
+                own, group = (name if i == 0 else f"{name}\0{i}"), name
+            named[own] = model
+            groups.setdefault(group, []).append(own)
     declined: dict[str, str] = {}
     original = named.get("original")
     for control in (n for n in methods.names(controls=True) if methods.load(n).control and original is not None):
         method, model = methods.load(control)(), _module(original)  # type: ignore[arg-type]
         reason = method.declines(task, scenario, model)
+        if control in named:
+            continue
         if reason:
             declined[control] = reason
-        elif control not in named:
+        else:
             ids = scenario.forget
             named[control] = unlearn(method, model, task, forget=ids, scenario=scenario, runtime=runtime, seed=seed)
-    return named, declined
+            groups[control] = [control]
+    return named, groups, declined
 
 
 def _module(model: Model) -> nn.Module:
@@ -177,43 +205,56 @@ def _edit(model: Model) -> dict[str, float]:
 
 
 def _splits(train: Data, test: Data | None, holdout: Data | None, scenario: Scenario) -> dict[str, Data]:
-    found = {"forget": train.subset(scenario.forget), "retain": train.without(scenario.forget)}
-    found |= {k: v for k, v in (("test", test), ("holdout", holdout)) if v is not None}
+    """Return the sets to measure on: forget and retain as the scenario names them, and what is unseen."""
+    found = {"forget": train.subset(scenario.forget), "retain": train.subset(scenario.retain)}
+    trained = set(scenario.train)
+    for name, data in (("test", test), ("holdout", holdout)):
+        both = [] if data is None else [i for i in data.ids if i in trained]
+        if data is not None and both and _same_content(train.subset(both), data.subset(both)):
+            remedy = f"pass {name} data that was not trained on"
+            raise UserError(f"{name} data outside the training set", f"{listing(both)} in both", remedy)
+        if data is not None and len(data):
+            found[name] = data
     return found
+
+
+def _same_content(one: Data, other: Data) -> bool:
+    """Return whether a sample is the same under the same id; data sets may well share ids such as train/0."""
+    a, b = (d.fingerprints(b"", labelled=False)[1] for d in (one, other))
+    return bool((a == b).any())
 
 
 def _collect(
     model: nn.Module,
     task: Task,
     splits: Mapping[str, Data],
-    test: Data | None,
-    scenario: Scenario,
+    same: np.ndarray | None,
     tap: str | None,
     runtime: Runtime,
 ) -> dict[str, Outputs]:
     found = {
         split: collect(model, task, data, taps=[tap] if tap else [], runtime=runtime) for split, data in splits.items()
     }
-    if test is not None:
-        same = _like_forgotten(test, scenario)
-        if same is not None:
-            at = torch.from_numpy(np.flatnonzero(same))
-            found["test_forget"] = found["test"].take(at)
-            found["test_retain"] = found["test"].take(torch.from_numpy(np.flatnonzero(~same)))
+    if same is not None:
+        found["test_forget"] = found["test"].take(torch.from_numpy(np.flatnonzero(same)))
+        found["test_retain"] = found["test"].take(torch.from_numpy(np.flatnonzero(~same)))
     return found
 
 
 def _like_forgotten(data: Data, scenario: Scenario) -> np.ndarray | None:
-    """Return which samples are of the forgotten kind, None where the kind says nothing of unseen samples."""
+    """Return which samples are of the forgotten kind, None where that cannot be said of unseen samples."""
     target = scenario.target
+    column = target.get("column") if isinstance(target, dict) else None
+    if column is None and not data.labelled:
+        return None
+    if column is not None and column not in data.columns:
+        return None
     if scenario.kind == "class":
         return data.targets().numpy() == target  # type: ignore[no-any-return]
-    if scenario.kind in ("subclass", "subject") and target["column"] in data.columns:
-        values = data.column(target["column"])
-        same = np.asarray([v == target["value"] or str(v) == str(target["value"]) for v in values])
+    if column is not None and scenario.kind in ("subclass", "subject"):
+        same = np.asarray([v == target["value"] or str(v) == str(target["value"]) for v in data.column(column)])
         return None if scenario.kind == "subject" and not same.any() else same  # unseen subjects are the rule
     if scenario.kind == "range":
-        column = target["column"]
         values = data.targets().reshape(-1).numpy() if column is None else data.column(column)
         return np.asarray([target["low"] <= v < target["high"] for v in values])
     return None

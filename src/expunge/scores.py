@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ class Scores:
 
     Args:
         values: by model and metric.
-        gaps: value minus retrained's, by model and metric, where both are defined.
-        floor: |gap| between two retrained models, by metric; empty without a second one.
+        gaps: value minus retrained's, by model and metric, where both are defined; signed.
+        distances: the size of that gap, averaged over seeds after the sign is dropped: what the floor compares with.
+        floor: mean |gap| over all pairs of retrained models of one seed, by metric; empty without a second one.
         goals: which values are good, by metric.
         declined: reason by control or method that does not apply.
         notes: what the unlearn results say a reader must know, by model.
@@ -46,6 +47,7 @@ class Scores:
 
     values: Mapping[str, Found]
     gaps: Mapping[str, dict[str, Value]]
+    distances: Mapping[str, dict[str, float]]
     floor: Mapping[str, Value]
     goals: Mapping[str, Goal]
     declined: Mapping[str, str]
@@ -91,6 +93,7 @@ def pooled(runs: Sequence[Scores]) -> Scores:
     return Scores(
         values={m: {k: pool([r.values[m][k] for r in runs]) for k in first.values[m]} for m in first.values},
         gaps={m: defined({k: [r.gaps[m].get(k) for r in runs] for k in first.gaps[m]}) for m in first.gaps},
+        distances={m: _sizes([r.distances[m] for r in runs]) for m in first.distances},
         floor=defined({k: [r.floor.get(k) for r in runs] for k in first.floor}),
         goals=first.goals,
         declined=first.declined,
@@ -107,57 +110,87 @@ def pooled(runs: Sequence[Scores]) -> Scores:
     )
 
 
-def merged(values: Mapping[str, Found]) -> dict[str, Found]:
-    """Join replicates ``name #k`` into their name by a t interval; retrained ones stay apart."""
-    groups: dict[str, list[str]] = {}
-    for name in values:
-        base = name if name.startswith(REFERENCE) else name.partition(" #")[0]
-        groups.setdefault(base, []).append(name)
-    return {
-        base: {k: pool([values[n][k] for n in members]) for k in values[members[0]]}
-        if len(members) > 1
-        else values[base]
-        for base, members in groups.items()
+def merged(scores: Scores, groups: Mapping[str, Sequence[str]]) -> Scores:
+    """Return the scores with replicates under one name: values pooled, samples joined, changes averaged.
+
+    Args:
+        scores: with one entry a replicate.
+        groups: the replicates' names by the name they get.
+
+    Returns:
+        The merged scores.
+    """
+
+    def first(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: found[names[0]] for name, names in groups.items() if names[0] in found}
+
+    values = {
+        name: {
+            k: pool([scores.values[n][k] for n in ns]) if len(ns) > 1 else v for k, v in scores.values[ns[0]].items()
+        }
+        for name, ns in groups.items()
     }
+    changed = {
+        name: {k: float(np.mean([scores.changed[n][k] for n in ns])) for k in scores.changed[ns[0]]}
+        for name, ns in groups.items()
+        if all(n in scores.changed for n in ns)
+    }
+    samples = {
+        name: {k: np.concatenate([scores.samples[n][k] for n in ns]) for k in scores.samples[ns[0]]}
+        for name, ns in groups.items()
+    }
+    notes, settings = first(scores.notes), first(scores.settings)
+    return replace(scores, values=values, changed=changed, samples=samples, notes=notes, settings=settings)
 
 
 def pool(found: Sequence[Value | Unavailable]) -> Value | Unavailable:
-    """Return the mean with a t interval; one undefined value makes the pool undefined, with its reason."""
+    """Return the mean with a t interval, inside [0, 1] for shares; one undefined value makes the pool undefined."""
     values = [v for v in found if isinstance(v, Value)]
     if len(values) < len(found):
         return next(v for v in found if isinstance(v, Unavailable))
-    return Value.of(stats.mean_t([v.x for v in values]), values[0].unit)
+    mean = stats.mean_t([v.x for v in values])
+    if values[0].unit != "1" or len(values) == 1:
+        return Value.of(mean, values[0].unit)
+    return Value(mean.x, max(0.0, mean.low), min(1.0, mean.high), mean.n)
 
 
-def defined(found: Mapping[str, Iterable[Value | None]]) -> dict[str, Value]:
-    """Return the mean of each name's defined values with a t interval."""
+def _sizes(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    keys = [k for k in runs[0] if all(k in run for run in runs)]
+    return {k: float(np.mean([run[k] for run in runs])) for k in keys}
+
+
+def defined(found: Mapping[str, Sequence[Value | None]]) -> dict[str, Value]:
+    """Return the mean of each name's values with a t interval, where every one is defined."""
     out = {}
     for name, several in found.items():
         values = [v for v in several if v is not None]
-        if values:
+        if values and len(values) == len(several):
             out[name] = Value.of(stats.mean_t([v.x for v in values]), values[0].unit)
     return out
 
 
 def with_gaps(scores: Scores) -> Scores:
-    """Return the scores with the gaps to retrained, and the floor from further retrained models."""
+    """Return the scores with the gaps to retrained, their sizes, and the floor over all pairs of retrained models."""
     base = scores.values.get(REFERENCE, {})
-    pairs = {n: found for n, found in scores.values.items() if n != REFERENCE}
-    gaps: dict[str, dict[str, Value]] = {
-        name: {
-            k: Value(v.x - r.x, -math.inf, math.inf, 1, v.unit)
-            for k, v in found.items()
-            if isinstance(v, Value) and isinstance(r := base.get(k), Value)
-        }
-        for name, found in pairs.items()
+    gaps = {name: _differences(found, base) for name, found in scores.values.items() if name != REFERENCE}
+    retrained = [found for name, found in scores.values.items() if name == REFERENCE or name.startswith(FLOOR)]
+    pairs = [_differences(a, b) for i, a in enumerate(retrained) for b in retrained[:i]]
+    floor = {}
+    for key in base:
+        sizes = [abs(pair[key].x) for pair in pairs if key in pair]
+        if sizes:  # pairs share models: they give a mean, and no interval
+            unit = next(pair[key].unit for pair in pairs if key in pair)
+            floor[key] = Value(float(np.mean(sizes)), -math.inf, math.inf, len(sizes), unit)
+    distances = {name: {k: abs(v.x) for k, v in found.items()} for name, found in gaps.items()}
+    return replace(scores, gaps=gaps, distances=distances, floor=floor)
+
+
+def _differences(found: Found, base: Found) -> dict[str, Value]:
+    return {
+        k: Value(v.x - r.x, -math.inf, math.inf, 1, v.unit)
+        for k, v in found.items()
+        if isinstance(v, Value) and isinstance(r := base.get(k), Value)
     }
-    others = [g for n, g in gaps.items() if n.startswith(FLOOR)]
-    names = [k for k in base if any(k in g for g in others)]
-    floor = {
-        k: Value.of(stats.mean_t([abs(g[k].x) for g in others if k in g]), next(g[k].unit for g in others if k in g))
-        for k in names
-    }
-    return Scores(**{**vars(scores), "gaps": gaps, "floor": floor})
 
 
 _SPLITS = {
@@ -233,7 +266,10 @@ def section(
             for k, goal in scores.goals.items()
         ],
         "values": {m: {k: _plain(v) for k, v in found.items()} for m, found in scores.values.items()},
-        "gaps": {m: {k: _plain(v) for k, v in found.items()} for m, found in scores.gaps.items()},
+        "gaps": {
+            m: {k: {**_plain(v), "distance": scores.distances[m][k]} for k, v in found.items()}
+            for m, found in scores.gaps.items()
+        },
         "floor": {k: _plain(v) for k, v in scores.floor.items()},
         "curves": _curves(scores),
         "changed": jsonable(scores.changed),

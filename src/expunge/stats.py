@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 from scipy import stats as distributions
 
 from expunge.errors import UserError
@@ -92,7 +93,8 @@ def midranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def auc(members: ArrayLike, others: ArrayLike, level: float = 0.95) -> Interval:
     """Return P(member score > other score) + P(tie)/2 with DeLong's interval on the logit scale.
 
-    The logit keeps the interval inside [0, 1]. At an estimate of exactly 0 or 1 the variance estimate is zero;
+    The logit keeps the interval inside [0, 1]; a t quantile with the smaller group's degrees of freedom widens it for
+    few samples. At an estimate of exactly 0 or 1 the variance estimate is zero;
     the interval then is the one-sided bound 1 − (1−level)^{1/n}, n the smaller group's size. Elsewhere a group of one
     sample has no spread to estimate: the interval is [0, 1].
 
@@ -120,8 +122,10 @@ def auc(members: ArrayLike, others: ArrayLike, level: float = 0.95) -> Interval:
     if min(a.size, b.size) == 1:
         return Interval(x, 0.0, 1.0, int(a.size + b.size))
     spread = sum(float(v.var(ddof=1)) / v.size for v in (above, below))
-    z = float(distributions.norm.ppf((1 + level) / 2))
-    half = z * math.sqrt(spread) / (x * (1 - x))
+    if spread == 0:  # ties alone: nothing is known of the spread
+        return Interval(x, 0.0, 1.0, int(a.size + b.size))
+    quantile = float(distributions.t.ppf((1 + level) / 2, min(a.size, b.size) - 1))
+    half = quantile * math.sqrt(spread) / (x * (1 - x))
     logit = math.log(x / (1 - x))
-    low, high = (1 / (1 + math.exp(-v)) for v in (logit - half, logit + half))
+    low, high = (float(special.expit(v)) for v in (logit - half, logit + half))
     return Interval(x, low, high, int(a.size + b.size))

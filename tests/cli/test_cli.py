@@ -129,7 +129,7 @@ def test_retrain_needs_no_state_and_serves_as_reference(run: Run, work: Path, fo
     assert run(*words, "-o", tmp_path / "audit")[0] == 0
     code, _, err = run(*words, "--retrained", forgotten, "-o", tmp_path / "audit2")
     assert code == 2
-    assert "a folder of forget -m retrain for the same ids" in err
+    assert "a folder of forget -m retrain for the same request" in err
 
 
 def test_samples_are_shown_only_when_asked_for(run: Run, work: Path, tmp_path: Path) -> None:

@@ -110,9 +110,26 @@ def test_few_seeds_rank_nothing_and_no_number_ranks_in_words(document, seeds):
 )
 def test_the_class_counts_floors(document, gap, distance):
     section = document["sections"][0]
-    section["floor"]["accuracy/test"] = {"x": 0.01, "low": None, "high": None, "n": 1, "unit": "1"}
+    section["floor"]["accuracy/test"] = {"x": 0.01, "low": None, "high": None, "n": 5, "unit": "1"}
     section["gaps"]["ssd"]["accuracy/test"] |= {"x": gap}
     assert cell(section, "ssd", "accuracy/test").distance == distance
+
+
+def test_a_floor_of_one_difference_gives_way_to_a_longer_interval(document):
+    section = document["sections"][0]
+    section["floor"]["accuracy/test"] = {"x": 0.001, "low": None, "high": None, "n": 1, "unit": "1"}
+    length, name = yardstick(section, "ssd", "accuracy/test")
+    assert name == "half interval"
+    assert length > 0.001
+
+
+def test_the_distance_is_the_mean_size_not_the_size_of_the_mean(document):
+    section = document["sections"][0]
+    section["floor"]["accuracy/test"] = {"x": 0.02, "low": None, "high": None, "n": 5, "unit": "1"}
+    section["gaps"]["ssd"]["accuracy/test"] |= {"x": 0.0, "distance": 0.5}
+    found = cell(section, "ssd", "accuracy/test")
+    assert (found.distance, found.times) == (4, "25×")
+    assert any("50.0" in str(s) for s in tables.sentences(section) if s.model == "ssd")
 
 
 def test_a_floor_of_zero_gives_way_to_the_interval(document):

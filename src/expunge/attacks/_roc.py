@@ -29,6 +29,8 @@ def auc(members: Scores, others: Scores) -> Value | Unavailable:
     """Return the area under the curve with DeLong's interval."""
     if len(members) < 2 or len(others) < 2:
         return Unavailable(f"needs 2 samples on each side, has {len(members)} and {len(others)}")
+    if np.ptp(np.concatenate([members, others])) == 0:
+        return Unavailable("all scores are equal")
     return Value.of(stats.auc(members, others))
 
 
@@ -48,10 +50,18 @@ def tpr_at(members: Scores, others: Scores, rate: float) -> Value | Unavailable:
 
 
 def balanced_accuracy(members: Scores, others: Scores, seed: int) -> Value | Unavailable:
-    """Return (TPR + TNR)/2 of a balanced logistic regression on the score, by stratified 10-fold cross-validation."""
+    """Return (TPR + TNR)/2 of a balanced logistic regression on the score, by stratified 10-fold cross-validation.
+
+    Scores enter as ranks in [−1, 1], so that neither their scale nor outliers matter. The interval is that of two
+    proportions; the folds' dependence is not in it, so it covers somewhat less than stated.
+
+    Returns:
+        The value, or why there is none.
+    """
     if min(len(members), len(others)) < FOLDS:
         return Unavailable(f"{FOLDS} folds need {FOLDS} samples on each side, there are {len(members)}, {len(others)}")
-    x = np.concatenate([members, others])[:, None]
+    ranks = stats.midranks(np.concatenate([members, others]))
+    x = (2 * ranks / len(ranks) - 1)[:, None]
     y = np.concatenate([np.ones(len(members), int), np.zeros(len(others), int)])
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
     guess: Any = cross_val_predict(LogisticRegression(class_weight="balanced"), x, y, cv=folds)

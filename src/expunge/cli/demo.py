@@ -73,7 +73,7 @@ def demo(
     hints = (
         "What to look at: no_op must be far from retrained wherever forgetting shows (mislabelled: it repeats the "
         "wrong labels); head_mask passes class accuracy and is exposed by the one-shot probe on the features; a method "
-        "whose gap is within the retrained-to-retrained floor is as close as retraining itself.",
+        "can be no closer to retrained than a second retrained model is: the floor.",
         f"Report: {(output / 'report.html').resolve()}",
     )
     emit(options(context), page, *(terminal(s) for s in sections), *hints)

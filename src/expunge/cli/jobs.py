@@ -208,8 +208,10 @@ def audit(
     references: list[Any] = []
     for path in retrained or []:
         folder = Folder.open(path)
-        if folder.record["method"]["name"] != "retrain" or set(folder.scenario.forget) != set(scenario.forget):
-            raise Incompatible("a folder of forget -m retrain for the same ids", str(path), "name another folder")
+        same = folder.scenario.digest() == scenario.digest() and folder.record["data"] == after.record["data"]
+        if folder.record["method"]["name"] != "retrain" or not same:
+            want = "a folder of forget -m retrain for the same request, on the same training set"
+            raise Incompatible(want, str(path), "name another folder")
         references.append(folder.unlearned(model))
     for extra in range(0 if references else 2):
         references.append(

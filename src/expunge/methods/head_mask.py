@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -32,8 +33,13 @@ class LowerLogit:
         lowered = self.lower(logits)
         if isinstance(value, Tensor):
             return lowered
-        if isinstance(value, Mapping):
-            value["logits"] = lowered  # type: ignore[index]
+        if hasattr(value, "_replace"):
+            return value._replace(logits=lowered)
+        if is_dataclass(value) and not isinstance(value, Mapping | type):
+            return replace(value, logits=lowered)
+        value = copy.copy(value)  # the model may keep its own
+        if isinstance(value, MutableMapping):
+            value["logits"] = lowered
         else:
             value.logits = lowered
         return value

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from expunge import stats
 from expunge.metric import SPLITS, Audit, Found, Goal, Metric, Unavailable, Value
 from expunge.task import Classification
@@ -28,6 +30,8 @@ class Loss(Metric):
                 found[f"loss/{split}"] = Unavailable(f"there are no samples in {split}")
             elif outputs.loss is None:
                 found[f"loss/{split}"] = Unavailable(f"{split} has no labels")
+            elif not bool(torch.isfinite(outputs.loss).all()):
+                found[f"loss/{split}"] = Unavailable(f"a loss on {split} is infinite or not a number")
             else:
                 found[f"loss/{split}"] = Value.of(stats.mean_t(outputs.loss.tolist()), unit)
         return found

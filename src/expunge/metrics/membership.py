@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from expunge import attacks, stats
@@ -22,7 +23,8 @@ _NUMBERS = ("auc", "balanced_accuracy", "tpr_at_fpr_0.01")
 class Membership(Metric):
     """Each attack's success at telling forget samples (members) from unseen ones of the same kind.
 
-    Unseen are test samples of the forgotten class, subclass, subject or range, else all test samples. An attack
+    Unseen are test samples of the forgotten class, subclass, subject or range; for other kinds all test samples,
+    whatever their labels, so that a set of odd labels differs from them by its labels too. An attack
     with a threshold of its own gives the share of the forget set it calls member; the others give AUC (DeLong),
     cross-validated balanced accuracy, and the true positive rate at a false positive rate of 1 %. Goal: retrained's
     values; below them the forgotten stand out as well.
@@ -61,6 +63,8 @@ class Membership(Metric):
                 return f"there are no samples in {split}"
             if outputs.loss is None and "classes" not in attack.needs:
                 return f"{split} has no labels"
+            if outputs.loss is not None and not bool(torch.isfinite(outputs.loss).all()):
+                return f"a loss on {split} is infinite or not a number"
         return None
 
     def _run(self, name: str, attack: Attack, audit: Audit) -> Found:

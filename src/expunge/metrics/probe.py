@@ -47,6 +47,8 @@ class Probe(Metric):
             return {name: Unavailable(reason)}
         features, labels, unseen = parts
         classes, counts = np.unique(labels, return_counts=True)
+        if len(classes) < 2:
+            return {name: Unavailable("there is one class only")}
         if counts.min() < self.shots:
             return {name: Unavailable(f"{self.shots} shots of every class are needed, one has {counts.min()}")}
         recalls = [self._draw(features, labels, unseen, classes, audit, draw) for draw in range(self.draws)]

@@ -154,18 +154,20 @@ def distributions(section: Section, quantity: str, look: Mapping[str, Look], key
     if not curve or not models:
         return []
     edges = np.asarray(curve["edges"], dtype=np.float64)
-    shares = {m: {split: _shares(curve["densities"][m][split], edges) for split in ("forget", "test")} for m in models}
+    shares = {m: {split: _shares(curve["densities"][m][split]) for split in ("forget", "test")} for m in models}
     top = max(float(s.max()) for by in shares.values() for s in by.values())
     goal = next((m["name"] for m in doc.of_role(section, "retrained") if m["name"] in models), None)
+    units = [m["unit"] for m in doc.metrics(section) if m["name"].startswith(f"{quantity}/")]
+    label = f"{quantity}, nats" if quantity == "entropy" or "nats" in units else quantity
     out = []
     for at, model in enumerate(models):
         ours = shares[model] | ({"goal": shares[goal]["forget"]} if goal not in {None, model} and goal else {})
-        out.append(_distribution(model, look[model], edges, ours, top, quantity, f"{key}-{at}"))
+        out.append(_distribution(model, look[model], edges, ours, top, label, f"{key}-{at}"))
     return out
 
 
-def _shares(densities: Sequence[float], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    mass = np.asarray(densities, dtype=np.float64) * np.diff(edges)
+def _shares(densities: Sequence[float]) -> NDArray[np.float64]:
+    mass = np.asarray(densities, dtype=np.float64)
     return np.asarray(mass / mass.sum() if mass.sum() > 0 else mass)
 
 
@@ -198,7 +200,7 @@ def _distribution(
         ax.grid(axis="y")
         ax.set_axisbelow(True)
         ax.set_title(fmt.plain(model, NAME), loc="left")
-        ax.set_xlabel(f"{quantity}, nats")
+        ax.set_xlabel(quantity)
         means = {s: f"{100 * float(shares[s][0]):.0f}% of the {s} set" for s in ("forget", "test")}
         return inline(fig, key, f"{quantity} under {model}: in the lowest bin {means['forget']}, {means['test']}")
 
@@ -219,7 +221,7 @@ def roc(section: Section, look: Mapping[str, Look], key: str) -> str | None:
     if not names:
         return None
     rates = [f for m in names for f in curves[m]["fpr"] if f > 0]
-    least = max(FINEST, min(rates, default=FINEST))
+    least = min(0.1, max(FINEST, min(rates, default=FINEST)))
     with style(key):
         lines = -(-len(names) // 2)
         fig = figure(WIDTH, 325 + 18 * lines)

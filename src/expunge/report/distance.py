@@ -9,12 +9,14 @@ from expunge.report.document import Section
 # A gap of class i is at most BOUNDS[i] yardsticks long; the last class is everything beyond.
 BOUNDS = (1, 2, 4, 8)
 FORGOTTEN = "accuracy/forget"
+FEW = 2
 
 
 def yardstick(section: Section, model: str, metric: str) -> tuple[float, str] | None:
     """Return the length that a gap is measured in and what it is, or None where nothing was measured.
 
-    It is the floor, the mean difference of two retrained models. Where the floor is missing, or too small for the
+    It is the floor, the mean difference of two retrained models; while that rests on one or two differences, half the
+    interval of the value where that is longer. Where the floor is missing, or too small for the
     printed digits to show (all retrained models may agree on a forgotten class), it is half the interval of the gap
     or of the value, at least one printed digit.
 
@@ -27,11 +29,14 @@ def yardstick(section: Section, model: str, metric: str) -> tuple[float, str] | 
         The length in the unit of the metric with its name, or None.
     """
     gap = doc.found(section, "gaps", model, metric)
-    floor = doc.floor(section, metric)
+    value, floor = doc.found(section, "values", model, metric), doc.floor(section, metric)
     step = fmt.resolution(str((gap or {}).get("unit", "")))
     if floor is not None and floor["x"] > 0 and floor["x"] >= step:
+        spread = fmt.half(value) if floor["n"] <= FEW and value is not None else None
+        if spread and spread > floor["x"]:
+            return spread, "half interval"
         return float(floor["x"]), "floor"
-    for entry in (gap, doc.found(section, "values", model, metric)):
+    for entry in (gap, value):
         spread = None if entry is None else fmt.half(entry)
         if spread:
             return max(spread, step), "half interval"

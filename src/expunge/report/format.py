@@ -9,7 +9,7 @@ from typing import Any
 
 MISSING = "–"
 MIB = 2**20
-DIRECTION = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+JOINERS = "\u200c\u200d"  # letters of some scripts and emoji need them
 
 
 def plain(text: object, most: int | None = None) -> str:
@@ -21,8 +21,8 @@ def plain(text: object, most: int | None = None) -> str:
     >>> plain("a\x1b[31m\nb"), plain("layer4.1.conv2.weight", 10)
     ('a [31m b', 'layer4.1.…')
     """
-    bad = {"Cc", "Cs", "Cn"}  # control, half a surrogate pair, no character at all
-    clean = "".join(" " if unicodedata.category(c) in bad or c in DIRECTION else c for c in str(text))
+    bad = {"Cc", "Cf", "Cs", "Cn"}  # control, invisible format, half a surrogate pair, no character at all
+    clean = "".join(" " if unicodedata.category(c) in bad and c not in JOINERS else c for c in str(text))
     clean = " ".join(clean.split())
     return clean if most is None or len(clean) <= most else clean[: most - 1] + "…"
 
@@ -113,9 +113,10 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False) ->
     middle, spread = digits(entry["x"], unit), half(entry)
     if spread is None or middle.startswith("<"):
         return middle if compact else middle + suffix(unit, gap)
+    if compact:  # the longer side, since zero of many is never certain
+        longer = max(entry["x"] - entry["low"], entry["high"] - entry["x"])
+        return f"{middle}±{digits(longer, unit, like=entry['x'])}"
     around = digits(spread, unit, like=entry["x"])
-    if compact:
-        return f"{middle}±{around}"
     down, up = entry["x"] - entry["low"], entry["high"] - entry["x"]
     if abs(up - down) > 0.5 * spread and abs(up - down) >= resolution(unit):
         low, high = (digits(entry[end], unit, like=entry["x"]) for end in ("low", "high"))
@@ -144,12 +145,17 @@ def gap(entry: Mapping[str, Any], like: float | None = None) -> str:
 
 
 def distance(entry: Mapping[str, Any]) -> str:
-    """Return the size of a difference, without sign or unit.
+    """Return the size of a difference, without sign or unit: averaged after the sign was dropped, where known.
 
-    >>> distance({"x": -0.012, "unit": "1"})
-    '1.2'
+    >>> distance({"x": -0.012, "unit": "1"}), distance({"x": 0.0, "distance": 0.5, "unit": "1"})
+    ('1.2', '50.0')
     """
-    return digits(abs(entry["x"]), str(entry.get("unit", "")))
+    return digits(size(entry), str(entry.get("unit", "")))
+
+
+def size(entry: Mapping[str, Any]) -> float:
+    """Return the mean size of a difference over seeds, or the size of its mean where the former is not given."""
+    return float(entry.get("distance", abs(entry["x"])))
 
 
 def count(n: int, one: str, many: str | None = None) -> str:

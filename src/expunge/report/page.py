@@ -20,7 +20,7 @@ from expunge.report.svg import SEEN_AS
 
 GROUPS = {
     "accuracy": "Share of samples classified right.",
-    "loss": "Mean loss of a sample, in nats.",
+    "loss": "Mean loss of a sample.",
     "membership": "How well an attack tells the forgotten samples from unseen ones.",
     "probe": "What a second, small model still reads out of the features.",
     "cost": "Time, memory and weights touched. No distance to retrained is sought here.",

@@ -142,7 +142,7 @@ def _cell(section: Section, model: Mapping[str, Any], metric: Mapping[str, Any])
     shown = fmt.gap(gap, like=value["x"])
     if unit is None:
         return Cell(key, fmt.value(value), shown, title=_title(value, gap), over=over)
-    length = abs(gap["x"]) / unit[0]
+    length = fmt.size(gap) / unit[0]
     times = f"{length:.1f}×" if length < 9.95 else f"{length:,.0f}×" if length < 1000 else ">999×"
     title = f"{_title(value, gap)}; {times} the {unit[1]} of {fmt.digits(unit[0], str(gap['unit']))}"
     return Cell(key, fmt.value(value), shown, distance_class(length), times, title, over=over)
@@ -239,6 +239,8 @@ def _floors(section: Section, told: list[tuple[str, str]]) -> str:
 
 
 def _control(section: Section, model: Mapping[str, Any]) -> str:
+    if model.get("declined"):
+        return _sentence(section, model)
     text = f"a control that must look bad on something: {_sentence(section, model)}"
     row = next(r for r in rows(section) if r.model == model["name"])
     lengths = [cell.distance for cell in row.cells if cell.distance is not None]
@@ -247,8 +249,15 @@ def _control(section: Section, model: Mapping[str, Any]) -> str:
     far, every = sum(length > 0 for length in lengths), fmt.count(len(lengths), "quantity", "quantities")
     farther = "it is farther from retrained than the yardstick (the floor, else half the interval)"
     if far:
-        return f"{text} On {far} of {every} {farther}."
+        return f"{text} On {far} of {every} {farther}{_false_alarms(section)}."
     return f"{text} On none of {every} {farther.replace('it is', 'is it')}: these numbers cannot tell it from removal."
+
+
+def _false_alarms(section: Section) -> str:
+    """Return on how many quantities a second retrained model is as far, so that a control's number can be judged."""
+    others = {m["name"] for m in doc.of_role(section, "floor")}
+    far = [sum((c.distance or 0) > 0 for c in row.cells) for row in rows(section) if row.model in others]
+    return f"; so is a second retrained model on {max(far)}" if far else ""
 
 
 def terminal(section: Section, width: int = 120) -> Table:
