@@ -104,8 +104,8 @@ def curves_of(names):
         for quantity, f, t in (("loss", forget, test), ("entropy", forget % 2.3, test % 2.3)):
             bins = out[quantity]["edges"]
             out[quantity]["densities"][model] = {
-                "forget": np.histogram(f, bins, density=True)[0].tolist(),
-                "test": np.histogram(t, bins, density=True)[0].tolist(),
+                "forget": (np.histogram(f, bins)[0] / len(f)).tolist(),
+                "test": (np.histogram(t, bins)[0] / len(t)).tolist(),
             }
         fpr = np.concatenate([[0.0], np.geomspace(1e-3, 1, 60)])
         power = {"original": 0.6, "no_op": 0.6, "head_mask": 0.68, "finetune": 0.8, "ssd": 0.9}.get(

@@ -113,4 +113,15 @@ def test_edges_choose_the_axis(document, scale):
     edges = section["curves"]["loss"]["edges"]
     if scale == "log":
         section["curves"]["loss"]["edges"] = [1e-4 * 10 ** (i / 8) for i in range(len(edges))]
-    assert len(charts.distributions(section, "loss", charts.looks([section]), "k")) == 5
+    found = charts.distributions(section, "loss", charts.looks([section]), "k")
+    assert len(found) == 5
+    assert not any("mathdefault" in svg for svg in found)
+
+
+def test_a_distribution_is_drawn_as_the_shares_it_was_given(document):
+    section = document["sections"][0]
+    edges = [1e-4 * 10 ** (i / 2) for i in range(5)]
+    shares = {m: {"forget": [0.5, 0.2, 0.2, 0.1], "test": [0.9, 0.1, 0, 0]} for m in ("original", "retrained")}
+    section["curves"]["loss"] = {"edges": edges, "densities": shares}
+    first = charts.distributions(section, "loss", charts.looks([section]), "k")[0]
+    assert "in the lowest bin 50% of the forget set, 90% of the test set" in first

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from expunge.report import document as doc
@@ -196,6 +196,9 @@ def _distribution(
         ratios = edges[1:] / edges[:-1] if edges[0] > 0 else np.array([1.0, 2.0])
         if np.allclose(ratios, ratios[0], rtol=1e-3) and ratios[0] > 1.01:
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(numticks=4))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlim(edges[0], edges[-1])
         ax.grid(axis="y")
         ax.set_axisbelow(True)
