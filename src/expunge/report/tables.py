@@ -257,7 +257,7 @@ def _false_alarms(section: Section) -> str:
     """Return on how many quantities a second retrained model is as far, so that a control's number can be judged."""
     others = {m["name"] for m in doc.of_role(section, "floor")}
     far = [sum((c.distance or 0) > 0 for c in row.cells) for row in rows(section) if row.model in others]
-    return f"; so is a second retrained model on {max(far)}" if far else ""
+    return f"; so is a second retrained model on {max(far)}" if any(far) else ""
 
 
 def terminal(section: Section, width: int = 120) -> Table:
