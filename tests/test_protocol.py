@@ -221,3 +221,28 @@ def test_an_optional_need_that_is_not_given_reads_as_none(tiny: World) -> None:
 
     unlearn(Asks(), tiny.model, tiny.task, forget=tiny.scenario.forget)
     assert seen == [(None, None)]
+
+
+class Bare:
+    """A task with the four members of the protocol and no more."""
+
+    def forward(self, model, batch, taps=()):
+        return model(batch.inputs), {}
+
+    def loss(self, outputs, target):
+        return nn.functional.cross_entropy(outputs, target, reduction="none")
+
+    def predictions(self, outputs):
+        return outputs.argmax(dim=1)
+
+    def sample_target(self, outputs, generator):
+        return outputs.argmax(dim=1)
+
+
+def test_a_task_of_four_members_is_enough(tiny: World) -> None:
+    ready = prepare(load("ssd")(), tiny.model, Bare(), train=tiny.train, runtime=QUIET)
+    done = unlearn(load("ssd")(), ready.model, Bare(), forget=tiny.forget, state=ready.state, runtime=QUIET)
+    same = prepare(load("ssd")(), tiny.model, tiny.task, train=tiny.train, runtime=QUIET)
+    keys = [k for k in same.state.tensors if k.startswith("importance/")]
+    assert all(torch.equal(ready.state.tensors[k], same.state.tensors[k]) for k in keys)
+    assert done.changed is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.data import Data
 from expunge.errors import NotFinite, UserError
 from expunge.runtime import Runtime
-from expunge.task import Task
+from expunge.task import Task, check_targets
 from expunge.tensors import eval_mode
 
 
@@ -85,7 +85,7 @@ def collect(
                 raise NotFinite(f"finite outputs on {data.name}", "NaN or infinity", "check the weights and inputs")
             loss = None
             if batch.target is not None:
-                task.check(outputs, batch.target)
+                check_targets(task, outputs, batch.target)
                 loss = task.loss(outputs, batch.target).double().cpu()
             target = None if batch.target is None else batch.target.cpu()
             features = {k: v.float().cpu() for k, v in found.items()}

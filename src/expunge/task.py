@@ -35,9 +35,12 @@ class Task(Protocol):
         """Draw targets from the model's own predictive distribution."""
         ...
 
-    def check(self, outputs: Tensor, target: Tensor) -> None:
-        """Refuse targets that do not fit the outputs; called outside of traced code."""
-        ...
+
+def check_targets(task: Task, outputs: Tensor, target: Tensor) -> None:
+    """Refuse targets that do not fit the outputs, where the task has a ``check`` for it; outside of traced code."""
+    check = getattr(task, "check", None)
+    if callable(check):
+        check(outputs, target)
 
 
 def output_tensor(value: Any) -> Tensor:

@@ -21,7 +21,7 @@ from expunge.errors import NotFinite, UserError, listing
 from expunge.files import digest
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
-from expunge.task import Task
+from expunge.task import Task, check_targets
 
 log = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ def _loss(model: nn.Module, task: Task, batch: Batch, recipe: Recipe, runtime: R
         raise UserError("labelled data to train on", "no targets", "give targets when building the data")
     with runtime.autocast():
         outputs, _ = task.forward(model, batch)
-        task.check(outputs, batch.target)
+        check_targets(task, outputs, batch.target)
         losses = task.loss(outputs, batch.target)
         if losses.shape != (len(batch),):
             got = f"shape {tuple(losses.shape)} for {len(batch)} samples"

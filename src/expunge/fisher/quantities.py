@@ -11,7 +11,7 @@ from expunge.data import Batch, Data
 from expunge.errors import UserError, suggest
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
-from expunge.task import Classification, Task
+from expunge.task import Classification, Task, check_targets
 
 Quantity = Literal["loss", "sampled_loss", "true", "output_norm", "batch_mean"]
 QUANTITIES: tuple[Quantity, ...] = ("loss", "sampled_loss", "true", "output_norm", "batch_mean")
@@ -97,7 +97,7 @@ def verify(of: str, task: Task, outputs: Tensor, batch: Batch) -> None:
     """
     if of in ("output_norm", "true") or batch.target is None:
         return
-    task.check(outputs, batch.target)
+    check_targets(task, outputs, batch.target)
     with torch.no_grad():
         shape = task.loss(outputs, batch.target).shape
     if shape != (len(batch),):
