@@ -451,7 +451,7 @@ def trained(seed=0):
 
 def test_fresh_draws_every_parameter_and_buffer_anew():
     model = trained()
-    before, frozen = tensors.weights_digest(model), model[1].weight.requires_grad_(False)
+    before = tensors.weights_digest(model)
     found = fresh(model, seed=1)
     old, new = model.state_dict(), found.state_dict()
     assert old.keys() == new.keys()
@@ -462,10 +462,11 @@ def test_fresh_draws_every_parameter_and_buffer_anew():
         0,
     ]
     assert not bool((new["0.0.weight"].abs() > 1 / math.sqrt(4)).any())
-    assert not found[1].weight.requires_grad
     assert found.training
     assert tensors.weights_digest(model) == before
-    assert frozen is model[1].weight
+    model[1].weight.requires_grad_(False)
+    with pytest.raises(UserError, match=r"trained in all its parts, got frozen 1.weight: pass new_model"):
+        fresh(model, seed=1)
 
 
 def test_fresh_depends_on_nothing_but_architecture_and_seed():

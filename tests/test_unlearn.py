@@ -118,6 +118,10 @@ CASES: list[tuple[str, type[Exception], str]] = [
     ("class for method", UserError, "an instance of a method, got the class SSD"),
     ("no module", UserError, "a torch.nn.Module, got function"),
     ("no task", UserError, r"a task, got str: pass Classification\(\)"),
+    ("one id as text", UserError, "a list of ids, got 'train/0': write"),
+    ("prepared for state", UserError, "a State, got Prepared: pass ready.state"),
+    ("dataset for retain", UserError, "retain as Data, got list: build it"),
+    ("unknown retain", UserError, "retain data of the prepared training data, got unknown other/0"),
     ("other scenario", UserError, "the scenario's forget ids, got others"),
 ]
 
@@ -161,12 +165,16 @@ def test_a_bad_request_is_refused_and_nothing_touched(
         "nan weights": lambda: {"model": bad.model, "state": None},
         "nan loss": lambda: {
             "forget": data_like(w, "nan"),
-            "state": with_meta(state, expunge={k: v for k, v in own.items() if k != "key"}),
+            "state": with_meta(state, expunge={k: v for k, v in own.items() if k not in ("key", "samples")}),
         },
         "nan importance": lambda: {"state": State(broken, state.meta)},
         "class for method": lambda: {"method": load("ssd")},
         "no module": lambda: {"model": lambda x: x},
         "no task": lambda: {"task": "classification"},
+        "one id as text": lambda: {"forget": "train/0"},
+        "prepared for state": lambda: {"state": ready},
+        "dataset for retain": lambda: {"retain": [1, 2]},
+        "unknown retain": lambda: {"retain": Data.from_arrays(x, y, name="other")},
         "other scenario": lambda: {"scenario": forget_ids(w.train, ["train/0"])},
     }[case]
     with pytest.raises(error, match=text) as raised:
@@ -214,7 +222,14 @@ def test_an_existing_file_is_kept_without_overwrite(ready: Prepared, tmp_path: P
 
 def test_a_state_that_knows_no_samples_still_works(tiny: World) -> None:
     done = unlearn(load("finetune")(epochs=1), tiny.model, tiny.task, forget=tiny.forget, retain=tiny.retain)
-    assert "samples/id" not in done.state.tensors
+    assert int(done.state.tensors["samples/forgotten"].sum()) == len(tiny.forget)
+    more = {"retain": tiny.retain, "state": done.state}
+    with pytest.raises(UserError, match="still to be forgotten, got already forgotten train/"):
+        unlearn(load("finetune")(epochs=1), done.model, tiny.task, forget=tiny.forget, **more)
+    some = tiny.retain.ids[:2]
+    request = {"forget": some, "retain": tiny.train.without(some), "state": done.state}
+    with pytest.raises(UserError, match="retain data without forgotten samples, got already forgotten train/"):
+        unlearn(load("finetune")(epochs=1), done.model, tiny.task, **request)
     again = unlearn(
         load("finetune")(epochs=1),
         done.model,

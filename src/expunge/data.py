@@ -85,7 +85,7 @@ class Data:
         if ids is None:
             keys = [f"{name}/{i}" for i in range(n)]
         else:
-            keys = [id_text(i) for i in ids]
+            keys = id_texts(ids)
         if len(keys) != n:
             raise UserError(f"{n} ids for {n} samples", f"{len(keys)}", "pass one id a sample")
         _unique(keys, f"ids of {name}")
@@ -216,7 +216,7 @@ class Data:
         return columns[name]
 
     def _at(self, ids: Iterable[object]) -> NDArray[np.int64]:
-        wanted = [id_text(i) for i in ids]
+        wanted = id_texts(ids)
         _unique(wanted, "ids")
         where = {key: at for at, key in enumerate(self.ids)}
         unknown = [i for i in wanted if i not in where]
@@ -316,9 +316,9 @@ class Data:
         for start in range(0, len(self), 256):
             stop = min(start + 256, len(self))
             inputs, target = self.source.read(self.positions[start:stop], raw=True)
-            parts = list(inputs.items()) if isinstance(inputs, dict) else [("x", inputs)]
-            if labelled and target is not None:
-                parts.append(("target", target))
+            parts = sorted(inputs.items()) if isinstance(inputs, dict) else [("x", inputs)]
+            if labelled and target is not None:  # the width of class indices is no content
+                parts.append(("target", target if target.is_floating_point() else target.long()))
             arrays = [(f"{k}{t.dtype}{tuple(t.shape[1:])}".encode(), _bytes(t)) for k, t in parts]
             for row in range(stop - start):
                 pieces = [piece for head, rows in arrays for piece in (head, rows[row])]
@@ -329,6 +329,17 @@ class Data:
 def id_text(value: object) -> str:
     """Return an id as it is kept: its str, that of the number for a numpy or torch scalar."""
     return str(value.item() if hasattr(value, "item") else value)
+
+
+def id_texts(ids: Any) -> list[str]:
+    """Return ids as they are kept.
+
+    Raises:
+        UserError: a bare text, which would be read letter by letter, or something without members.
+    """
+    if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__"):
+        raise UserError("a list of ids", repr(ids), "write [id] for a single one")
+    return [id_text(i) for i in ids]
 
 
 def id_hashes(key: bytes, ids: Iterable[str]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from expunge.errors import CorruptArtefact, Incompatible, NotFinite, UserError
 
+MARKS = ("record.json", "manifest.json", "audit.json")  # of folders that may be replaced
 JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -51,6 +52,8 @@ def check_free(path: Path, overwrite: bool, remedy: str = "choose another path o
     Raises:
         UserError: the path exists and ``overwrite`` is false, or its parent is not a writable folder.
     """
+    if overwrite and path.is_dir() and any(path.iterdir()) and not any((path / m).is_file() for m in MARKS):
+        raise UserError(f"a folder that expunge wrote at {path}", "another one, not empty", "choose another path")
     if path.exists() and not overwrite:
         raise UserError(f"a path that is free to write, {path}", "an existing file or folder", remedy)
     parent = next(p for p in path.absolute().parents if p.exists())

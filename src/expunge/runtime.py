@@ -76,6 +76,8 @@ class Runtime:
             kind = torch.device(self.torch_device).type
         except RuntimeError as error:
             raise UserError("a torch device", repr(self.device), "try cpu, cuda or auto") from error
+        if kind not in ("cpu", "cuda"):
+            raise UserError("device cpu or cuda", repr(self.device), "use one of them, or auto")
         if kind == "cuda" and not torch.cuda.is_available():
             raise UserError("a CUDA device", "none on this machine", "use device cpu or auto")
         found = PartialState(cpu=kind == "cpu").num_processes

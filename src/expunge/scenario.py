@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from expunge.data import Data, id_text
+from expunge.data import Data, id_texts
 from expunge.errors import UserError, listing, suggest
 from expunge.files import digest
 from expunge.seeds import seed as named_seed
@@ -217,7 +217,7 @@ def forget_ids(data: Data, ids: Iterable[object], *, holdout: Data | None = None
     Returns:
         The scenario, kind ``ids``.
     """
-    return _build(data, [id_text(i) for i in ids], holdout, test, "ids", None)
+    return _build(data, id_texts(ids), holdout, test, "ids", None)
 
 
 def forget_subject(

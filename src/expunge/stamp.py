@@ -82,11 +82,11 @@ def check(
         if method.prepares.required():
             remedy = f"run prepare({method.name}, ..., train=) while the training data is at hand"
             raise MissingNeed(f"the state that {method.name} prepared", "none", remedy)
-        return blank(method), {}
+        return _remembered(blank(method), State(), ids, retain)
     check_weights(method, model, state)
     meta = dict(state.meta[_OWN])
-    if "key" not in meta:
-        return meta, {}
+    if "samples" not in meta:
+        return _remembered(meta, state, ids, retain)
     key = bytes.fromhex(meta["key"])
     known, content = state.tensors[_IDS].numpy(), state.tensors[_CONTENT].numpy().copy()
     flags = state.tensors[_FORGOTTEN].numpy().copy()
@@ -100,7 +100,10 @@ def check(
         remedy = "pass the samples as they were trained on, untransformed and not augmented"
         _refuse(ids, content[at] != now, "the content that was prepared under each id", "other content under", remedy)
     if retain is not None:
-        gone = np.isin(id_hashes(key, retain.ids), known[flags == 1])
+        stays = id_hashes(key, retain.ids)
+        remedy = "pass retain=train.without(forget ids) of the data that was prepared"
+        _refuse(retain.ids, ~np.isin(stays, known), "retain data of the prepared training data", "unknown", remedy)
+        gone = np.isin(stays, known[flags == 1])
         _refuse(retain.ids, gone, "retain data without forgotten samples", "already forgotten", "leave them out")
     flags[at], content[at] = 1, 0
     if bool(flags.all()):
@@ -108,6 +111,22 @@ def check(
         raise UserError("something to retain", got, "keep some, or train a new model without them")
     table = {_IDS: state.tensors[_IDS], _CONTENT: torch.from_numpy(content), _FORGOTTEN: torch.from_numpy(flags)}
     return meta, table
+
+
+def _remembered(
+    meta: dict[str, Any], state: State, ids: Sequence[str], retain: Data | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the table of a state that was not prepared: it knows the forgotten alone, and refuses them twice."""
+    meta = {**meta, "key": meta.get("key") or secrets.token_bytes(16).hex(), "labelled": False}
+    key = bytes.fromhex(meta["key"])
+    known = state.tensors[_IDS].numpy() if _IDS in state.tensors else np.empty(0, dtype=np.int64)
+    hashes = id_hashes(key, ids)
+    _refuse(ids, np.isin(hashes, known), "ids that are still to be forgotten", "already forgotten", "leave them out")
+    if retain is not None and len(known):
+        gone = np.isin(id_hashes(key, retain.ids), known)
+        _refuse(retain.ids, gone, "retain data without forgotten samples", "already forgotten", "leave them out")
+    every = torch.from_numpy(np.concatenate([known, hashes]))
+    return meta, {_IDS: every, _CONTENT: torch.zeros_like(every), _FORGOTTEN: torch.ones(len(every), dtype=torch.uint8)}
 
 
 def _refuse(ids: Sequence[str], bad: Any, expected: str, got: str, remedy: str) -> None:

@@ -60,6 +60,18 @@ def check_finite(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
         raise NotFinite(f"finite {what}", f"NaN or infinity in {listing(bad)}", remedy)
 
 
+def check_weights(model: nn.Module, what: str, remedy: str) -> None:
+    """Refuse NaN in parameters and buffers, and infinity in parameters; a buffer may hold it, as causal masks do.
+
+    Raises:
+        NotFinite: names the tensors.
+    """
+    check_finite(dict(model.named_parameters()), what, remedy)
+    bad = [name for name, b in model.named_buffers() if b.is_floating_point() and bool(torch.isnan(b).any())]
+    if bad:
+        raise NotFinite(f"finite {what}", f"NaN or infinity in {listing(bad)}", remedy)
+
+
 @dataclass(frozen=True)
 class Changed:
     """How many parameters differ between two models of the same names.
@@ -129,7 +141,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, 
     """
     path = Path(path)
     check_free(path, overwrite)
-    plain = _storable(tensors)
+    plain, meta = _storable(tensors), json.loads(canonical(dict(meta)))
     sums = {name: tensor_digest(t) for name, t in plain.items()}
     head: dict[str, Any] = {"format": FORMAT, "meta": dict(meta), "digests": sums}
     head["digest"] = digest(head)

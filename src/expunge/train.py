@@ -149,7 +149,12 @@ def fresh(model: nn.Module, *, new_model: Callable[[], nn.Module] | None = None,
                 raise UserError("new_model() to build the same network", got, "return the network before training")
             if tensors.weights_digest(made) == tensors.weights_digest(model):
                 raise UserError("new_model() to return the network before training", "the trained one", "build it anew")
+            made = copy.deepcopy(made)  # a factory may hand out an object it keeps
             return made.to(next(iter(model.parameters())).device).train()
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        if frozen:
+            remedy = "pass new_model, a factory of the network before training"
+            raise UserError("a network trained in all its parts", f"frozen {listing(frozen)}", remedy)
         blank = copy.deepcopy(model)
         with torch.no_grad():
             for tensor in [*blank.parameters(), *blank.buffers()]:
@@ -218,7 +223,7 @@ def fit(
         for epoch in range(start, recipe.epochs):
             if recipe.patience is not None and waited >= recipe.patience:
                 break
-            with tensors.isolated_rng(named_seed("fit", seed, epoch)):
+            with tensors.isolated_rng(named_seed("fit", seed, epoch)), torch.enable_grad():
                 _epoch(work.train(), task, data, recipe, optimizer, runtime, epoch, advance)
             if recipe.patience is not None and holdout is not None:
                 loss = mean_loss(work.eval(), task, holdout, runtime)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from expunge import methods, stamp, tensors
-from expunge.data import Data
+from expunge.data import Data, id_texts
 from expunge.errors import Declined, MissingNeed, UserError, listing
 from expunge.method import SETS, Method, MethodFault, Needs, See, Session, State, see
 from expunge.runtime import Runtime, peak_memory
@@ -159,8 +159,13 @@ def unlearn(
     started = time.perf_counter()
     runtime = runtime or Runtime()
     samples = forget if isinstance(forget, Data) else None
-    ids = samples.ids if samples is not None else [str(i) for i in forget]  # type: ignore[union-attr]
+    ids = samples.ids if samples is not None else id_texts(forget)
     _check_call(method, model, task, scenario)
+    if state is not None and not isinstance(state, State):
+        raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
+    for name, data in (("retain", retain), ("holdout", holdout)):
+        if data is not None and not isinstance(data, Data):
+            raise UserError(f"{name} as Data", type(data).__name__, "build it with Data.from_torch or from_arrays")
     _check_ids(ids, samples, retain, scenario)
     sighted = samples
     if sighted is None and method.unlearns.forget <= See.IDS:
@@ -218,7 +223,7 @@ def _check_call(method: Method, model: nn.Module, task: Task, scenario: Scenario
         raise UserError("a torch.nn.Module", type(model).__name__, "pass the trained network")
     if not isinstance(task, Task):
         raise UserError("a task", type(task).__name__, "pass Classification() or Regression()")
-    tensors.check_finite(model.state_dict(), "weights", "restore the model from a good checkpoint")
+    tensors.check_weights(model, "weights", "restore the model from a good checkpoint")
     reason = method.declines(task, scenario, model)
     if reason:
         raise Declined(f"a request that {method.name} applies to", "one it declines", f"{reason}; take another method")
@@ -327,7 +332,7 @@ def _call(session: Session, work: Callable[[], Any], method: Method) -> tuple[nn
             raise MethodFault(f"Method {method.name} returned {type(found).__name__}, not (module, State).")
     if made is session.source or session.edited():
         raise MethodFault(f"Method {method.name} edited or returned the original model in {session.phase}.")
-    tensors.check_finite(made.state_dict(), f"weights after {method.name}", "lower its rate or strength")
+    tensors.check_weights(made, f"weights after {method.name}", "lower its rate or strength")
     return made, state, seconds
 
 

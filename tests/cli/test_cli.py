@@ -163,6 +163,16 @@ def test_samples_are_shown_only_when_asked_for(run: Run, work: Path, tmp_path: P
         (("prepare", "--data", "diabetes", "--network", "convnet", "-o", "new"), "inputs of 3 dimensions for convnet"),
         (("prepare", "-o", "WORK"), "a path that is free to write"),
         (("--device", "cdua", "prepare", "-o", "new"), "a torch device, got 'cdua'"),
+        (
+            ("forget", "--start", "WORK", "--class", "3", "--set", "name=lfssd"),
+            "fields of the method in --set",
+        ),
+        (
+            ("forget", "--start", "WORK", "--class", "3", "-o", "WORK", "--overwrite"),
+            "an output apart from what is",
+        ),
+        (("prepare", "-o", "BUSY", "--overwrite"), "a folder that expunge wrote at BUSY, got another one, not empty"),
+        (("--device", "mps", "prepare", "-o", "new"), "device cpu or cuda, got 'mps'"),
         (("audit", "--unlearned", "WORK", "--original", "WORK"), "a folder written by forget"),
         (("cite", "sdd"), "did you mean 'ssd'"),
     ],
@@ -173,12 +183,15 @@ def test_bad_input_is_one_sentence_and_exit_2(words: tuple[str, ...], text: str,
     some = json.loads((work / "record.json").read_text())
     assert some["data"] == "digits"
     Path("TWICE").write_text("digits/5\ndigits/5\n")
+    Path("BUSY").mkdir()
+    Path("BUSY/precious.txt").write_text("precious")
     before = sorted(p.name for p in work.iterdir())
     code, out, err = run(*(str(work) if w == "WORK" else w for w in words))
     assert code == 2, (out, err)
     assert text in " ".join(err.split())
     assert "Traceback" not in err
     assert len([line for line in err.splitlines() if line.strip()]) == 1
+    assert Path("BUSY/precious.txt").read_text() == "precious"
     assert not Path("new").exists()
     assert not Path("expunge-forgotten").exists()
     assert sorted(p.name for p in work.iterdir()) == before
@@ -229,7 +242,7 @@ def test_the_whole_demo_runs_and_its_report_stands_alone(run: Run, tmp_path: Pat
     (tmp_path / "busy" / "thesis.txt").write_text("precious")
     code, _, err = run("demo", "-o", tmp_path / "busy")
     assert code == 2
-    assert "this folder was not written by demo" in err
+    assert "Expected a folder that expunge wrote" in err
     code, out, err = run("demo", "-o", tmp_path / "demo", "--seeds", 1)
     assert code == 0, err
     assert "Report:" in out

@@ -75,8 +75,8 @@ def test_forget_samples_are_never_read():
 def test_batch_size_and_augmentation_come_from_the_recipe_where_given():
     model, data = trained(), blobs()
     given = {"forget": data.ids[:9], "retain": data.without(data.ids[:9])}
-    theirs = unlearn(FINETUNE(epochs=1, batch_size=64), model, TASK, **given, recipe=Recipe(batch_size=8, lr=9.0))
-    mine = unlearn(FINETUNE(epochs=1, batch_size=8), model, TASK, **given)
+    theirs = unlearn(FINETUNE(epochs=1), model, TASK, **given, recipe=Recipe(batch_size=8, lr=9.0))
+    mine = unlearn(FINETUNE(epochs=1, batch_size=8), model, TASK, **given, recipe=Recipe(batch_size=64))
     assert weights_digest(theirs.model) == weights_digest(mine.model)
 
 

@@ -28,4 +28,4 @@ def emit(chosen: Options, body: Any, *shown: Any) -> None:
         return
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     for item in shown:
-        console.print(item, soft_wrap=isinstance(item, str), highlight=False)
+        console.print(item, soft_wrap=isinstance(item, str), highlight=False, markup=False)

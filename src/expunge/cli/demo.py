@@ -38,8 +38,6 @@ def demo(
     from expunge.scores import document, save_document
 
     check_free(output, overwrite=True)
-    if output.exists() and not (output / "audit.json").is_file() and any(output.iterdir()):
-        check_free(output, overwrite=False, remedy="choose another --output: this folder was not written by demo")
     problem = zoo.load("digits")
     requests = ("class 3", "random 5 %", "mislabelled 5 %")
     jobs = [(request, seed) for request in requests for seed in range(seeds)]

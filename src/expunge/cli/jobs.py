@@ -37,13 +37,13 @@ def prepare(
     from expunge import zoo
     from expunge.cli._jobs import write
     from expunge.files import check_free
-    from expunge.methods import build, parse
+    from expunge.methods import build
     from expunge.runtime import Runtime
     from expunge.tensors import load_weights, weights_digest
     from expunge.train import fit, fresh
     from expunge.unlearn import prepare as run
 
-    made = build({"name": method, **parse(settings or [])})
+    made = build({"name": method, **_fields(settings)})
     problem = zoo.load(data, network)
     runtime = Runtime(device=options(context).device, batch_size=batch_size)
     check_free(output, overwrite)
@@ -101,7 +101,7 @@ def forget(
     from expunge.cli._jobs import Folder, write
     from expunge.evaluate import evaluate
     from expunge.files import check_free
-    from expunge.methods import build, parse
+    from expunge.methods import build
     from expunge.report import render
     from expunge.runtime import Runtime
     from expunge.scores import document, section
@@ -112,7 +112,8 @@ def forget(
     folder = Folder.open(start)
     prepared = dict(folder.record["method"])
     chosen = {"name": method} if method and method != prepared["name"] else prepared
-    made = build({**chosen, **parse(settings or [])})
+    made = build({**chosen, **_fields(settings)})
+    _apart(output, start)
     problem, runtime = folder.problem, Runtime(device=options(context).device, batch_size=batch_size)
     gone = set(folder.record.get("forgotten", []))
     train = problem.train.without(sorted(gone))
@@ -198,6 +199,7 @@ def audit(
     from expunge.unlearn import unlearn
 
     check_free(output, overwrite)
+    _apart(output, unlearned, original, *(retrained or []))
     after, before = Folder.open(unlearned), Folder.open(original)
     scenario, problem = after.scenario, after.problem
     if after.record["before"] != before.record["weights"]:
@@ -266,10 +268,30 @@ def _scenario(train: Any, problem: Any, ids: Path | None, label: int | None, amo
         return forget_random(train, amount, seed=seed, **rest)
     assert ids is not None
     try:
-        wanted = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
+        wanted = [line.strip() for line in ids.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"a text file with one id a line at {ids}", str(error), "check the path") from error
     return forget_ids(train, wanted, **rest)
+
+
+def _fields(settings: list[str] | None) -> dict[str, Any]:
+    """Return the fields of ``--set``; the method itself is named by ``-m``."""
+    from expunge.errors import UserError
+    from expunge.methods import parse
+
+    found = parse(settings or [])
+    if "name" in found:
+        raise UserError("fields of the method in --set", "name", "name the method with -m")
+    return found
+
+
+def _apart(output: Path, *inputs: Path) -> None:
+    """Refuse an output that is, or holds, a folder that is read."""
+    from expunge.errors import UserError
+
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError("an output apart from what is read", f"{output}", "choose another --output")
 
 
 def _title(scenario: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.data import Batch, Data
+from expunge.data import Batch, Data, id_texts
 from expunge.errors import Incompatible, UserError, suggest
 from expunge.fisher import batched, layers, reference
 from expunge.fisher.checks import Sums, check_data, check_model, check_sums, chosen, wide
@@ -183,7 +183,7 @@ def _cells(data: Data, groups: Mapping[str, Iterable[object]]) -> dict[frozenset
     member: list[set[str]] = [set() for _ in range(len(data))]
     where = {key: at for at, key in enumerate(data.ids)}
     for name, ids in groups.items():
-        keys = [str(i) for i in ids]
+        keys = id_texts(ids)
         unknown = [k for k in keys if k not in where]
         if name == "all" or not keys or unknown:
             got = f"unknown {unknown[0]}" if unknown else ("the name 'all'" if name == "all" else "an empty group")

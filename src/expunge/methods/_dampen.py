@@ -130,6 +130,8 @@ class Dampening(Method):
     def __post_init__(self) -> None:
         if self.alpha != "auto" and not (isinstance(self.alpha, int | float) and 0 <= self.alpha < float("inf")):
             raise UserError(f"{self.name}.alpha of 0 or more, or 'auto'", repr(self.alpha), "give a finite number")
+        if self.unseen not in ("zero", "skip"):
+            raise UserError(f"{self.name}.unseen 'zero' or 'skip'", repr(self.unseen), "choose one of them")
         if not 0 <= self.dampening < float("inf"):
             raise UserError(f"{self.name}.dampening of 0 or more", repr(self.dampening), "give a finite number")
 
@@ -228,7 +230,7 @@ class Dampening(Method):
         if self.refresh:
             return self._state(self._importance(session, session.model, "retain"), stale=0)
         stale = int(state.meta["stale"])
-        if stale:
+        if stale and stored.at != forget.at:
             session.record(
                 "note",
                 f"The stored importance was taken {stale} request(s) ago, before the weights were edited; the "

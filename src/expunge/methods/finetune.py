@@ -33,7 +33,9 @@ class Finetune(Method):
     lr: float = option(0.02, symbol="η", unit="1", text="constant learning rate")
     momentum: float = option(0.9, symbol="μ", unit="1", text="of SGD")
     weight_decay: float = option(5e-4, symbol="wd", unit="1", text="coupled L2")
-    batch_size: int = option(64, symbol="B", unit="samples", text="samples a step; the recipe's where one is given")
+    batch_size: int | None = option(
+        None, symbol="B", unit="samples", text="samples a step; unset, the recipe's, or 64 without a recipe"
+    )
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -41,14 +43,14 @@ class Finetune(Method):
         self._recipe(None)
 
     def _recipe(self, given: Recipe | None) -> Recipe:
-        size, crop, flip = (self.batch_size, 0, False) if given is None else (given.batch_size, given.crop, given.flip)
+        size, crop, flip = (64, 0, False) if given is None else (given.batch_size, given.crop, given.flip)
         return Recipe(
             epochs=self.epochs,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             schedule="constant",
-            batch_size=size,
+            batch_size=size if self.batch_size is None else self.batch_size,
             crop=crop,
             flip=flip,
             penalties=() if given is None else given.penalties,

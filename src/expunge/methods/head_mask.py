@@ -72,6 +72,10 @@ class HeadMask(Method):
 
     margin: float = option(10.0, unit="nats", text="distance below the lowest other logit")
 
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < float("inf"):
+            raise UserError("head_mask.margin above 0", repr(self.margin), "give a finite number of nats")
+
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline tasks without classes and forget sets that are no class."""
         if not isinstance(task, Classification):

@@ -43,7 +43,7 @@ class Retrain(Method):
             runtime=session.runtime,
             seed=session.seed,
         )
-        session.record("epochs", recipe.epochs)
+        session.record("epochs_at_most", recipe.epochs)
         return model, State()
 
 
