@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +219,26 @@ def test_jsonable(value, plain):
     found = files.jsonable(value)
     assert found == plain
     json.dumps(found, allow_nan=False)
+
+
+def test_an_interrupt_between_the_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self, target):
+        found = rename(self, target)
+        if Path(target).name == "replaced":
+            raise KeyboardInterrupt
+        return found
+
+    def write():
+        with files.atomic(path) as room:
+            room.mkdir()
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert (path / "old.txt").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]

@@ -65,8 +65,8 @@ def check_free(path: Path, overwrite: bool, remedy: str = "choose another path o
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` and move it there, synced, only if the block ends well.
 
-    What stood at ``path`` stays as it was when the block raises or the process dies. A folder that is replaced
-    is moved aside first and removed last.
+    What stood at ``path`` stays as it was when the block raises. A folder that is replaced is moved aside first and
+    removed last: a process killed between the two renames leaves it in a hidden folder beside ``path``.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -92,12 +92,12 @@ def _replace(new: Path, path: Path, room: Path) -> None:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     aside = room / "replaced"
-    if path.is_dir():
-        path.rename(aside)
     try:
+        if path.is_dir():
+            path.rename(aside)
         os.replace(new, path)
     except BaseException:
-        if aside.exists():
+        if aside.exists() and not path.exists():
             aside.rename(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
