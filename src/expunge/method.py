@@ -144,7 +144,7 @@ class Session:
         method: the running method's name.
         phase: ``prepare`` or ``unlearn``.
         needs: the declared needs of this phase.
-        source: the caller's model, never handed to the method.
+        source: the caller's model; methods work on `model` or `original`, which are copies.
         given: data, recipe and scenario by name.
         factory: builds the network before training, or None.
         log: what `record` wrote.
