@@ -13,13 +13,13 @@ import expunge
 ROOT = Path(expunge.__file__).parent
 LAW = """
 __init__ errors files seeds stats
-tensors runtime sources data task scenario
+tensors processes copies runtime sources data task passes scenario
 fisher/checks fisher/quantities fisher/reference fisher/batched fisher/rules fisher/layers fisher/__init__
-masks train evidence method metric
+masks recipe checkpoints train evidence method metric
 objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__
-methods/_* methods/* methods/__init__ stamp unlearn shadows
+methods/_* methods/* methods/__init__ stamp phase unlearn shadows
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores evaluate
-zoo/networks zoo/embedded zoo/__init__ project
+tables/* tables/__init__ zoo/networks zoo/embedded zoo/__init__ project
 report/format report/document report/distance report/svg report/tables report/charts report/page report/__init__
 ledger bench/cell bench/grid bench/store bench/runner bench/tune bench/__init__ qualify service testing
 cli/_app cli/_show cli/_samples cli/_jobs cli/* cli/__init__

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from expunge import tensors, train
+from expunge import checkpoints, tensors, train
 from expunge.data import Data
 from expunge.errors import CorruptArtefact, NotFinite, UserError
 from expunge.runtime import Runtime
 from expunge.task import Classification, Regression
-from expunge.train import Recipe, augment, fit, fresh, training_batches
+from expunge.train import Recipe, augment, batch_orders, fit, fresh
 
 D = torch.float64
 TASK = Classification()
@@ -225,7 +225,7 @@ def test_a_stop_after_the_last_epoch_trains_no_further(tmp_path, monkeypatch):
     want = fit(network(), TASK, blobs(), recipe, runtime=QUIET, **options)
     run = Runtime(progress=False, workdir=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(train._Checkpoint, "clear", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(checkpoints.Checkpoint, "clear", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit(network(), TASK, blobs(), recipe, runtime=run, **options)
     rest = Stop()
@@ -298,9 +298,9 @@ def test_mean_loss_is_over_samples_not_batches():
 )
 def test_a_last_batch_of_one_joins_its_neighbour(n, size, sizes):
     order = torch.randperm(n)
-    found = list(training_batches(blobs(n), size, order))
-    assert [len(b) for b in found] == sizes
-    assert torch.cat([b.index for b in found]).tolist() == order.tolist()
+    found = list(batch_orders(size, order))
+    assert [len(at) for at in found] == sizes
+    assert np.concatenate(found).tolist() == order.tolist()
 
 
 def test_batchnorm_survives_a_last_batch_of_one():

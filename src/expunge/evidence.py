@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from expunge.data import Data
+from expunge.copies import check_made
+from expunge.data import Batch, Data
 from expunge.errors import NotFinite, UserError
+from expunge.passes import Passes
 from expunge.runtime import Runtime
 from expunge.task import Task, check_targets
 from expunge.tensors import eval_mode
@@ -56,6 +58,9 @@ def collect(
 ) -> Outputs:
     """Run a model once over data, in eval mode, and keep what it says of each sample.
 
+    Of several processes each runs the whole, so one of them may call it alone. Where memory runs out the batches
+    are halved.
+
     Args:
         model: its modes are left as found.
         task: outputs, loss, predictions.
@@ -67,31 +72,39 @@ def collect(
         One row a sample, in the data's order.
 
     Raises:
-        UserError: no sample.
+        UserError: no sample, or memory too small for one.
         NotFinite: an output is NaN or infinite.
     """
     runtime = runtime or Runtime()
     if len(data) == 0:
         raise UserError("samples to run the model on", f"none in {data.name}", "pass data that is not empty")
-    rows: list[Outputs] = []
+    check_made(model)
     model = runtime.placed(model)
-    with eval_mode(model), torch.no_grad(), runtime.tracking(f"outputs on {data.name}", len(data)) as advance:
-        for batch in data.batches(runtime.batch_size):
-            batch = batch.to(runtime.torch_device)
-            with runtime.autocast():
-                outputs, found = task.forward(model, batch, taps)
-            outputs = outputs.double()
-            if not bool(torch.isfinite(outputs).all()):
-                raise NotFinite(f"finite outputs on {data.name}", "NaN or infinity", "check the weights and inputs")
-            loss = None
-            if batch.target is not None:
-                check_targets(task, outputs, batch.target)
-                loss = task.loss(outputs, batch.target).double().cpu()
-            target = None if batch.target is None else batch.target.cpu()
-            features = {k: v.float().cpu() for k, v in found.items()}
-            rows.append(Outputs(outputs.cpu(), task.predictions(outputs).cpu(), target, loss, features))
-            advance(len(batch))
+
+    def work(batch: Batch) -> Outputs:
+        return _said(model, task, data, batch.to(runtime.torch_device), taps, runtime)
+
+    rows: list[Outputs] = []
+    with eval_mode(model), torch.no_grad(), runtime.alone().tracking(f"outputs on {data.name}", len(data)) as advance:
+        for found in Passes(runtime).over(data, work):
+            rows.append(found)
+            advance(len(found))
     return _joined(rows)
+
+
+def _said(model: nn.Module, task: Task, data: Data, batch: Batch, taps: Sequence[str], runtime: Runtime) -> Outputs:
+    with runtime.autocast():
+        outputs, found = task.forward(model, batch, taps)
+    outputs = outputs.double()
+    if not bool(torch.isfinite(outputs).all()):
+        raise NotFinite(f"finite outputs on {data.name}", "NaN or infinity", "check the weights and inputs")
+    loss = None
+    if batch.target is not None:
+        check_targets(task, outputs, batch.target)
+        loss = task.loss(outputs, batch.target).double().cpu()
+    target = None if batch.target is None else batch.target.cpu()
+    features = {k: v.float().cpu() for k, v in found.items()}
+    return Outputs(outputs.cpu(), task.predictions(outputs).cpu(), target, loss, features)
 
 
 def _joined(rows: Sequence[Outputs]) -> Outputs:

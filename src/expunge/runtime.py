@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
+import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 import psutil
 import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
 from rich import progress as bars
 from rich.console import Console
 from rich.errors import LiveError
-from torch import nn
+from torch import Tensor, nn
 
-from expunge.errors import UserError
+from expunge import copies, processes
+from expunge.errors import UserError, listing
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,20 @@ class Progress:
 class Runtime:
     """Settings of execution that change no result beyond rounding.
 
+    Under ``accelerate launch --multi_gpu``, which without a GPU starts processes on the CPU, every process runs the
+    same script and calls the same functions with the same arguments; the work is divided, and each process ends with
+    the same result. A call that only some processes make needs ``processes=1``, or it waits for the others.
+
     Args:
-        device: ``auto`` (CUDA, else CPU) or a torch device name.
+        device: ``auto`` (CUDA, else CPU) or a torch device name; with several processes each takes its own GPU.
         batch_size: samples per forward pass outside training; training's is in its `Recipe`.
         memory: bytes that per-sample gradients may use at once; None takes a quarter of what is free.
         precision: ``full`` (the model's own dtype) or ``bf16`` (autocast; sums stay in float32 and wider).
         progress: a callable receiving `Progress`; False for silence; None for a bar if stderr is a terminal.
+            Of processes that work together the first alone reports, for all of them.
         workdir: folder for checkpoints of interrupted work; None keeps none.
-        processes: number of processes the caller expects; None takes what the launcher started.
+        processes: None works with all processes that the launcher started; 1 works alone, whatever was started; any
+            other number must be the number started.
 
     Raises:
         UserError: an unknown device or precision, a non-positive size, another number of processes.
@@ -66,33 +76,141 @@ class Runtime:
     processes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError("batch_size of 1 or more", str(self.batch_size), "give a positive number")
-        if self.memory is not None and self.memory < 1:
-            raise UserError("memory in bytes, 1 or more", str(self.memory), "give a positive number or None")
+        for name, value in (("batch_size", self.batch_size), ("memory", self.memory), ("processes", self.processes)):
+            if name != "batch_size" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                what = "memory in bytes," if name == "memory" else f"{name} of"
+                remedy = "give a positive number" + ("" if name == "batch_size" else " or None")
+                raise UserError(f"{what} 1 or more", repr(value), remedy)
         if self.precision not in ("full", "bf16"):
             raise UserError("precision 'full' or 'bf16'", repr(self.precision), "choose one of them")
         try:
-            kind = torch.device(self.torch_device).type
-        except RuntimeError as error:
+            device = torch.device(self._named)
+        except (RuntimeError, TypeError) as error:
             raise UserError("a torch device", repr(self.device), "try cpu, cuda or auto") from error
-        if kind not in ("cpu", "cuda"):
+        if device.type not in ("cpu", "cuda"):
             raise UserError("device cpu or cuda", repr(self.device), "use one of them, or auto")
-        if kind == "cuda" and not torch.cuda.is_available():
+        if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("a CUDA device", "none on this machine", "use device cpu or auto")
-        found = PartialState(cpu=kind == "cpu").num_processes
-        if self.processes not in (None, found):
-            remedy = f"start with accelerate launch --num_processes {self.processes}"
+        found = processes.launch(cpu=device.type == "cpu").num_processes
+        if self.processes not in (None, 1, found):
+            remedy = f"start with accelerate launch --num_processes {self.processes} --multi_gpu, also without a GPU"
             raise UserError(f"{self.processes} processes", f"{found}", remedy)
-        if found > 1:
-            raise UserError("one process", f"{found} from the launcher", "start without accelerate launch")
+        if self.count > 1 and self.device != "auto" and device.index is not None:
+            remedy = "use device auto, cuda or cpu: each process takes its own GPU"
+            raise UserError("no device number with several processes", repr(self.device), remedy)
+
+    @property
+    def _named(self) -> str:
+        return self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def count(self) -> int:
+        """Number of processes that work together."""
+        return int(PartialState().num_processes) if self.processes is None else self.processes
+
+    @property
+    def rank(self) -> int:
+        """This process's place among them, from 0."""
+        return int(PartialState().process_index) if self.count > 1 else 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the first of those that work together."""
+        return self.rank == 0
+
+    def alone(self) -> Runtime:
+        """Return the settings for work that this process does by itself."""
+        return replace(self, processes=1)
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            processes.agree(None)
+
+    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return each tensor summed over processes; themselves where this one works alone."""
+        return processes.summed(tensors) if self.count > 1 else list(tensors)
+
+    def shared(self, value: T) -> T:
+        """Return process 0's picklable value."""
+        return processes.shared(value) if self.count > 1 else value
+
+    def gathered(self, value: T) -> list[T]:
+        """Return the picklable value of every process, in their order."""
+        return processes.gathered(value) if self.count > 1 else [value]
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Run a block on every process; where it raises on one, raise that on all, so that none waits for another.
+
+        The block itself must not exchange anything between processes.
+        """
+        if self.count == 1:
+            yield
+            return
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        processes.agree(failure)
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` gives on process 0, where alone it runs; what it raises is raised on all.
+
+        Args:
+            work: exchanges nothing between processes; returns a value that pickles.
+
+        Returns:
+            The value itself on process 0, a copy of it elsewhere.
+        """
+        if self.count == 1:
+            return work()
+        made: list[T] = []
+        body = b""
+        with self.agreed():
+            if self.main:
+                made.append(work())
+                body = pickle.dumps(made[0])
+        body = self.shared(body)
+        with self.agreed():
+            if not self.main:
+                made.append(pickle.loads(body))
+        return made[0]
+
+    def same(self, **digests: str) -> None:
+        """Refuse to go on where the processes were given different things.
+
+        Args:
+            digests: of what must be the same, by what a message calls it.
+
+        Raises:
+            UserError: names what differs and on which process.
+        """
+        found = self.gathered(digests)
+        odd = {name: [at for at, other in enumerate(found) if other[name] != found[0][name]] for name in digests}
+        for name, places in odd.items():
+            if places:
+                remedy = "load the same files and use the same seeds in each process, or set Runtime.processes=1"
+                got = f"others on process {listing(places)} than on process 0"
+                raise UserError(f"the same {name} on every process", got, remedy)
+
+    def part(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return this process's share of a pass: every count-th batch of ``batch_size``, the batches kept whole."""
+        if self.count == 1:
+            return order
+        starts = range(self.rank * self.batch_size, len(order), self.count * self.batch_size)
+        return np.concatenate([order[:0], *(order[s : s + self.batch_size] for s in starts)])
 
     @property
     def torch_device(self) -> str:
-        """The device's torch name, ``auto`` resolved."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        """The device's torch name, ``auto`` resolved; of several processes each has its own GPU."""
+        state = PartialState()
+        if self._named == "cuda" and state.num_processes > 1:
+            return f"cuda:{state.local_process_index % torch.cuda.device_count()}"
+        return self._named
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which forward passes run."""
@@ -105,7 +223,7 @@ class Runtime:
         here, wanted = next((p.device for p in model.parameters()), None), torch.device(self.torch_device)
         if here is None or (here.type, here.index or 0) == (wanted.type, wanted.index or 0):
             return model
-        return copy.deepcopy(model).to(wanted)
+        return copies.private(model).to(wanted)
 
     def budget(self) -> int:
         """Return the bytes that per-sample gradients may use at once."""
@@ -117,18 +235,20 @@ class Runtime:
 
     @contextlib.contextmanager
     def tracking(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Yield a function to call with the number of samples just done."""
+        """Yield a function to call with the number of samples just done, by all processes together."""
         done = 0
-        if callable(self.progress):
+        if not self.main:
+            yield lambda n: None
+        elif callable(self.progress):
             report = self.progress
 
             def advance(n: int) -> None:
                 nonlocal done
-                done += n
+                done = min(total, done + n)
                 report(Progress(what, done, total))
 
             yield advance
-        elif self.progress is False or not sys.stderr.isatty():
+        elif self.progress is False or not sys.stderr.isatty() or PartialState().process_index > 0:
             yield lambda n: None
         else:
             with contextlib.ExitStack() as stack:
@@ -146,7 +266,7 @@ class Runtime:
                 task = bar.add_task(what, total=total, rate="")
 
                 def draw(n: int) -> None:
-                    bar.advance(task, n)
+                    bar.advance(task, min(n, total - bar.tasks[0].completed))
                     speed = bar.tasks[0].speed
                     bar.update(task, rate=f"{speed:,.0f} samples/s" if speed else "")
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from expunge.data import Batch, Data, id_texts
 from expunge.errors import Incompatible, UserError, suggest
+from expunge.files import digest
 from expunge.fisher import batched, layers, reference
-from expunge.fisher.checks import Sums, check_data, check_model, check_sums, chosen, wide
+from expunge.fisher.checks import Sums, check_data, check_model, check_sums, chosen, wide, zeros
 from expunge.fisher.quantities import Quantity, check_quantity, ready
+from expunge.passes import SMALLER, Passes, whole
 from expunge.runtime import Runtime
 from expunge.task import Task
 from expunge.tensors import weights_digest
@@ -130,6 +132,10 @@ def diagonals(
 ) -> dict[str, Diagonal]:
     """Return the diagonals of the data (``all``) and of groups of its samples from one pass over it.
 
+    Several processes share the pass: each takes every count-th batch, the sums are added in float64 and every
+    process returns the diagonals of the whole. Where memory runs out the batches are halved, except for
+    ``batch_mean``, whose value depends on them.
+
     Args:
         model: as in `diagonal`.
         task: as in `diagonal`.
@@ -145,9 +151,43 @@ def diagonals(
         A diagonal under ``all`` and under each group's name.
 
     Raises:
-        UserError: unknown quantity, engine or parameter; a group named ``all``, empty, or with unknown ids.
+        UserError: unknown quantity, engine or parameter; a group named ``all``, empty, or with unknown ids; processes
+            that were given different weights, samples or settings; memory too small for one sample.
     """
     runtime = runtime or Runtime()
+    with runtime.agreed():
+        _check(model, task, data, groups, of, engine)
+        model = runtime.placed(model)
+        wanted = chosen(model, params)
+        cells = _cells(data, groups)
+        at = weights_digest(model)
+    if runtime.count > 1:
+        groups_of = sorted((sorted(names), order.tolist()) for names, order in cells.items())
+        settings = digest(of, engine, sorted(wanted), runtime.batch_size, seed)
+        runtime.same(weights=at, samples=digest(data.ids, groups_of), settings=settings)
+    with runtime.agreed():
+        with whole(f"one sample of {data.name}", SMALLER):
+            step = _plan(model, task, data, wanted, of, engine, runtime, seed)
+
+        def work(batch: Batch) -> tuple[int, Sums]:
+            return len(batch), step(ready(of, model, task, data, batch, runtime, seed))
+
+        sums = _passed(data, work, cells, wanted, runtime)
+    parts: dict[frozenset[str], Diagonal] = {}
+    for members, order in cells.items():
+        total = dict(zip(wanted, runtime.sum([sums[members][name] for name in wanted]), strict=True))
+        check_sums(total)
+        batches = -(-len(order) // runtime.batch_size)
+        parts[members] = Diagonal(total, batches if of == "batch_mean" else len(order), of, at)
+    found = {"all": _joined(list(parts.values()))}
+    for name in groups:
+        found[name] = _joined([d for members, d in parts.items() if name in members])
+    return found
+
+
+def _check(
+    model: nn.Module, task: Task, data: Data, groups: Mapping[str, Iterable[object]], of: str, engine: str
+) -> None:
     check_model(model)
     check_data(data)
     check_quantity(of, task)
@@ -155,26 +195,24 @@ def diagonals(
         raise UserError("a known engine", repr(engine), suggest(engine, ["auto", "layers", "batched", "reference"]))
     if of == "batch_mean" and groups:
         raise UserError("no groups for 'batch_mean'", "some", "call diagonal once a group, its batches are its own")
-    model = runtime.placed(model)
-    wanted = chosen(model, params)
-    cells = _cells(data, groups)
-    at = weights_digest(model)
-    step = _plan(model, task, data, wanted, of, engine, runtime, seed)
-    parts: dict[frozenset[str], Diagonal] = {}
+
+
+def _passed(
+    data: Data,
+    work: Callable[[Batch], tuple[int, Sums]],
+    cells: Mapping[frozenset[str], np.ndarray],
+    params: Mapping[str, nn.Parameter],
+    runtime: Runtime,
+) -> dict[frozenset[str], Sums]:
+    """Return the sums of each cell over this process's batches."""
+    passes, found = Passes(runtime), {}
     with runtime.tracking(f"importance of {data.name}", len(data)) as advance:
         for members, order in cells.items():
-            total = {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in wanted.items()}
-            batches = 0
-            for batch in data.batches(runtime.batch_size, order):
-                for name, value in step(ready(of, model, task, data, batch, runtime, seed)).items():
+            total = found[members] = zeros(params)
+            for n, sums in passes.over(data, work, runtime.part(order)):
+                for name, value in sums.items():
                     total[name] += value
-                batches += 1
-                advance(len(batch))
-            check_sums(total)
-            parts[members] = Diagonal(total, batches if of == "batch_mean" else len(order), of, at)
-    found = {"all": _joined(list(parts.values()))}
-    for name in groups:
-        found[name] = _joined([d for members, d in parts.items() if name in members])
+                advance(n * runtime.count)
     return found
 
 
@@ -215,7 +253,12 @@ def _plan(
 ) -> Step:
     """Choose the engine for each parameter; rules are tried on two samples and must agree with the reference."""
     if of == "batch_mean":
-        return lambda batch: reference.batch_mean(model, task, batch, params, runtime)
+
+        def mean(batch: Batch) -> Sums:
+            with whole(f"a batch of {len(batch)} samples", "lower Runtime.batch_size, which 'batch_mean' depends on"):
+                return reference.batch_mean(model, task, batch, params, runtime)
+
+        return mean
     if engine == "reference":
         return lambda batch: reference.sums(model, task, batch, params, of, runtime)
     if engine == "batched":

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from expunge.copies import check_made
 from expunge.data import Data
 from expunge.errors import NotFinite, UserError, listing, suggest
 from expunge.tensors import check_finite, parameters
@@ -16,11 +17,12 @@ Sums = dict[str, Tensor]
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse train mode, where batch statistics and dropout make a per-sample gradient meaningless, and NaN weights.
+    """Refuse train mode, where batch statistics and dropout spoil per-sample gradients, and lazy or NaN weights.
 
     Raises:
         UserError: names the modules, or the weights.
     """
+    check_made(model)
     stateful = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     active = [n for n, m in model.named_modules() if m.training and isinstance(m, stateful)]
     if model.training or active:

@@ -1,0 +1,104 @@
+"""Private copies of a model, and what must hold of one before it is copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from expunge import tensors
+from expunge.errors import UserError, listing
+
+_OWN = set(vars(nn.Module()))  # parameters, buffers, children and hooks: not what a forward pass stores
+
+
+def check_made(model: nn.Module) -> None:
+    """Refuse a lazy module whose parameters do not exist yet.
+
+    Raises:
+        UserError: names them.
+    """
+    lazy = [n for n, p in [*model.named_parameters(), *model.named_buffers()] if is_lazy(p)]
+    if lazy:
+        remedy = "run the model once on a batch before training it"
+        raise UserError("a model whose parameters exist", f"lazy {listing(lazy)}", remedy)
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model that has nothing to train.
+
+    Raises:
+        UserError: it has no parameters, none is trainable, or they do not exist yet.
+    """
+    check_made(model)
+    if not tensors.parameters(model):
+        got = "frozen ones only" if any(True for _ in model.parameters()) else "none"
+        remedy = "call requires_grad_(True) on some" if got != "none" else "pass a network with weights"
+        raise UserError("a model with trainable parameters", got, remedy)
+
+
+def private(model: nn.Module) -> nn.Module:
+    """Return a deep copy.
+
+    Raises:
+        UserError: a tensor of a past forward pass is stored on the model, or it holds something that has no copy.
+    """
+    kept = [name for name, _, _, value in _stored(model) if any(t.grad_fn is not None for t in value)]
+    if kept:
+        remedy = "delete it before the call, and let forward store it detached or not at all"
+        raise UserError("a model that can be copied", f"a tensor of a past forward pass in {listing(kept)}", remedy)
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a member's own copying raises
+        got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        remedy = "leave locks, files and open connections out of it, or give it a __deepcopy__"
+        raise UserError("a model that can be copied", got, remedy) from error
+
+
+def as_before(made: nn.Module, source: nn.Module) -> nn.Module:
+    """Take from a copy the tensors that its forward passes stored on it as plain attributes, which hold samples' data.
+
+    What the source stores under the same name is put back; parameters and buffers are left alone.
+
+    Args:
+        made: the copy, edited in place.
+        source: the model it was copied from.
+
+    Returns:
+        ``made``.
+    """
+    old = {(path, type(m)): m for path, m in source.named_modules()}
+    types = {path: type(m) for path, m in made.named_modules()}
+    for name, module, key, value in list(_stored(made)):
+        path = name.rpartition(".")[0]
+        before = old.get((path, types[path]))
+        if before is not None and key in vars(before):
+            setattr(module, key, copy.deepcopy(vars(before)[key]))
+        elif before is not None or any(t.grad_fn is not None for t in value):
+            delattr(module, key)
+    return made
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, list[Tensor]]]:
+    """Yield plain attributes that hold tensors, not parameters or buffers: full name, module, attribute, tensors."""
+    known = {id(t) for t in [*model.parameters(), *model.buffers()]}  # an LSTM lists its weights in one, too
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _OWN and isinstance(value, Tensor | list | tuple | dict):
+                found = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+                if found and not any(id(t) in known for t in found):
+                    yield f"{path}.{key}" if path else key, module, key, found
+
+
+def layout(model: nn.Module) -> list[Any]:
+    """Return what a state dict leaves out: each module's type, attributes and numbers of hooks, shapes of tensors."""
+    shapes = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items()]
+    rows = [
+        (path, type(m), sorted(vars(m)), [len(v) for k, v in sorted(vars(m).items()) if k.endswith("_hooks")])
+        for path, m in model.named_modules()
+    ]
+    return [*shapes, *rows]
