@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from expunge import tensors
+from expunge.copies import private
 from expunge.data import Data
 from expunge.errors import ExpungeError, MissingNeed, UndeclaredNeed
 from expunge.files import digest, jsonable
@@ -163,7 +163,9 @@ class Session:
     _made: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def _copy(self) -> nn.Module:
-        return copy.deepcopy(self.source).to(self.runtime.torch_device).eval()
+        made = private(self.source).to(self.runtime.torch_device)
+        made.eval()
+        return made
 
     @property
     def model(self) -> nn.Module:

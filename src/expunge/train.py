@@ -239,6 +239,8 @@ def mean_loss(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> flo
     """
 
     def work(batch: Batch) -> float:
+        if batch.target is None:
+            raise UserError(f"labels in {data.name}", "none", "give targets when building the data")
         _, losses = _losses(model, task, batch.to(runtime.torch_device))
         return float(losses.double().sum())
 
@@ -333,8 +335,7 @@ def _augmented(batch: Batch, recipe: Recipe) -> Batch:
 
 def _losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return outputs and the loss of each sample (B,), targets and shapes checked."""
-    if batch.target is None:
-        raise UserError("labelled data to train on", "no targets", "give targets when building the data")
+    assert batch.target is not None
     outputs, _ = task.forward(model, batch)
     check_targets(task, outputs, batch.target)
     losses = task.loss(outputs, batch.target)
@@ -345,6 +346,8 @@ def _losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor]
 
 
 def _loss(model: nn.Module, task: Task, batch: Batch, recipe: Recipe, runtime: Runtime) -> Tensor:
+    if batch.target is None:
+        raise UserError("labelled data to train on", "no targets", "give targets when building the data")
     with runtime.autocast():
         outputs, losses = _losses(model, task, batch)
         weighted = losses if batch.weight is None else losses * batch.weight.to(losses)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from expunge import methods, stamp, tensors
+from expunge import methods, phase, stamp, tensors
+from expunge.copies import check_made
 from expunge.data import Data, id_texts
 from expunge.errors import Declined, MissingNeed, UserError, listing
-from expunge.method import SETS, Method, MethodFault, Needs, See, Session, State, see
-from expunge.runtime import Runtime, peak_memory
+from expunge.files import digest, jsonable
+from expunge.method import SETS, Method, Needs, See, Session, State, see
+from expunge.runtime import Runtime
 from expunge.scenario import Scenario
-from expunge.seeds import seed as named_seed
 from expunge.task import Task
 from expunge.train import Recipe
 
@@ -32,6 +32,7 @@ class Prepared:
         seconds: of the method's own work.
         log: recorded values.
         note: what a reader must know.
+        peak_memory: bytes beyond those held before the pass.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class Prepared:
     seconds: float
     log: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    peak_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def prepare(
 ) -> Prepared:
     """Do a method's one-off pass while the training data is at hand.
 
+    Of several processes all call this alike, share the work where the method is distributed, and return the same.
+
     Args:
         method: from `expunge.methods.load` or `build`.
         model: the trained network; left as it is.
@@ -105,15 +109,18 @@ def prepare(
     """
     runtime = runtime or Runtime()
     given = {"train": train, "holdout": holdout, "recipe": recipe, "scenario": scenario}
-    _check_call(method, model, task, scenario)
-    _check_needs(method, "prepare", method.prepares, given)
-    if train is not None and len(train) == 0:
-        raise UserError("training data", f"no sample in {train.name}", "pass data that is not empty")
+    with runtime.agreed():
+        _check_call(method, model, task, scenario)
+        _check_needs(method, "prepare", method.prepares, given)
+        if train is not None and len(train) == 0:
+            raise UserError("training data", f"no sample in {train.name}", "pass data that is not empty")
+    _check_same(method, model, given, None, seed, runtime)
     session = _session(method, "prepare", method.prepares, model, task, given, new_model, runtime, seed)
-    made, state, seconds = _call(session, lambda: method.prepare(session), method)
-    meta, table = stamp.table(method, train) if train is not None else (stamp.blank(method), {})
-    result = _returned(model, made)
-    return Prepared(result, stamp.stamped(state, result, meta, table), seconds, session.log, _note(session))
+    done = phase.run(method, session, method.prepare)
+    blank: tuple[dict[str, Any], stamp.Table] = (stamp.blank(method), {})
+    meta, table = blank if train is None else runtime.on_main(lambda: stamp.table(method, train))
+    state = stamp.stamped(done.state, done.model, meta, table)
+    return Prepared(done.model, state, done.seconds, done.log, done.note, done.peak)
 
 
 def unlearn(
@@ -133,7 +140,9 @@ def unlearn(
 ) -> Unlearned:
     """Fulfil one request: return a new model from which the forget set has been removed.
 
-    Everything is checked before anything is touched: needs, ids, content, weights, finiteness.
+    Everything is checked before anything is touched: needs, ids, content, weights, finiteness. Of several processes
+    all call this alike; a distributed method runs on all of them, any other on the first, and each process returns
+    the same result.
 
     Args:
         method: from `expunge.methods.load` or `build`.
@@ -159,38 +168,33 @@ def unlearn(
     started = time.perf_counter()
     runtime = runtime or Runtime()
     samples = forget if isinstance(forget, Data) else None
-    ids = samples.ids if samples is not None else id_texts(forget)
-    _check_call(method, model, task, scenario)
-    if state is not None and not isinstance(state, State):
-        raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
-    for name, data in (("retain", retain), ("holdout", holdout)):
-        if data is not None and not isinstance(data, Data):
-            raise UserError(f"{name} as Data", type(data).__name__, "build it with Data.from_torch or from_arrays")
-    _check_ids(ids, samples, retain, scenario)
-    sighted = samples
-    if sighted is None and method.unlearns.forget <= See.IDS:
-        sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
-    given = {"forget": sighted, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
-    _check_needs(method, "unlearn", method.unlearns, given)
-    meta, table = stamp.check(method, model, state, ids, samples, retain)
+    with runtime.agreed():
+        ids = samples.ids if samples is not None else id_texts(forget)
+        _check_call(method, model, task, scenario)
+        _check_given(state, retain, holdout)
+        _check_ids(ids, samples, retain, scenario)
+        sighted = samples
+        if sighted is None and method.unlearns.forget <= See.IDS:
+            sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
+        given = {"forget": sighted, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
+        _check_needs(method, "unlearn", method.unlearns, given)
+        meta, table = stamp.check(method, model, state, ids, samples, retain)
+    _check_same(method, model, given, state, seed, runtime)
+    meta, table = runtime.shared((meta, table))  # with a secret key of its own where nothing was prepared
     watched = given["forget"].watched() if isinstance(given["forget"], Data) else None
     given["forget"] = watched
     session = _session(method, "unlearn", method.unlearns, model, task, given, new_model, runtime, seed)
     bare = stamp.bare(state)
-    with peak_memory(runtime.torch_device) as peak:
-        made, after, seconds = _call(session, lambda: method.unlearn(session, bare), method)
-    if watched is not None and method.unlearns.forget >= See.INPUTS and watched.unread:
-        raise MethodFault(f"Method {method.name} never read {len(watched.unread)} of {len(ids)} samples to forget.")
-    result = _returned(model, made)
+    done = phase.run(method, session, lambda s: method.unlearn(s, bare), watched)
     meta = meta | {"requests": meta["requests"] + 1, "forgotten": meta["forgotten"] + len(ids)}
     return Unlearned(
-        model=result,
-        state=stamp.stamped(after, result, meta, table),
-        log={k: v for k, v in session.log.items() if k != "note"},
-        note=_note(session),
-        seconds=seconds,
-        changed=tensors.changed(model, result),
-        peak_memory=peak[0],
+        model=done.model,
+        state=stamp.stamped(done.state, done.model, meta, table),
+        log={k: v for k, v in done.log.items() if k != "note"},
+        note=done.note,
+        seconds=done.seconds,
+        changed=tensors.changed(model, done.model),
+        peak_memory=done.peak,
         method=method.settings(),
         total_seconds=time.perf_counter() - started,
     )
@@ -223,10 +227,29 @@ def _check_call(method: Method, model: nn.Module, task: Task, scenario: Scenario
         raise UserError("a torch.nn.Module", type(model).__name__, "pass the trained network")
     if not isinstance(task, Task):
         raise UserError("a task", type(task).__name__, "pass Classification() or Regression()")
+    check_made(model)
     tensors.check_weights(model, "weights", "restore the model from a good checkpoint")
     reason = method.declines(task, scenario, model)
     if reason:
         raise Declined(f"a request that {method.name} applies to", "one it declines", f"{reason}; take another method")
+
+
+def _check_given(state: object, retain: object, holdout: object) -> None:
+    if state is not None and not isinstance(state, State):
+        raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
+    for name, data in (("retain", retain), ("holdout", holdout)):
+        if data is not None and not isinstance(data, Data):
+            raise UserError(f"{name} as Data", type(data).__name__, "build it with Data.from_torch or from_arrays")
+
+
+def _check_same(
+    method: Method, model: nn.Module, given: Mapping[str, Any], state: State | None, seed: int, runtime: Runtime
+) -> None:
+    """Refuse a call that the processes of one launch make with different weights, samples or settings."""
+    if runtime.count > 1:
+        samples = {name: value.ids for name, value in given.items() if isinstance(value, Data)}
+        settings = digest(method.settings(), seed, None if state is None else jsonable(state.meta))
+        runtime.same(weights=tensors.weights_digest(model), samples=digest(samples), settings=settings)
 
 
 def _check_ids(ids: Sequence[str], forget: Data | None, retain: Data | None, scenario: Scenario | None) -> None:
@@ -307,48 +330,3 @@ def _session(
         given=shown,
         factory=new_model,
     )
-
-
-@contextmanager
-def _surroundings(session: Session) -> Iterator[None]:
-    name = named_seed(session.phase, session.method, session.seed)
-    with tensors.isolated_rng(name), torch.enable_grad():
-        yield
-
-
-def _call(session: Session, work: Callable[[], Any], method: Method) -> tuple[nn.Module, State, float]:
-    """Run a method's phase and hold it to the protocol."""
-    device = torch.device(session.runtime.torch_device)
-    with _surroundings(session):
-        start = time.perf_counter()
-        found = work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
-    match found:
-        case (nn.Module() as made, State() as state):
-            pass
-        case _:
-            raise MethodFault(f"Method {method.name} returned {type(found).__name__}, not (module, State).")
-    if made is session.source or session.edited():
-        raise MethodFault(f"Method {method.name} edited or returned the original model in {session.phase}.")
-    tensors.check_weights(made, f"weights after {method.name}", "lower its rate or strength")
-    return made, state, seconds
-
-
-def _returned(source: nn.Module, made: nn.Module) -> nn.Module:
-    """Give the result the caller's device, modes and frozen flags."""
-    first = next(source.parameters(), None)
-    if first is not None:
-        made = made.to(first.device)
-    made.train(source.training)
-    tensors.restore_modes(made, {name: m.training for name, m in source.named_modules()})
-    flags = {name: p.requires_grad for name, p in source.named_parameters()}
-    for name, p in made.named_parameters():
-        p.requires_grad_(flags.get(name, p.requires_grad))
-        p.grad = None
-    return made
-
-
-def _note(session: Session) -> str:
-    return " ".join(dict.fromkeys(session.log.get("note", [])))

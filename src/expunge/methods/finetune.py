@@ -19,6 +19,7 @@ class Finetune(Method):
     BatchNorm statistics move with training. A low rate hardly forgets; forgetting varies widely over seeds.
     """
 
+    distributed: ClassVar[bool] = True
     unlearns = Needs(retain=See.LABELLED, recipe=True, optional=frozenset({"recipe"}))
     reference: ClassVar[Reference] = Reference(
         "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",

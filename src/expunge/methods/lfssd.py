@@ -17,6 +17,7 @@ class LFSSD(Dampening):
     f are the raw outputs. Ω is first-power, so an α tuned for SSD's squares does not carry over.
     """
 
+    distributed: ClassVar[bool] = True
     reference: ClassVar[Reference] = Reference(
         "Loss-Free Machine Unlearning",
         "Jack Foster and Stefan Schoepf and Alexandra Brintrup",

@@ -19,6 +19,7 @@ class Retrain(Method):
     last layer keeps a backbone that has seen the forget set.
     """
 
+    distributed: ClassVar[bool] = True
     unlearns = Needs(
         retain=See.LABELLED, holdout=See.LABELLED, recipe=True, fresh=True, optional=frozenset({"holdout"})
     )

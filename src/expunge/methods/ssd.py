@@ -19,6 +19,7 @@ class SSD(Dampening):
     nothing; the published code squares batch-mean gradients instead, and its α does not transfer.
     """
 
+    distributed: ClassVar[bool] = True
     reference: ClassVar[Reference] = Reference(
         "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening",
         "Jack Foster and Stefan Schoepf and Alexandra Brintrup",
