@@ -2,6 +2,7 @@ import io
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,10 @@ class Terminal(io.StringIO):
     [
         ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
         ({"memory": 0}, "memory in bytes, 1 or more, got 0"),
+        ({"batch_size": "8"}, "batch_size of 1 or more, got '8': give a positive number"),
+        ({"memory": "1GB"}, "memory in bytes, 1 or more, got '1GB': give a positive number or None"),
+        ({"processes": 0}, "processes of 1 or more, got 0: give a positive number or None"),
+        ({"device": 3.5}, "a torch device, got 3.5: try cpu, cuda or auto"),
         ({"precision": "fp8"}, "precision 'full' or 'bf16', got 'fp8'"),
         ({"device": "toaster"}, "a torch device, got 'toaster': try cpu, cuda or auto"),
         ({"device": "cpu", "processes": 2}, "2 processes, got 1: start with accelerate launch --num_processes 2"),
@@ -68,6 +73,25 @@ def test_the_bar_is_drawn_on_a_terminal_alone(monkeypatch, setting, terminal, dr
 def test_memory_budget():
     assert Runtime(memory=1000).budget() == 1000
     assert 2**20 < Runtime(device="cpu").budget() < 2**50
+
+
+def test_progress_never_says_more_than_all():
+    heard = []
+    with Runtime(progress=heard.append).tracking("work", 5) as advance:
+        advance(4)
+        advance(4)
+    assert [p.done for p in heard] == [4, 5]
+
+
+def test_a_pass_is_shared_by_whole_batches(monkeypatch):
+    order = np.arange(100, 111)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(Runtime, "count", property(lambda self: 3))
+        monkeypatch.setattr(Runtime, "rank", property(lambda self, rank=rank: rank))
+        parts.append((Runtime(batch_size=2).part(order) - 100).tolist())
+        assert Runtime(batch_size=20).part(order).tolist() == (order.tolist() if rank == 0 else [])
+    assert parts == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10]]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("full", torch.float32), ("bf16", torch.bfloat16)])

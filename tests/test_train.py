@@ -1,3 +1,4 @@
+import copy
 import math
 import random
 from dataclasses import dataclass, replace
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 from expunge import checkpoints, tensors, train
 from expunge.data import Data
 from expunge.errors import CorruptArtefact, NotFinite, UserError
+from expunge.files import canonical
 from expunge.runtime import Runtime
 from expunge.task import Classification, Regression
-from expunge.train import Recipe, augment, batch_orders, fit, fresh
+from expunge.train import Recipe, augment, batch_orders, fit, fresh, share
 
 D = torch.float64
 TASK = Classification()
@@ -265,6 +267,59 @@ def test_another_precision_begins_again(tmp_path):
     assert heard.samples == 100
 
 
+class Worded(Classification):
+    """A task that is no dataclass of its own, with settings and without a repr."""
+
+    def __init__(self, scale):
+        object.__setattr__(self, "scale", scale)
+
+    def __repr__(self):
+        return object.__repr__(self)  # with its address
+
+    def loss(self, outputs, target):
+        return super().loss(outputs, target) * self.scale
+
+
+@pytest.mark.parametrize(("scale", "heard"), [(0.5, 60), (0.25, 100)])
+def test_a_task_is_known_by_its_settings_not_by_its_address(tmp_path, scale, heard):
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), Worded(0.5), blobs(), RESUMED["sgd"], runtime=Runtime(progress=Stop(10), workdir=tmp_path))
+    rest = Stop()
+    fit(network(), Worded(scale), blobs(), RESUMED["sgd"], runtime=Runtime(progress=rest, workdir=tmp_path))
+    assert rest.samples == heard
+
+
+class Slotted:
+    __slots__ = ("a",)
+
+    def __init__(self, a):
+        self.a = a
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (Ridge(0.1), Ridge(0.2)),
+        (Slotted(1), Slotted(2)),
+        ({"a": Worded(1)}, {"a": Worded(2)}),
+        ([1.0, None], [1.0, 0]),
+        (math.nan, math.inf),
+        ({1, 2}, {1, 3}),
+        (torch.ones(2), torch.zeros(2)),
+        (np.ones(2), np.zeros(2)),
+        (linear(0), linear(1)),
+        (F.relu, F.gelu),
+        (Worded(Ridge(1)), Worded(Ridge(2))),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_settings_are_told_apart_and_have_no_address(value, other):
+    told = checkpoints.described(value)
+    assert told == checkpoints.described(copy.deepcopy(value))
+    assert told != checkpoints.described(other)
+    assert " at 0x" not in canonical(told)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     run = Runtime(progress=Stop(10), workdir=tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -347,11 +402,28 @@ def test_rates_reach_the_optimizer_step_by_step_in_warm_up_and_epoch_by_epoch_af
         ({"patience": 0}, r"Recipe\.patience above 0"),
         ({"optimizer": "adam"}, r"Recipe\.optimizer 'sgd' or 'adamw', got 'adam'"),
         ({"schedule": "step"}, "Recipe.schedule constant, cosine, linear or multistep, got 'step'"),
+        ({"epochs": "3"}, r"Recipe\.epochs as a whole number, got '3': write it without quotes"),
+        ({"epochs": 2.5}, r"Recipe\.epochs as a whole number, got 2\.5"),
+        ({"batch_size": True}, r"Recipe\.batch_size as a whole number, got True"),
+        ({"patience": "2"}, r"Recipe\.patience as a whole number, got '2'"),
+        ({"lr": None}, r"Recipe\.lr as a number, got None"),
+        ({"clip": [1]}, r"Recipe\.clip as a number, got \[1\]"),
+        ({"flip": "yes"}, r"Recipe\.flip as True or False, got 'yes'"),
+        ({"milestones": 60}, r"Recipe\.milestones as a tuple of epochs, got 60: write for example \(60, 120\)"),
+        ({"milestones": ("60",)}, r"Recipe\.milestones as a tuple of epochs, got \('60',\)"),
+        ({"penalties": Ridge(0.1)}, r"Recipe\.penalties as a tuple of penalties, got Ridge\(scale=0\.1\)"),
+        ({"penalties": (0.1,)}, r"Recipe\.penalties as a tuple of penalties, got \(0\.1,\)"),
+        ({"optimizer": None}, r"Recipe\.optimizer 'sgd' or 'adamw', got None"),
     ],
 )
 def test_recipes_out_of_range(fields, said):
     with pytest.raises(UserError, match=said):
         Recipe(**fields)
+
+
+def test_numbers_of_numpy_and_lists_will_do():
+    recipe = Recipe(epochs=np.int64(3), lr=np.float32(0.5), milestones=[1, 2.5])
+    assert recipe.rate(0) == 0.5
 
 
 def test_a_recipe_is_named_by_its_penalties_settings():
@@ -386,6 +458,24 @@ class Reduced(Classification):
         ({"recipe": Recipe(patience=2), "holdout": blobs(3).subset([])}, UserError, "got none with labels"),
         ({"data": Data.from_arrays(torch.zeros(3, 4, dtype=D), [0, 1, 3])}, UserError, "classes 0 to 2, got class 3"),
         ({"data": Data.from_arrays(torch.zeros(3, 4, dtype=D), [0.0, 1, 2])}, UserError, "class indices as integers"),
+        ({"recipe": {"epochs": 1}}, UserError, "a Recipe, got dict: write for example"),
+        ({"model": linear().requires_grad_(False)}, UserError, "with trainable parameters, got frozen ones only"),
+        (
+            {
+                "recipe": Recipe(epochs=1, patience=2),
+                "holdout": Data.from_arrays(torch.zeros(3, 4, dtype=D), [0, 1, 3]),
+            },
+            UserError,
+            "classes 0 to 2, got class 3",
+        ),
+        (
+            {
+                "recipe": Recipe(epochs=1, patience=2),
+                "holdout": Data.from_arrays(torch.full((3, 4), math.nan, dtype=D), [0, 1, 2], name="holdout"),
+            },
+            NotFinite,
+            "a finite mean loss on holdout, got nan: lower the learning rate, or check the weights and that data",
+        ),
         ({"task": Reduced()}, UserError, r"a loss of shape \(B,\), one number a sample, got shape \(\)"),
         (
             {"recipe": Recipe(crop=1)},
@@ -527,6 +617,52 @@ def test_fresh_follows_the_models_own_initialisation():
     assert 0 < found.body.weight.abs().max().item() < 0.1
 
 
+class Mixed(Own):
+    """Initialises itself, and leaves the statistics of its BatchNorm to others."""
+
+    def __init__(self):
+        super().__init__("parameter")
+        self.norm = nn.BatchNorm1d(3)
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def test_fresh_resets_statistics_that_the_models_own_initialisation_leaves():
+    model = Mixed()
+    model.norm(torch.randn(5, 3))
+    found = fresh(model)
+    assert (int(found.norm.num_batches_tracked), found.norm.running_mean.tolist()) == (0, [0, 0, 0])
+
+
+class Counts(nn.Linear):
+    def __init__(self, resets):
+        super().__init__(4, 3)
+        self.resets = resets
+        self.register_buffer("seen", torch.zeros((), dtype=torch.uint8))
+        self.register_buffer("order", torch.arange(4))
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        if hasattr(self, "seen") and self.resets:
+            self.seen.zero_()
+
+
+def test_fresh_resets_counters_or_names_them_and_keeps_tables():
+    good, bad = Counts(resets=True), Counts(resets=False)
+    good.seen += 7
+    found = fresh(good)
+    assert (int(found.seen), found.order.tolist()) == (0, [0, 1, 2, 3])
+    assert int(fresh(bad).seen) == 0
+    bad.seen += 7
+    with pytest.raises(UserError, match="re-initialise every weight, got no reset_parameters for seen: pass new_model"):
+        fresh(bad)
+    assert int(bad.seen) == 7
+
+
 def test_fresh_from_a_factory_is_seeded():
     model = trained()
     made = [fresh(model, new_model=lambda: network(int(torch.randint(0, 99, ()))), seed=s) for s in (0, 0, 1)]
@@ -542,3 +678,18 @@ def test_fresh_from_a_factory_is_seeded():
 def test_fresh_refuses_a_factory_of_another_network(factory, got):
     with pytest.raises(UserError, match=rf"build the same network, got {got} with other names or shapes"):
         fresh(network(), new_model=factory)
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "parts"),
+    [
+        (5, 1, [[0, 1, 2, 3, 4]]),
+        (5, 2, [[0, 2, 4], [1, 3]]),
+        (3, 2, [[0, 1, 2], []]),
+        (1, 2, [[0], []]),
+        (5, 4, [[0, 2, 4], [1, 3], [], []]),
+        (8, 4, [[0, 4], [1, 5], [2, 6], [3, 7]]),
+    ],
+)
+def test_every_process_that_works_on_a_batch_has_two_samples(n, count, parts):
+    assert [share(np.arange(n), rank, count).tolist() for rank in range(count)] == parts
