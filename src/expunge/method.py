@@ -328,6 +328,11 @@ class Method(ABC):
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Forget, and return the model with the state for the next request."""
 
+    def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
+        """Return how often a phase reads each set, by set; default: once each set whose inputs it sees."""
+        needs = self.prepares if phase == "prepare" else self.unlearns
+        return {name: 1.0 for name in SETS if getattr(needs, name) >= See.INPUTS}
+
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Return the reason why this method does not apply, or None."""
         return None

@@ -251,18 +251,34 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
         Incompatible: names or shapes differ; the first five of each are listed.
     """
     tensors, meta = load(path)
+    fill_weights(path, model, {name: tensors[name] for name in tensors})
+    return meta
+
+
+def fill_weights(path: Path, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a network by name, in place; a tied tensor may stand under one of its names only.
+
+    Raises:
+        Incompatible: names or shapes differ; the first five of each are listed.
+    """
     own = model.state_dict()
-    values = {name: tensors[name] for name in tensors}
+    ties: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, tensor in own.items():
+        ties.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+    given = {n for names in ties.values() if any(n in values for n in names) for n in names}
     wrong = {
-        "missing": [n for n in own if n not in values],
+        "missing": [n for n in own if n not in values and (n not in given or own[n].numel() == 0)],
         "unknown": [n for n in values if n not in own],
-        "shaped differently": [n for n in own if n in values and own[n].shape != values[n].shape],
+        "shaped differently": [
+            f"{n} {tuple(values[n].shape)} for {tuple(t.shape)}"
+            for n, t in own.items()
+            if n in values and t.shape != values[n].shape
+        ],
     }
     if any(wrong.values()):
         got = "; ".join(f"{what}: {listing(names)}" for what, names in wrong.items() if names)
         raise Incompatible(f"the weights of this network in {path}", got, "name the network they belong to")
-    model.load_state_dict(values)
-    return meta
+    model.load_state_dict(dict(values), strict=False)
 
 
 def total(tensors: Iterable[Tensor]) -> int:

@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from expunge.cli import about, demo, jobs
+from expunge.cli import about, audit, demo, forget, init, prepare
 from expunge.cli._app import app
 from expunge.errors import ExpungeError, UserError
 
-__all__ = ["about", "app", "demo", "jobs", "main"]
+__all__ = ["about", "app", "audit", "demo", "forget", "init", "main", "prepare"]
 
 
 def main() -> None:

@@ -1,25 +1,54 @@
-"""Checkpoint folders: weights, state and record of one step, written together; what prepare, forget and audit share."""
+"""Folders of one step each: weights, state and record, written together; what prepare, forget and audit share."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import typer
+from pydantic import ValidationError
 from torch import nn
 
-from expunge import zoo
-from expunge.errors import Incompatible, UserError
+from expunge import __version__
+from expunge.cli._app import Options
+from expunge.errors import CorruptArtefact, Incompatible, UserError
 from expunge.files import atomic, check_free, read_document, write_document
 from expunge.method import Method, State
 from expunge.methods import build
+from expunge.project import NAME, Project
 from expunge.scenario import Scenario
-from expunge.tensors import changed, load_weights, save_weights
+from expunge.tensors import changed, weights_digest
 from expunge.unlearn import Unlearned, serve
 
-RECORD, SCHEMA = "expunge.record", 1
-WEIGHTS, STATE, NOTE = "model.safetensors", "state.safetensors", "record.json"
+RECORD, SCHEMA = "expunge.record", 2
+STATE, NOTE = "state.safetensors", "record.json"
+KEYS = ("step", "project", "method", "weights", "seed")
+ADVICE = "Optimiser and averaged (EMA) states of the old weights still carry the forgotten data: destroy them."
+
+
+def project(chosen: Options, data: str | None, network: str | None, weights: Path | None) -> Project:
+    """Return the project: of a named data set, of the file named by --project, or of expunge.toml here.
+
+    Raises:
+        UserError: none of the three.
+    """
+    if data is not None:
+        return Project.named(data, network, weights, chosen.data_dir)
+    file = chosen.project or Path(NAME)
+    if chosen.project is None and not file.exists():
+        remedy = "write one with expunge init, or name a data set: --data digits"
+        raise UserError(f"a project: a file {NAME} here, or --project", "none", remedy)
+    given = [n for n, v in (("--network", network), ("--weights", weights)) if v is not None]
+    if given:
+        remedy = "set them in [model] of the project file, or name a data set with --data"
+        raise UserError("--network and --weights with --data", f"{' and '.join(given)} with {file}", remedy)
+    return Project.open(file, chosen.data_dir)
 
 
 @dataclass(frozen=True)
@@ -29,49 +58,64 @@ class Folder:
     Args:
         path: the folder.
         record: what was done, as JSON values.
-        problem: data, task, network and recipe it was done on.
+        project: model and data it was done on.
     """
 
     path: Path
     record: Mapping[str, Any]
-    problem: zoo.Problem
+    project: Project
 
     @classmethod
-    def open(cls, path: Path) -> Folder:
-        """Read a folder's record.
+    def open(cls, path: Path, chosen: Options) -> Folder:
+        """Read a folder's record, with its project file as it is now, where there is one.
 
         Returns:
             The step.
 
         Raises:
             UserError: no folder, or none that prepare or forget wrote.
+            CorruptArtefact: a record with something missing.
+            Incompatible: a project file with another model or other columns.
         """
         if not (path / NOTE).is_file():
             got = "a folder without record.json" if path.is_dir() else "a file" if path.exists() else "nothing there"
             raise UserError(f"a folder written by prepare or forget at {path}", got, "run expunge prepare first")
         record = read_document(path / NOTE, RECORD, SCHEMA)
-        return cls(path, record, zoo.load(record["data"], record["network"]))
+        missing = [k for k in KEYS if k not in record]
+        if missing:
+            got = f"one without {', '.join(missing)}"
+            raise CorruptArtefact(f"a whole record in {path / NOTE}", got, "restore the folder from a copy")
+        try:
+            then = Project.from_json(record["project"], chosen.data_dir)
+        except (KeyError, TypeError, ValidationError) as error:
+            remedy = "restore the folder from a copy"
+            raise CorruptArtefact(
+                f"a project in {path / NOTE}", f"another value ({type(error).__name__})", remedy
+            ) from error
+        return cls(path, record, _now(then, chosen))
 
-    def model(self, method: Method | None = None) -> nn.Module:
+    def model(self) -> nn.Module:
         """Return the network with this folder's weights, served by its method where that wraps it.
 
         Raises:
             Incompatible: the weights are not those that the record names.
         """
-        network = self.problem.new_model()
-        meta = load_weights(self.path / WEIGHTS, network)
-        if meta["weights"] != self.record["weights"]:
+        network = self.project.network.load(self.path)
+        if weights_digest(network) != self.record["weights"]:
             raise Incompatible(f"the weights of {self.path / NOTE}", "others", "restore the folder from a copy")
-        network = network.eval()
-        return network if method is None else serve(method, network, self.state())
+        return serve(self.method, network, self.state)
+
+    @cached_property
+    def method(self) -> Method:
+        """The method that left this folder."""
+        return build(self.record["method"])
 
     def unlearned(self, before: nn.Module) -> Unlearned:
         """Return the result that forget wrote here, with its times and notes."""
-        method = build(self.record["method"])
-        model = self.model(method)
+        model = self.model()
         return Unlearned(
             model=model,
-            state=self.state(),
+            state=self.state,
             log=self.record["log"],
             note=self.record["note"],
             seconds=self.record["seconds"],
@@ -81,8 +125,9 @@ class Folder:
             method=self.record["method"],
         )
 
+    @cached_property
     def state(self) -> State:
-        """Return this folder's state."""
+        """This folder's state."""
         return State.load(self.path / STATE)
 
     @property
@@ -90,22 +135,93 @@ class Folder:
         """Who was forgotten in this step.
 
         Raises:
-            UserError: nobody was.
+            UserError: nobody was, or the training data was not at hand.
         """
-        if not self.record.get("scenario"):
+        if self.record["step"] != "forget":
             raise UserError(f"a folder written by forget at {self.path}", "one of prepare", "name another folder")
+        if not self.record.get("scenario"):
+            remedy = "audit where the training data is"
+            raise UserError(f"a request made with the training data at {self.path}", "one by --samples", remedy)
         return Scenario.from_json(self.record["scenario"])
 
 
+def _now(then: Project, chosen: Options) -> Project:
+    """Return the project with today's file, which may have moved data, another policy or method."""
+    file = chosen.project or (then.file if then.file is not None and then.file.exists() else None)
+    if file is None:
+        return then
+    now = Project.open(file, chosen.data_dir)
+    if not now.config.data.classes:
+        section = now.config.data.model_copy(update={"classes": then.config.data.classes})
+        now = Project(now.config.model_copy(update={"data": section}), now.folder, now.file, now.data_dir)
+    other = now.like(then)
+    if other:
+        remedy = f"put [{other.partition('.')[0]}] back as it was, or prepare anew"
+        raise Incompatible(f"the project that was prepared in {file}", f"another {other}", remedy)
+    return now
+
+
+def free(chosen: Options, path: Path) -> bool:
+    """Return whether a path may be replaced, asking where somebody can answer.
+
+    Raises:
+        UserError: it exists and nobody said yes.
+    """
+    if not path.exists() or chosen.yes:
+        check_free(path, chosen.yes)
+        return chosen.yes
+    if sys.stdin.isatty() and not chosen.json:
+        check_free(path, overwrite=True)
+        if typer.confirm(f"{path} is there already. Replace it?", err=True):
+            return True
+    check_free(path, overwrite=False, remedy="choose another path, or pass --yes before the command to replace it")
+    return False
+
+
 def write(
-    path: Path, model: nn.Module, state: State, record: Mapping[str, Any], extra: Mapping[str, str], overwrite: bool
+    path: Path,
+    place: Project,
+    model: nn.Module,
+    state: State,
+    record: Mapping[str, Any],
+    extra: Mapping[str, str],
+    overwrite: bool,
 ) -> None:
     """Write a folder whole or not at all: weights, state, record, and further text files by name."""
     check_free(path, overwrite)
     with atomic(path) as room:
         room.mkdir()
-        save_weights(room / WEIGHTS, model, {})
+        place.network.save(room, model)
         state.save(room / STATE)
         for name, text in extra.items():
             (room / name).write_text(text, encoding="utf-8")
         write_document(room / NOTE, RECORD, SCHEMA, record)
+
+
+def record(step: str, place: Project, seed: int, method: Any) -> dict[str, Any]:
+    """Return what every record begins with."""
+    now = datetime.now(UTC).replace(microsecond=0).isoformat()
+    return {
+        "step": step,
+        "created": now,
+        "expunge": __version__,
+        "project": place.to_json(),
+        "seed": seed,
+        "method": method,
+    }
+
+
+def apart(output: Path, *inputs: Path) -> None:
+    """Refuse an output that is, or holds, a folder that is read.
+
+    Raises:
+        UserError: it does.
+    """
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError("an output apart from what is read", f"{output}", "choose another --output")
+
+
+def command() -> str:
+    """Return the command as it was typed."""
+    return shlex.join(["expunge", *sys.argv[1:]])

@@ -57,6 +57,10 @@ class Finetune(Method):
             penalties=() if given is None else given.penalties,
         )
 
+    def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
+        """Return the epochs over the retain set."""
+        return {"retain": float(self.epochs)} if phase == "unlearn" else {}
+
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Fit on; augmentation, batch size and penalties come from the original's recipe where it is given."""
         recipe = self._recipe(session.recipe)

@@ -32,6 +32,12 @@ class Retrain(Method):
     )
     example: ClassVar[dict[str, object]] = {}
 
+    def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
+        """Return the recipe's epochs over the retain set; holdout is read once an epoch where training may stop."""
+        if phase == "prepare" or recipe is None:
+            return {}
+        return {"retain": float(recipe.epochs), "holdout": 0.0 if recipe.patience is None else float(recipe.epochs)}
+
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Fit a fresh network; the recipe's early stopping uses holdout where given."""
         recipe: Recipe = session.recipe

@@ -1,0 +1,216 @@
+"""What the options of a request mean: who is to be forgotten, fields of the method, settings of the runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.data import Data
+from expunge.errors import UserError
+from expunge.methods import parse
+from expunge.project import Project
+from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
+
+PREFIX = "runtime."
+
+
+def settings(words: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the method's fields and the runtime's settings of ``--set``.
+
+    Raises:
+        UserError: not KEY=VALUE, or a name, which -m gives.
+    """
+    found = parse(words or [])
+    if "name" in found:
+        raise UserError("fields of the method in --set", "name", "name the method with -m")
+    runtime = {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)}
+    return {k: v for k, v in found.items() if not k.startswith(PREFIX)}, runtime
+
+
+@dataclass(frozen=True)
+class Who:
+    """Who is to be forgotten, as options name them; exactly one is given.
+
+    Args:
+        ids: text file, one id a line.
+        label: a class, by number or name.
+        subclass: a value of the subclass column.
+        subject: a value of the subject column.
+        amount: so many samples at random.
+        samples: file of the samples themselves.
+    """
+
+    ids: Path | None = None
+    label: str | None = None
+    subclass: str | None = None
+    subject: str | None = None
+    amount: int | None = None
+    samples: str | None = None
+
+    def check(self) -> None:
+        """Refuse none, or several.
+
+        Raises:
+            UserError: says which were given.
+        """
+        names = {"ids": "--ids", "label": "--class", "subclass": "--subclass", "subject": "--subject"}
+        names |= {"amount": "--random", "samples": "--samples"}
+        given = [option for field, option in names.items() if getattr(self, field) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise UserError(f"exactly one of {', '.join(names.values())}", got, "say who is to be forgotten")
+
+    def scenario(self, place: Project, train: Data, seed: int) -> Scenario:
+        """Return the scenario on the training data that is left."""
+        rest: dict[str, Any] = {"holdout": place.holdout, "test": place.test}
+        if self.label is not None:
+            return forget_class(train, self._class(place), **rest)
+        if self.amount is not None:
+            return forget_random(train, self.amount, seed=seed, **rest)
+        if self.subclass is not None:
+            return forget_subclass(train, self.subclass, column=_column(place, "subclass"), **rest)
+        if self.subject is not None:
+            return forget_subject(train, self.subject, column=_column(place, "subject"), **rest)
+        return forget_ids(train, self.wanted(), **rest)
+
+    def wanted(self) -> list[str]:
+        """Return the ids of the file.
+
+        Raises:
+            UserError: it cannot be read, or holds none.
+        """
+        assert self.ids is not None
+        try:
+            text = self.ids.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            why = "none there" if not self.ids.exists() else " ".join(str(error).split())[:120]
+            raise UserError(f"a text file with one id a line at {self.ids}", why, "check the path") from error
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+        if not found:
+            raise UserError(f"ids in {self.ids}, one a line", "none", "write the ids that are to be forgotten")
+        return found
+
+    def _class(self, place: Project) -> int:
+        assert self.label is not None
+        names = list(place.class_names)
+        if self.label in names:
+            return names.index(self.label)
+        try:
+            return int(self.label)
+        except ValueError as error:
+            known = f"a number, or one of {', '.join(names)}" if names else "a number"
+            raise UserError(f"a class: {known}", repr(self.label), "name one that exists") from error
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, resolved against the data that is there.
+
+    Args:
+        forget: the samples to forget.
+        train: the training data not yet forgotten, or None where it is gone.
+        scenario: who is forgotten, or None without training data.
+        asked: samples asked for.
+        matched: of these, samples that are there.
+        problem: why the request would be refused, in a dry run.
+    """
+
+    forget: Data
+    train: Data | None
+    scenario: Scenario | None
+    asked: int
+    matched: int
+    problem: str = ""
+
+    def given(self) -> dict[str, Any]:
+        """Return the data that `expunge.unlearn.unlearn` is called with, by keyword."""
+        if self.train is None or self.scenario is None:
+            return {"forget": self.forget}
+        retain = self.train.without(self.scenario.forget)
+        return {"forget": self.forget, "retain": retain, "scenario": self.scenario}
+
+
+def resolve(who: Who, place: Project, gone: list[str], seed: int, lenient: bool) -> Request:
+    """Return the request; with ``lenient``, what is wrong with it is told in ``problem`` instead of raised.
+
+    Args:
+        who: as the options name them.
+        place: model and data.
+        gone: ids forgotten before.
+        seed: of a random choice.
+        lenient: for a dry run.
+
+    Returns:
+        The request.
+
+    Raises:
+        UserError: unknown or forgotten ids, no training data, nothing that matches.
+    """
+    if who.samples is not None:
+        forget = place.given(who.samples)
+        return Request(forget, None, None, len(forget), len(forget))
+    if not place.train_is_here:
+        here = place.config.data.train or "anywhere: [data] train is not set"
+        remedy = "restore it, or pass the samples to forget with --samples FILE"
+        raise UserError("the training data, to look the request up in", f"none at {here}", remedy)
+    whole = place.train
+    left = set(whole.ids) - set(gone)
+    train = whole.without([i for i in whole.ids if i not in left]) if gone else whole
+    try:
+        scenario = who.scenario(place, train, seed)
+    except UserError as error:
+        if not lenient:
+            raise
+        wanted = who.wanted() if who.ids is not None else []
+        matched = [i for i in dict.fromkeys(wanted) if i in left]
+        return Request(train.subset(matched), train, None, len(wanted), len(matched), str(error))
+    n = len(scenario.forget)
+    return Request(train.subset(scenario.forget), train, scenario, n, n)
+
+
+def check_share(place: Project, request: Request) -> None:
+    """Refuse a request larger than the policy allows.
+
+    Raises:
+        UserError: the share of the training samples is too large.
+    """
+    most = place.config.policy.largest_share
+    if request.train is not None and request.asked > most * len(request.train):
+        got = f"{request.asked} of {len(request.train)} samples"
+        remedy = "split the request, or raise largest_share in [policy]"
+        raise UserError(f"a request for at most {most:.0%} of the training data", got, remedy)
+
+
+def _column(place: Project, kind: str) -> str:
+    named = getattr(place.config.data, kind)
+    if named is not None:
+        return str(named)
+    own = {"subject": ("subject",), "subclass": ("fine_name", "superclass")}[kind]
+    found = [c for c in own if place.zoo is not None and c in place.train.columns]
+    if not found:
+        remedy = f"set {kind} = 'column' in [data] of the project file"
+        raise UserError(f"a column of {kind}s", "none named", remedy)
+    return found[0]
+
+
+def title(scenario: Scenario) -> str:
+    """Return a request's name."""
+    target = scenario.target["value"] if isinstance(scenario.target, dict) and "value" in scenario.target else None
+    if scenario.kind == "class":
+        return f"class {scenario.target}"
+    if target is not None:
+        return f"{scenario.kind} {target}"
+    return f"{len(scenario.forget)} samples ({scenario.kind})"
+
+
+def text(scenario: Scenario) -> str:
+    """Return a sentence on who is forgotten."""
+    named = scenario.kind in ("class", "subclass", "subject")
+    what = f"all samples of {title(scenario)}" if named else "the samples named"
+    return f"Forgotten: {what}, {len(scenario.forget)} of {len(scenario.train)} training samples."
+
+
+def counts(scenario: Scenario) -> dict[str, int]:
+    """Return the sizes of the sets."""
+    return {n: len(getattr(scenario, n)) for n in ("train", "forget", "retain", "holdout", "test")}

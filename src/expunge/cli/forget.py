@@ -1,0 +1,193 @@
+"""``expunge forget``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from expunge.cli._app import app
+from expunge.cli._show import emit, options
+
+MISSED = 3  # exit code: done, but a bound of the policy was missed
+
+
+@app.command()
+def forget(
+    context: typer.Context,
+    start: Annotated[Path, typer.Option(help="Folder of prepare, or of the request before.")] = Path("expunge-work"),
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Default: the one that was prepared.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="Text file, one sample id a line.")] = None,
+    label: Annotated[str | None, typer.Option("--class", help="Forget a whole class, by number or name.")] = None,
+    subclass: Annotated[str | None, typer.Option(help="Forget one value of the subclass column.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Forget everything of one person or customer.")] = None,
+    amount: Annotated[int | None, typer.Option("--random", help="Forget N samples drawn at random.")] = None,
+    samples: Annotated[
+        str | None, typer.Option(help="File of the samples themselves, where the training data is gone.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("expunge-forgotten"),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, repeatable: a method's field, or runtime.batch_size=64."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Dry run: ids matched, needs missing, passes, time, files.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Fulfil one request: new weights, the state for the next request, a record and a report.
+
+    Nothing at [bold]--start[/bold] is changed. Name who is to be forgotten by exactly one of [bold]--ids[/bold],
+    [bold]--class[/bold], [bold]--subclass[/bold], [bold]--subject[/bold], [bold]--random[/bold] and
+    [bold]--samples[/bold]. Exit code 3: done, but accuracy fell by more than the project's policy allows.
+
+    Raises:
+        Exit: with 3 where a bound of the policy was missed.
+    """
+    from expunge.cli import _jobs, _request
+
+    chosen = options(context)
+    fields, runs = _request.settings(settings)
+    who = _request.Who(ids=ids, label=label, subclass=subclass, subject=subject, amount=amount, samples=samples)
+    who.check()
+    replace = False if plan else _jobs.free(chosen, output)
+    folder = _jobs.Folder.open(start, chosen)
+    _jobs.apart(output, start)
+    place = folder.project
+    prepared = dict(folder.record["method"])
+    if method is None or method == prepared["name"]:
+        made = place.method(prepared["name"], {k: v for k, v in prepared.items() if k != "name"} | fields)
+    else:
+        made = place.method(method, fields)
+    runtime = place.runtime(chosen.device, runs)
+    request = _request.resolve(who, place, sorted(folder.record.get("forgotten", [])), seed, lenient=plan)
+    _request.check_share(place, request)
+    model = folder.model()
+    given: dict[str, Any] = request.given() | {
+        "holdout": place.holdout,
+        "state": folder.state if made.name == prepared["name"] else None,
+        "recipe": place.recipe,
+        "new_model": place.new_model,
+    }
+    if plan:
+        _plan(context, made, model, place, request, given, runtime, output, seed)
+    place.check(model, request.forget)
+    done, record = _fulfil(made, model, place, request, given, runtime, seed)
+    record |= {"before": folder.record["weights"], "stale": folder.record.get("stale", [])}
+    record["forgotten"] = sorted({*folder.record.get("forgotten", []), *request.forget.ids})
+    extra, missed = _measured(model, done, made, place, request, runtime, seed, record)
+    if not runtime.main:
+        return
+    _jobs.write(output, place, done.model, done.state, record, extra, replace)
+    emit(chosen, record, *_lines(request, made, done, record, output), *([missed] if missed else []))
+    if missed:
+        raise typer.Exit(MISSED)
+
+
+def _fulfil(
+    method: Any, model: Any, place: Any, request: Any, given: dict[str, Any], runtime: Any, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """Return the unlearned result and what the record says of it."""
+    from expunge.cli import _jobs
+    from expunge.tensors import weights_digest
+    from expunge.unlearn import unlearn
+
+    done = unlearn(method, model, place.task, **given, runtime=runtime, seed=seed)
+    return done, _jobs.record("forget", place, seed, method.settings()) | {
+        "weights": weights_digest(done.model),
+        "scenario": None if request.scenario is None else request.scenario.to_json(),
+        "seconds": done.seconds,
+        "total_seconds": done.total_seconds,
+        "peak_memory": done.peak_memory,
+        "changed": None if done.changed is None else done.changed.share,
+        "note": done.note,
+        "log": done.log,
+        "advice": _jobs.ADVICE,
+    }
+
+
+def _measured(
+    model: Any,
+    done: Any,
+    method: Any,
+    place: Any,
+    request: Any,
+    runtime: Any,
+    seed: int,
+    record: dict[str, Any],
+) -> tuple[dict[str, str], str]:
+    """Measure before and after; return the report's file and the sentence on a missed bound of the policy."""
+    from expunge.cli import _jobs, _request
+    from expunge.evaluate import evaluate
+    from expunge.report import render
+    from expunge.scores import document, section
+
+    if request.scenario is None:
+        return {}, ""
+    scores = evaluate(
+        {"original": model, method.name: done},
+        place.task,
+        train=request.train,
+        test=place.test,
+        holdout=place.holdout,
+        scenario=request.scenario,
+        runtime=runtime,
+        seed=seed,
+    )
+    case = request.scenario
+    part = section(scores, name=_request.title(case), text=_request.text(case), counts=_request.counts(case))
+    lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
+    page = document([part], title=f"{method.name} on {place.name}", lead=lead, command=_jobs.command())
+    bound, missed = place.config.policy.accuracy_drop, ""
+    before, after = (getattr(scores[name].get("accuracy/test"), "x", None) for name in ("original", method.name))
+    if bound is not None:
+        drop = None if before is None or after is None else before - after
+        record["policy"] = {"accuracy_drop": drop, "bound": bound, "met": drop is not None and drop <= bound}
+        if drop is None:
+            missed = f"Policy: accuracy_drop of at most {bound:g} could not be measured: name test data in [data] test."
+        elif drop > bound:
+            missed = f"Policy missed: test accuracy fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
+    return {"report.html": render(page)}, missed
+
+
+def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output: Path) -> list[str]:
+    share = "another network" if done.changed is None else f"{100 * done.changed.share:.2f} % of the parameters changed"
+    of = f" of {len(request.train)}" if request.train is not None else ""
+    lines = [f"Forgot {len(request.forget)}{of} samples by {method.name} in {done.seconds:.3g} s: {share}."]
+    lines += [done.note] if done.note else []
+    stale = f" The checkpoint held {', '.join(record['stale'])}." if record["stale"] else ""
+    lines.append(record["advice"] + stale)
+    what = "Weights, state, record and report" if request.scenario is not None else "Weights, state and record"
+    lines.append(f"{what}: {output}")
+    if request.scenario is None:
+        lines.append("No report: it needs the training data, which is not at hand.")
+    return lines
+
+
+def _plan(
+    context: typer.Context,
+    method: Any,
+    model: Any,
+    place: Any,
+    request: Any,
+    given: dict[str, Any],
+    runtime: Any,
+    output: Path,
+    seed: int,
+) -> None:
+    from expunge.cli._plan import files, show
+    from expunge.plan import Plan, plan
+
+    if request.problem:
+        found = Plan({}, {}, None, request.problem)
+    else:
+        found = plan(method, "unlearn", model, place.task, given=given, runtime=runtime, seed=seed)
+    state = given["state"]
+    size = 0 if state is None else sum(t.numel() * t.element_size() for t in (state.tensors[n] for n in state.tensors))
+    rows = files(output, model, size, ["record.json", *(["report.html"] if request.scenario is not None else [])])
+    ids = {
+        "ids matched": f"{request.matched} of {request.asked}",
+        **({"problem": request.problem} if request.problem else {}),
+    }
+    show(options(context), f"forget {request.asked} samples of {place.name} by {method.name}", found, ids, rows)

@@ -1,0 +1,96 @@
+"""``expunge prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from expunge.cli._app import app
+from expunge.cli._show import emit, options
+
+
+@app.command()
+def prepare(
+    context: typer.Context,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="See expunge methods; default ssd.")] = None,
+    data: Annotated[str | None, typer.Option(help="A named data set instead of a project file: digits ...")] = None,
+    network: Annotated[str | None, typer.Option(help="With --data: a named network; default its own.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="With --data: trained weights; else it is trained.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("expunge-work"),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, repeatable: a method's field, or runtime.batch_size=64."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Dry run: say what would be read, written, and how long.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Do a method's one-off pass over the training data; afterwards the data may be thrown away.
+
+    Model and data come from the project file (see [bold]expunge init[/bold]) or from [bold]--data[/bold]. Writes a
+    folder with [bold]model.safetensors[/bold], [bold]state.safetensors[/bold] and [bold]record.json[/bold], which
+    [bold]expunge forget --start[/bold] reads; a transformers checkpoint keeps its tokenizer and processor.
+    """
+    from expunge.cli import _jobs
+    from expunge.cli._request import settings as read_settings
+    from expunge.tensors import weights_digest
+    from expunge.unlearn import prepare as run
+
+    chosen = options(context)
+    fields, runs = read_settings(settings)
+    place = _jobs.project(chosen, data, network, weights)
+    made = place.method(method, fields)
+    runtime = place.runtime(chosen.device, runs)
+    replace = False if plan else _jobs.free(chosen, output)
+    train = place.train
+    if plan and place.trains:
+        model, trained = place.blank(), True
+    else:
+        model, trained = place.trained(runtime, seed), place.trains
+    place.check(model, train)
+    given: dict[str, Any] = {
+        "train": train,
+        "holdout": place.holdout,
+        "recipe": place.recipe,
+        "new_model": place.new_model,
+    }
+    if plan:
+        _plan(context, made, model, place, given, runtime, output, seed)
+    ready = run(made, model, place.task, **given, runtime=runtime, seed=seed)
+    record = _jobs.record("prepare", place, seed, made.settings()) | {
+        "weights": weights_digest(ready.model),
+        "seconds": ready.seconds,
+        "note": ready.note,
+        "trained_here": trained,
+        "stale": place.network.stale,
+    }
+    if not runtime.main:
+        return
+    _jobs.write(output, place, ready.model, ready.state, record, {}, replace)
+    lines = [f"Prepared {made.name} on {len(train)} samples in {ready.seconds:.3g} s: {output}", ready.note]
+    emit(options(context), record, *(line for line in lines if line))
+
+
+def _plan(
+    context: typer.Context,
+    method: Any,
+    model: Any,
+    place: Any,
+    given: dict[str, Any],
+    runtime: Any,
+    output: Path,
+    seed: int,
+) -> None:
+    from expunge.cli._plan import files, show, state_bytes
+    from expunge.plan import plan
+
+    found = plan(method, "prepare", model, place.task, given=given, runtime=runtime, seed=seed)
+    size = state_bytes(model, len(given["train"]), sums=method.prepares.required() != [])
+    rows = files(output, model, size, ["record.json"])
+    ids = {"ids": f"{len(given['train']):,} training samples"}
+    if place.trains:
+        ids["training"] = "the network is trained first, by the recipe; that time is not in the plan"
+    show(options(context), f"prepare {method.name} on {place.name}", found, ids, rows)

@@ -1,0 +1,102 @@
+"""A dry run of prepare or unlearn: what would be read, how often, and how long it would take, from a measured probe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from expunge.data import Data
+from expunge.errors import ExpungeError
+from expunge.method import SETS, Method, See
+from expunge.runtime import Runtime
+from expunge.scenario import Scenario
+from expunge.task import Task
+from expunge.train import Recipe
+from expunge.unlearn import prepare, unlearn
+
+PROBE = 64  # samples a set of the smaller probe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a phase of a method would do.
+
+    Args:
+        passes: times each set is read, by set.
+        sizes: samples of each set.
+        seconds: estimate for the whole, checks included; None where the phase would be refused.
+        problem: why it would be refused, or empty.
+        probed: samples that the probe ran on.
+    """
+
+    passes: Mapping[str, float]
+    sizes: Mapping[str, int]
+    seconds: float | None
+    problem: str = ""
+    probed: int = 0
+
+    @property
+    def reads(self) -> int:
+        """Samples read in all."""
+        return round(sum(n * self.sizes[name] for name, n in self.passes.items()))
+
+
+def plan(
+    method: Method,
+    phase: str,
+    model: nn.Module,
+    task: Task,
+    *,
+    given: Mapping[str, Any],
+    runtime: Runtime | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Run a phase on few samples, twice, and extrapolate; nothing is written and no model is changed.
+
+    The time is a straight line through two probes of n and 2n samples a set: t(N) = t(2n) + (t(2n) − t(n))/n·(N − 2n),
+    a training counted by its epochs.
+
+    Args:
+        method: from `expunge.methods`.
+        phase: ``prepare`` or ``unlearn``.
+        model: the network.
+        task: outputs and loss.
+        given: what `prepare` or `unlearn` would be called with, by keyword.
+        runtime: device, batch size, precision.
+        seed: of everything random.
+
+    Returns:
+        Passes over each set, seconds, and the reason where the phase would be refused.
+    """
+    recipe: Recipe | None = given.get("recipe")
+    needs = method.prepares if phase == "prepare" else method.unlearns
+    seen = [n for n in SETS if needs.declared(n) and getattr(needs, n) >= See.INPUTS and isinstance(given.get(n), Data)]
+    passes = {n: p for n, p in method.passes(phase, recipe).items() if n in seen}
+    sizes = {n: len(given[n]) for n in seen}
+    quiet = replace(runtime or Runtime(), progress=False, workdir=None)
+    call: Callable[..., Any] = prepare if phase == "prepare" else unlearn
+    short = None if recipe is None else replace(recipe, epochs=1, warmup=0.0, patience=None)
+    once = method.passes(phase, short)
+
+    def probe(size: int) -> tuple[float, float]:
+        part = {n: v.subset(v.ids[:size]) if n in SETS and isinstance(v, Data) else v for n, v in given.items()}
+        part["recipe"] = short
+        if isinstance(given.get("scenario"), Scenario):
+            part["scenario"] = replace(given["scenario"], forget=tuple(part["forget"].ids))
+        reads = sum(p * min(size, sizes[n]) for n, p in once.items() if n in seen)
+        begun = time.perf_counter()
+        call(method, model, task, **part, runtime=quiet, seed=seed)
+        return reads, time.perf_counter() - begun
+
+    try:
+        probe(min(8, PROBE))  # the first call pays for what is done once: kernels chosen, modules imported
+        small, large = probe(PROBE), probe(2 * PROBE)
+    except ExpungeError as error:
+        return Plan(passes, sizes, None, str(error))
+    total = sum(p * sizes[n] for n, p in passes.items())
+    rate = max(0.0, large[1] - small[1]) / max(1.0, large[0] - small[0])
+    return Plan(passes, sizes, large[1] + rate * max(0.0, total - large[0]), probed=round(large[0]))

@@ -1,0 +1,291 @@
+"""One's own model and data: what a project file names, opened and checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge import zoo
+from expunge.data import Data
+from expunge.errors import UserError, suggest
+from expunge.files import jsonable
+from expunge.method import Method
+from expunge.methods import build
+from expunge.project.config import NAME, Config, DataSection, ModelSection, read
+from expunge.project.networks import WEIGHTS, Built, Network, Pretrained, open_network
+from expunge.project.samples import Samples
+from expunge.project.template import template
+from expunge.runtime import Runtime
+from expunge.task import Classification, Regression, Task, check_targets
+from expunge.tensors import eval_mode
+from expunge.train import Recipe, fit, fresh
+
+__all__ = ["NAME", "WEIGHTS", "Config", "Project", "template", "Built"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A model and its data, as a project file or the command line names them; parts are opened when asked for.
+
+    Args:
+        config: what the file says.
+        folder: that relative paths start from.
+        file: the project file, or None where the command line named data and network.
+        data_dir: folder of named data sets.
+    """
+
+    config: Config
+    folder: Path
+    file: Path | None = None
+    data_dir: Path | None = field(default=None, compare=False)
+
+    @classmethod
+    def open(cls, file: Path, data_dir: Path | None = None) -> Project:
+        """Read a project file.
+
+        Args:
+            file: the project file.
+            data_dir: folder of named data sets.
+
+        Returns:
+            The project.
+        """
+        return cls(read(file), file.absolute().parent, file.absolute(), data_dir)
+
+    @classmethod
+    def named(cls, data: str, network: str | None, weights: Path | None, data_dir: Path | None = None) -> Project:
+        """Return the project of a named data set and network, without a file.
+
+        Args:
+            data: see `expunge.zoo.datasets`.
+            network: see `expunge.zoo.networks.names`; default the data set's own.
+            weights: file of trained weights; None trains the network.
+            data_dir: folder of named data sets.
+
+        Returns:
+            The project.
+        """
+        place = "train" if weights is None else str(weights.absolute())
+        config = Config(data=DataSection(name=data), model=ModelSection(network=network or "", weights=place))
+        return cls(config, Path.cwd(), None, data_dir)
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any], data_dir: Path | None = None) -> Project:
+        """Return the project that `to_json` gave."""
+        file = None if body["file"] is None else Path(body["file"])
+        return cls(Config.model_validate(body["config"]), Path(body["folder"]), file, data_dir)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the project as JSON values, its classes named."""
+        config = self.config.model_dump(mode="json")
+        if self.config.data.name is None:
+            config["data"]["classes"] = list(self.classes)
+        return {"config": config, "folder": str(self.folder), "file": None if self.file is None else str(self.file)}
+
+    @property
+    def name(self) -> str:
+        """What messages and reports call it."""
+        return self.config.data.name or (self.file.parent.name if self.file else "project")
+
+    @cached_property
+    def zoo(self) -> zoo.Problem | None:
+        """The named data set with its network; None where the project has files of its own."""
+        section = self.config.data
+        if section.name is None:
+            return None
+        extra = [k for k in ("train", "holdout", "test", "inputs", "target", "id") if getattr(section, k)]
+        if extra:
+            raise UserError("[data] name alone, or files", f"name and {', '.join(extra)}", "take one of the two out")
+        network = self.config.model.network
+        own = ":" in network
+        return zoo.load(section.name, None if own else network or None, data_dir=self.data_dir, limit=section.limit)
+
+    @cached_property
+    def network(self) -> Network:
+        """The network of ``[model]``."""
+        named = None if self.zoo is None or ":" in self.config.model.network else self.zoo.new_model
+        return open_network(self.config.model, self.folder, named)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The reader of the project's own files."""
+        checkpoint = self.network.checkpoint if isinstance(self.network, Pretrained) else None
+        section = self.config.data
+        return Samples(section, self.folder, self.config.task.kind == "regression", checkpoint)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes where labels are texts."""
+        return () if self.zoo is not None else self.samples.classes()
+
+    @cached_property
+    def _named_samples(self) -> Samples:
+        section = self.config.data.model_copy(update={"classes": list(self.classes)})
+        return Samples(section, self.folder, self.samples.real, self.samples.checkpoint)
+
+    @cached_property
+    def train(self) -> Data:
+        """The training data.
+
+        Raises:
+            UserError: the project names none, or it is not there.
+        """
+        found = self._split("train")
+        if found is None:
+            remedy = "set train = ... or name = ... in [data], or pass --data"
+            raise UserError("training data in the project", "none", remedy)
+        return found
+
+    @cached_property
+    def holdout(self) -> Data | None:
+        """The validation data, or None."""
+        return self._split("holdout")
+
+    @cached_property
+    def test(self) -> Data | None:
+        """The test data, or None."""
+        return self._split("test")
+
+    def _split(self, name: str) -> Data | None:
+        return getattr(self.zoo, name) if self.zoo is not None else self._named_samples.split(name)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, where anybody gave them."""
+        return self.zoo.classes if self.zoo is not None else self.classes
+
+    def given(self, place: str) -> Data:
+        """Return samples that come with a request, read as the training data is."""
+        if self.zoo is not None:
+            raise UserError("samples of a project with files", f"the named data set {self.name}", "name ids instead")
+        return self._named_samples.read(place, "samples")
+
+    @property
+    def train_is_here(self) -> bool:
+        """Whether the training data is at hand: False where a file or folder that is named does not exist."""
+        section = self.config.data
+        if section.name is not None or section.train is None:
+            return section.name is not None
+        place = self.folder / section.train
+        return place.exists() or ":" in section.train or any(c in section.train for c in "*?[")
+
+    @cached_property
+    def task(self) -> Task:
+        """What is predicted."""
+        if self.zoo is not None:
+            return self.zoo.task
+        section = self.config.task
+        return Classification() if section.kind == "classification" else Regression(error=section.error)
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """How the network was trained, or None where nobody said."""
+        given = self.config.recipe
+        if given is None:
+            return None if self.zoo is None else self.zoo.recipe
+        known = [f.name for f in fields(Recipe) if f.name != "penalties"]
+        for key in given:
+            if key not in known:
+                raise UserError("known keys in [recipe]", f"'{key}'", suggest(key, known))
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return Recipe(**plain)
+
+    @property
+    def new_model(self) -> Callable[[], nn.Module] | None:
+        """The factory of the network before training; None where it can be drawn anew from its modules."""
+        return self.network.untrained()
+
+    def method(self, name: str | None = None, settings: dict[str, Any] | None = None) -> Method:
+        """Return the method: the project's, or another by name, with fields of its own.
+
+        Raises:
+            UserError: the policy does not allow it, or a field is not one of the method's.
+        """
+        chosen = dict(self.config.method)
+        if name is not None and name != chosen.get("name"):
+            chosen = {"name": name}
+        made = build(jsonable(chosen) | (settings or {}))
+        allowed = self.config.policy.methods
+        if allowed and made.name not in allowed:
+            remedy = "use one of them, or change methods in [policy]"
+            raise UserError(f"a method that the policy allows: {', '.join(allowed)}", repr(made.name), remedy)
+        return made
+
+    def runtime(self, device: str = "auto", settings: dict[str, Any] | None = None) -> Runtime:
+        """Return the runtime: the project's settings, with others on top.
+
+        Raises:
+            UserError: an unknown setting, or a value out of range.
+        """
+        values = self.config.runtime.model_dump() | (settings or {})
+        known = list(type(self.config.runtime).model_fields)
+        for key in values:
+            if key not in known:
+                raise UserError("known keys in [runtime]", f"'{key}'", suggest(key, known))
+        workdir = values.pop("workdir")
+        return Runtime(device=device, workdir=None if workdir is None else self.folder / str(workdir), **values)
+
+    def trained(self, runtime: Runtime, seed: int) -> nn.Module:
+        """Return the trained network: with its weights, or trained here where ``[model] weights`` says so.
+
+        Raises:
+            UserError: it is to be trained and there is no recipe.
+        """
+        if not self.trains:
+            return self.network.original()
+        if self.recipe is None:
+            raise UserError("a [recipe] to train by", "none", "add one, or name trained weights in [model]")
+        make = self.new_model
+        start = fresh(self.blank(), new_model=make, seed=seed)
+        return fit(start, self.task, self.train, self.recipe, holdout=self.holdout, runtime=runtime, seed=seed)
+
+    def blank(self) -> nn.Module:
+        """Return the network with weights of no meaning, torch's random state left as it was."""
+        with torch.random.fork_rng():
+            return self.network.original()
+
+    @property
+    def trains(self) -> bool:
+        """Whether the network is trained here."""
+        weights = self.config.model.weights
+        return weights == "train" or (weights is None and self.zoo is not None and ":" not in self.config.model.network)
+
+    def check(self, model: nn.Module, data: Data) -> None:
+        """Run the network on two samples and hold its outputs to the task.
+
+        Raises:
+            UserError: it cannot be run on them, or outputs and targets do not go together.
+        """
+        batch = data.read(range(min(2, len(data))))
+        try:
+            with eval_mode(model), torch.no_grad():
+                outputs, _ = self.task.forward(model, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+            kind = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            shape = batch.inputs.shape[1:] if isinstance(batch.inputs, torch.Tensor) else sorted(batch.inputs)
+            what = f"the network to run on inputs {tuple(shape)} of {data.name}"
+            raise UserError(what, kind, "check [model] network and [data] inputs") from error
+        if batch.target is not None and data.labelled:
+            check_targets(self.task, outputs, batch.target)
+            low_high = data.targets()
+            if isinstance(self.task, Classification):
+                check_targets(self.task, outputs[:1].expand(len(low_high), -1), low_high)
+
+    def like(self, other: Project) -> str | None:
+        """Return what differs between two projects that must agree on model and task, or None."""
+        for section in ("model", "task"):
+            if getattr(self.config, section) != getattr(other.config, section):
+                return section
+        for key in ("name", "limit", "inputs", "target", "id", "image", "text"):
+            if getattr(self.config.data, key) != getattr(other.config.data, key):
+                return f"data.{key}"
+        return None

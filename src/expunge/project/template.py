@@ -1,0 +1,118 @@
+"""The commented project file that ``expunge init`` writes."""
+
+from __future__ import annotations
+
+import json
+
+TEMPLATE = """\
+# What expunge needs to know about your model and data. Paths are relative to this file.
+# Lines that begin with "# key" are settings at their default or an example: take the "# " away to set them.
+
+[model]
+# The network: a function without arguments that returns a torch.nn.Module ("package.module:function", found from this
+# folder too), a transformers checkpoint folder ("hf:folder", tokenizer and processor are kept), or a named network
+# (mlp, convnet, resnet18, vit, text) for a named data set.
+network = {network}
+# Trained weights: a safetensors file or a state_dict (read without running code; prefixes of DDP, Lightning and
+# torch.compile are taken off). "train" trains the network here by [recipe]. Leave out for "hf:folder", and where the
+# function returns the trained network.
+{weights}
+# The network before it saw any training data, which retraining starts from: "package.module:function", "hf:folder" of
+# the public pretrained model, or "random". A network function with weights above is that already.
+# base = "hf:pretrained-folder"
+
+[data]
+# Samples: parquet or CSV (one file, or a pattern such as "train-*.parquet"), a folder with one folder of images a
+# class, or "package.module:function" returning a Data, a map-style dataset of (x, y), or a
+# datasets.Dataset.
+{data}
+# What the columns mean. inputs: what the network is given. Without an id column, ids are train/0, train/1, ...
+{columns}
+# subject = "customer"     # expunge forget --subject NAME forgets all samples of one
+# subclass = "breed"       # expunge forget --subclass NAME
+# columns = []             # further columns to keep
+# classes = []             # names in the order of the network's outputs, where labels are texts
+
+# [data.image]
+# size = [224, 224]        # height, width
+# mean = [0.485, 0.456, 0.406]   # of pixels in [0, 1]; hf: folders bring their own
+# std = [0.229, 0.224, 0.225]
+
+# [data.text]
+# length = 128             # tokens kept of a text
+# vocabulary = 8192        # of the hashing tokeniser; hf: folders bring their own tokenizer
+
+[task]
+kind = "{kind}"
+
+# How the network was trained: retraining, fine-tuning and the audit use it.
+# [recipe]
+# epochs = 10
+# batch_size = 64
+# lr = 0.1
+# optimizer = "sgd"        # or "adamw"
+# schedule = "cosine"      # constant, linear, multistep
+
+[method]
+name = "{method}"            # expunge methods shows what there is; its fields may follow here
+
+[runtime]
+# batch_size = 256         # samples a forward pass outside training; halved by itself when memory runs out
+# precision = "full"       # or "bf16"
+# workdir = "expunge-checkpoints"   # interrupted training goes on from there
+
+[policy]
+# methods = ["ssd", "retrain"]   # methods that may be used; empty for all
+# largest_share = 0.5      # most of the training samples that one request may forget
+# accuracy_drop = 0.02     # most that test accuracy may fall by a request; beyond it the exit code is 3
+"""
+
+
+def template(
+    *,
+    network: str = "my_model:build",
+    weights: str | None = "model.safetensors",
+    train: str | None = "train.parquet",
+    name: str | None = None,
+    test: str | None = None,
+    inputs: tuple[str, ...] = ("image",),
+    target: str = "label",
+    ids: str | None = "id",
+    kind: str = "classification",
+    method: str = "ssd",
+) -> str:
+    """Return the project file with these values set and every other key explained.
+
+    Args:
+        network: see the file.
+        weights: see the file; None leaves the key out.
+        train: training samples; None with a named data set.
+        name: of a named data set.
+        test: test samples.
+        inputs: input columns.
+        target: label column.
+        ids: id column; None leaves the key out.
+        kind: of task.
+        method: its name.
+
+    Returns:
+        TOML text.
+    """
+    rows = [f"name = {_text(name)}"] if name else [f"train = {_text(train)}"]
+    rows.append(f"test = {_text(test)}" if test else '# test = "test.parquet"')
+    columns = [f"inputs = {_text(list(inputs))}", f"target = {_text(target)}"]
+    columns.append(f"id = {_text(ids)}" if ids else '# id = "id"')
+    if name:
+        columns = [f"# {row}" for row in columns]
+    return TEMPLATE.format(
+        network=_text(network),
+        weights=f"weights = {_text(weights)}" if weights else '# weights = "model.safetensors"',
+        data="\n".join(rows + ['# holdout = "holdout.parquet"']),
+        columns="\n".join(columns),
+        kind=kind,
+        method=method,
+    )
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
