@@ -113,6 +113,13 @@ def test_bytes_without_a_feature_are_images_too():
         assert torch.equal(to_data(found, IMG).source.x, torch.tensor(arrays).permute(0, 3, 1, 2))
 
 
+def test_kinds_of_columns():
+    found = table(img=[png(pixels(1)[0])], t=["a"], n=[1])
+    assert [tables.is_image(found, c) for c in ("img", "t", "n")] == [True, False, False]
+    assert [tables.is_text(found, c) for c in ("img", "t", "n")] == [False, True, False]
+    assert tables.is_image(pictures(pixels(1)), "img")
+
+
 def test_orientation_is_undone():
     array = pixels(1)[0]
     exif, out = Pillow.Exif(), io.BytesIO()

@@ -1,3 +1,4 @@
+import pickle
 import re
 from dataclasses import replace
 
@@ -75,7 +76,7 @@ def test_networks_fit_their_data_and_come_from_the_random_state(name, network):
     found.task.check(outputs, batch.target)
     assert outputs.shape == (3, 10 if name == "digits" else 1)
     fresh(made[0])  # every weight can be drawn anew
-    assert networks.names() == ["convnet", "mlp"]
+    assert networks.names() == ["convnet", "mlp", "resnet18", "text", "vit", "vit-base-patch16-224"]
 
 
 @pytest.mark.parametrize(
@@ -113,3 +114,48 @@ def test_mislabelled_flips_a_share_and_nothing_else():
     assert 0 <= int(noisy.targets().min()) <= int(noisy.targets().max()) <= 9
     assert embedded.mislabelled(data, 0.05, classes=10, seed=1)[1] == flipped
     assert embedded.mislabelled(data, 0.05, classes=10, seed=2)[1] != flipped
+
+
+class Counting:
+    """A source that keeps the size of the largest batch of transformed inputs."""
+
+    def __init__(self, source):
+        self.source, self.largest = source, 0
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, positions, raw):
+        inputs, target = self.source.read(positions, raw)
+        self.largest = max(self.largest, 0 if raw else len(positions))
+        return inputs, target
+
+
+def test_mislabelled_reads_inputs_where_they_were():
+    whole = zoo.load("digits").train
+    part = whole.subset(whole.ids[10:110])
+    part = replace(part, source=Counting(part.source), all_weights=torch.arange(float(len(whole))))
+    noisy, flipped = embedded.mislabelled(part, 0.1, classes=10)
+    assert part.source.largest == 0  # targets alone
+    assert noisy.ids == part.ids
+    assert torch.equal(noisy.read([5, 2]).inputs, part.read([5, 2]).inputs)
+    assert noisy.read([5, 2]).weight.tolist() == [15, 12]
+    kept = noisy.without(flipped)
+    assert kept.targets().tolist() == part.without(flipped).targets().tolist()
+    assert (noisy.subset(flipped).targets() != part.subset(flipped).targets()).all()
+    raw = [d.fingerprints(b"", labelled=False)[1].tolist() for d in (part, noisy)]
+    assert raw[0] == raw[1]  # the same content under the same ids
+    again = pickle.loads(pickle.dumps(noisy.subset(flipped)))
+    assert torch.equal(again.targets(), noisy.subset(flipped).targets())
+
+
+def test_a_limit_takes_a_part_of_the_embedded_sets():
+    whole, part = zoo.load("digits"), zoo.load("digits", limit=200)
+    assert (len(part.train), len(part.holdout), len(part.test)) == (200, 25, 100)
+    assert torch.bincount(part.train.targets()).tolist() == [20] * 10
+    assert set(part.train.ids) < set(whole.train.ids)
+    assert zoo.load("digits", limit=200, seed=1).train.ids != part.train.ids
+    assert zoo.load("digits", limit=5000).train.ids == whole.train.ids
+    assert len(zoo.load("diabetes", limit=100).train) == 100
+    with pytest.raises(UserError, match="a limit of at least 10 samples, one a class, got 9: raise it"):
+        zoo.load("digits", limit=9)

@@ -13,7 +13,7 @@ from torch import Tensor
 from expunge.data import Data
 from expunge.errors import UserError, listing, suggest
 from expunge.tables import columns as of
-from expunge.tables.images import Image, decoded, is_image
+from expunge.tables.images import Image, decoded, holds_images
 from expunge.tables.read import read_csv, read_hub, read_images, read_parquet
 from expunge.tables.words import hashed_words
 
@@ -22,6 +22,8 @@ __all__ = [
     "Image",
     "class_names",
     "hashed_words",
+    "is_image",
+    "is_text",
     "read_csv",
     "read_hub",
     "read_images",
@@ -122,6 +124,16 @@ def class_names(table: datasets.Dataset, columns: Columns) -> tuple[str, ...]:
     return tuple(str(i) for i in range(largest + 1))
 
 
+def is_image(table: datasets.Dataset, column: str) -> bool:
+    """Return whether a column holds images."""
+    return holds_images(table.data.schema.field(column).type)
+
+
+def is_text(table: datasets.Dataset, column: str) -> bool:
+    """Return whether a column holds texts."""
+    return of.is_text(table.data.schema.field(column).type)
+
+
 def _checked(table: datasets.Dataset, columns: Columns, name: str) -> pa.Table:
     """Return the table's rows, all named columns being there."""
     single = [c for c in (columns.target, columns.id) if c is not None]
@@ -155,7 +167,7 @@ def _inputs(rows: pa.Table, columns: Columns) -> tuple[Tensor | dict[str, Tensor
 
 
 def _kind(kind: pa.DataType, name: str) -> str:
-    if is_image(kind):
+    if holds_images(kind):
         return "an image"
     if of.is_text(kind):
         return "a text"

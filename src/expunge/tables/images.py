@@ -154,7 +154,7 @@ def _even(found: Tensor, rows: int, other: Tensor, image: Image, name: str) -> T
     return out
 
 
-def is_image(kind: pa.DataType) -> bool:
+def holds_images(kind: pa.DataType) -> bool:
     """Return whether a column can only hold encoded images, by how it is stored."""
     if pa.types.is_struct(kind):
         return {"bytes", "path"} == {f.name for f in kind}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from expunge.data import Data
 from expunge.errors import UserError, suggest
+from expunge.seeds import seed as named_seed
 from expunge.task import Classification, Regression
 from expunge.train import Recipe
-from expunge.zoo import embedded, networks
+from expunge.zoo import embedded, named, networks, recipes
 
 __all__ = ["Problem", "datasets", "load", "networks"]
 
@@ -28,7 +31,8 @@ class Problem:
         test: test data.
         task: outputs and loss.
         recipe: how the network is trained.
-        new_model: builds the network before training, from torch's random state.
+        new_model: builds the network before training, from torch's random state; can be sent to other processes.
+        classes: names of the network's outputs; none for real targets.
     """
 
     name: str
@@ -39,33 +43,84 @@ class Problem:
     task: Classification | Regression
     recipe: Recipe
     new_model: Callable[[], nn.Module]
+    classes: tuple[str, ...] = ()
 
 
 def datasets() -> list[str]:
     """Return the names of the data sets.
 
-    >>> datasets()
-    ['diabetes', 'digits']
+    >>> datasets()[:4]
+    ['ag_news', 'cifar10', 'cifar100', 'cifar10_super']
     """
-    return sorted(embedded.DATASETS)
+    return sorted([*embedded.DATASETS, *named.NAMED])
 
 
-def load(name: str, network: str | None = None) -> Problem:
+def load(
+    name: str,
+    network: str | None = None,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Problem:
     """Return a named data set with a network for it.
+
+    ``digits`` and ``diabetes`` come with scikit-learn. The others are read from ``data_dir/<name>/train-*.parquet``
+    and ``test-*.parquet`` where that folder is there, else from the Hugging Face Hub; their test split is cut once and
+    for all, a fifth holdout, the rest test, and ids are ``name/split/row`` of the published table. Images carry the
+    columns ``label`` and ``superclass``; in ``cifar20``, ``cifar10_super`` and ``fashion_mnist_super`` the superclass
+    is the target, and ``fine`` and ``fine_name`` hold the class; faces carry ``subject``.
 
     Args:
         name: see `datasets`.
         network: see `networks.names`; the data set's own by default.
+        data_dir: folder of data sets, and of pretrained networks in ``models/``; default the environment variable
+            EXPUNGE_DATA.
+        limit: training samples to take, balanced by class, with half as many for test and an eighth for holdout.
+        seed: of that draw.
 
     Returns:
-        The problem; its splits are always the same.
+        The problem.
 
     Raises:
-        UserError: an unknown name, or a network that does not fit the data.
+        UserError: an unknown name, a network that does not fit the data, or data that is not to be had.
     """
-    if name not in embedded.DATASETS:
-        raise UserError("a known data set", repr(name), suggest(name, embedded.DATASETS))
-    found = embedded.DATASETS[name]()
-    network = network or found.network
-    build = networks.factory(network, found.shape, found.outputs)
-    return Problem(name, network, found.train, found.holdout, found.test, found.task, found.recipe, build)
+    if name not in datasets():
+        raise UserError("a known data set", repr(name), suggest(name, datasets()))
+    if name in named.NAMED:
+        folder = named.folder_of(data_dir)
+        models = None if folder is None else folder / "models"
+        spec = named.NAMED[name]
+        _check_limit(limit, spec.classes)
+        network = network or spec.network
+        shape = networks.BASE_SHAPE if network == networks.BASE and len(spec.shape) == 3 else spec.shape
+        build = networks.factory(network, shape, spec.outputs, models=models)
+        found = named.load(name, network, folder, limit, seed)
+        recipe = recipes.recipe(name, network)
+        parts = found.train, found.holdout, found.test
+        return Problem(name, network, *parts, Classification(), recipe, build, found.classes)
+    own = embedded.DATASETS[name]()
+    _check_limit(limit, max(1, len(own.classes)))
+    network = network or own.network
+    build = networks.factory(network, own.shape, own.outputs)
+    recipe = recipes.recipe(name, network) if network in ("resnet18", "vit") else own.recipe
+    most = [None] * 3 if limit is None else [limit, limit // 8, limit // 2]
+    splits = zip((own.train, own.holdout, own.test), most, strict=True)
+    train, holdout, test = (_part(d, n, name, seed) for d, n in splits)
+    return Problem(name, network, train, holdout, test, own.task, recipe, build, own.classes)
+
+
+def _check_limit(limit: int | None, classes: int) -> None:
+    if limit is not None and limit < max(8, classes):
+        least = f"at least {max(8, classes)} samples"
+        raise UserError(f"a limit of {least}, one a class", str(limit), "raise it")
+
+
+def _part(data: Data, n: int | None, name: str, seed: int) -> Data:
+    if n is None or n >= len(data):
+        return data
+    targets = data.targets()
+    labels = np.zeros(len(data), dtype=np.int64) if targets.is_floating_point() else targets.numpy()
+    ids = data.ids
+    rows = named.balanced(labels, n, named_seed("zoo", name, data.name, "limit", seed))
+    return data.subset([ids[i] for i in rows])

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn import datasets
+from torch import Tensor
 
 from expunge.data import Data
 from expunge.seeds import seed as named_seed
+from expunge.sources import Inputs, Source
 from expunge.task import Classification, Regression
 from expunge.train import Recipe
 
@@ -31,6 +34,7 @@ class Embedded:
         outputs: classes, or targets.
         network: the default one.
         recipe: trains it.
+        classes: their names.
     """
 
     train: Data
@@ -41,6 +45,7 @@ class Embedded:
     outputs: int
     network: str
     recipe: Recipe
+    classes: tuple[str, ...] = ()
 
 
 def _splits(name: str, x: Any, y: Any, columns: dict[str, list[Any]]) -> list[Data]:
@@ -68,7 +73,7 @@ def digits() -> Embedded:
     coarse = {digit: name for name, members in SUPERCLASSES.items() for digit in members}
     train, holdout, test = _splits("digits", x, y, {"superclass": [coarse[int(d)] for d in y]})
     recipe = Recipe(epochs=25, batch_size=64, lr=0.1, schedule="cosine")
-    return Embedded(train, holdout, test, Classification(), (1, 8, 8), 10, "convnet", recipe)
+    return Embedded(train, holdout, test, Classification(), (1, 8, 8), 10, "convnet", recipe, tuple("0123456789"))
 
 
 def diabetes() -> Embedded:
@@ -84,6 +89,29 @@ def diabetes() -> Embedded:
 DATASETS: dict[str, Callable[[], Embedded]] = {"digits": digits, "diabetes": diabetes}
 
 
+@dataclass(frozen=True)
+class Relabelled:
+    """Samples of another source with targets of their own; a `Source`.
+
+    Args:
+        source: where inputs are read.
+        positions: (N,) of the samples in it.
+        targets: (N,) in their place.
+    """
+
+    source: Source
+    positions: NDArray[np.int64]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
+        """Return the source's inputs and the new targets."""
+        inputs, _ = self.source.read(self.positions[positions], raw)
+        return inputs, self.targets[torch.from_numpy(positions)]
+
+
 def mislabelled(data: Data, share: float, *, classes: int, seed: int = 0) -> tuple[Data, list[str]]:
     """Return the data with a share of its labels flipped to another class, and the ids of those samples.
 
@@ -91,21 +119,27 @@ def mislabelled(data: Data, share: float, *, classes: int, seed: int = 0) -> tup
     set with known truth.
 
     Args:
-        data: labelled with class indices, in memory.
+        data: labelled with class indices.
         share: of the samples, in (0, 1).
         classes: number of classes.
         seed: of the draw.
 
     Returns:
-        New data under the same ids, with the true label in the column ``clean``, and the flipped ids.
+        New data under the same ids, with the true label in the column ``clean``, and the flipped ids; inputs are read
+        where they were.
     """
     generator = np.random.default_rng(named_seed("mislabelled", seed))
     clean = data.targets().numpy()
     rows = np.sort(generator.choice(len(data), max(1, round(share * len(data))), replace=False))
     noisy = clean.copy()
     noisy[rows] = (clean[rows] + generator.integers(1, classes, len(rows))) % classes
-    columns = {**{k: list(v) for k, v in data.columns.items()}, "clean": clean.tolist()}
-    inputs = data.read(range(len(data))).inputs
+    flipped = Data(
+        Relabelled(data.source, data.positions, torch.from_numpy(noisy)),
+        np.arange(len(data)),
+        data.all_ids[data.positions],
+        {**data.columns, "clean": np.asarray(clean.tolist(), dtype=object)},
+        None if data.all_weights is None else data.all_weights[torch.from_numpy(data.positions)],
+        data.name,
+    )
     ids = data.ids
-    flipped = Data.from_arrays(inputs, noisy, ids=ids, columns=columns, name=data.name)
     return flipped, [ids[i] for i in rows]

@@ -1,0 +1,153 @@
+"""Networks of transformers: a small ViT, the pretrained ViT-Base, a small text classifier; loaded when asked for.
+
+Attention is eager and dropout off: per-sample gradients need plain operations, and one seed one result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from expunge.errors import UserError
+
+HUB = "google/vit-base-patch16-224"
+
+
+def vit(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Return a ViT of 4 layers, width 128 and 4 heads on patches of 4 (of 2 on images below 16 pixels).
+
+    Args:
+        shape: (C, H, W) of one image.
+        outputs: classes.
+
+    Returns:
+        A ``ViTForImageClassification`` of about 0.55 million parameters.
+
+    Raises:
+        UserError: the image does not fall into patches.
+    """
+    channels, height, width = shape
+    patch = 4 if min(height, width) >= 16 else 2
+    if height % patch or width % patch:
+        got = f"{height}×{width}"
+        raise UserError(f"image sides in multiples of {patch} for vit", got, "resize the images")
+    config = transformers.ViTConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=256,
+        image_size=(height, width),
+        patch_size=patch,
+        num_channels=channels,
+        **_plain(outputs),
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+def _plain(outputs: int) -> dict[str, Any]:
+    """Return what the small networks' configurations share."""
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return {"num_labels": outputs, "attn_implementation": "eager", **off}
+
+
+def vit_base(shape: tuple[int, ...], outputs: int, models: Path | None) -> nn.Module:
+    """Return the pretrained ViT-Base with a head of K outputs drawn anew from torch's random state.
+
+    Args:
+        shape: (3, 224, 224).
+        outputs: classes.
+        models: folder that holds the checkpoint as ``vit-base-patch16-224``; where it does not, the Hub is asked.
+
+    Returns:
+        A ``ViTForImageClassification`` of 86 million parameters.
+
+    Raises:
+        UserError: the checkpoint cannot be had.
+
+    References:
+        A. Dosovitskiy et al., "An image is worth 16x16 words", 2021, https://arxiv.org/abs/2010.11929.
+    """
+    local = None if models is None else models / HUB.partition("/")[2]
+    place = HUB if local is None or not local.is_dir() else str(local)
+    try:
+        with _quiet():
+            found = transformers.ViTForImageClassification.from_pretrained(
+                place, num_labels=outputs, ignore_mismatched_sizes=True, attn_implementation="eager"
+            )
+    except Exception as error:  # the library, the Hub and its cache fail in a hundred ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        folder = "models/vit-base-patch16-224"
+        remedy = f"go online, or put the checkpoint in {folder} of the folder named by --data-dir or EXPUNGE_DATA"
+        raise UserError(f"the pretrained network {place}", lines[0].rstrip(".: "), remedy) from error
+    head = nn.Linear(found.config.hidden_size, outputs)  # the checkpoint's own head may have K outputs too
+    nn.init.trunc_normal_(head.weight, std=found.config.initializer_range)
+    nn.init.zeros_(head.bias)
+    found.classifier = head
+    return found.train()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's bar and its remark that the head is new."""
+    logger, show = logging.getLogger("transformers"), transformers.utils.logging.is_progress_bar_enabled()
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        transformers.utils.logging.disable_progress_bar()
+        yield
+    finally:
+        logger.setLevel(level)
+        if show:
+            transformers.utils.logging.enable_progress_bar()
+
+
+class TextClassifier(transformers.BertForSequenceClassification):
+    """BERT whose embeddings and attention mask have a row for each sample, as closed per-layer rules ask.
+
+    The library's own forward pass looks up positions once a batch and looks into the mask, which leaves per-sample
+    gradients to one backward pass a sample; the outputs are the same.
+    """
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Return an output with logits (B, K) for tokens and mask (B, L)."""
+        rows, length = input_ids.shape
+        positions = torch.arange(length, device=input_ids.device).expand(rows, length)
+        dtype = self.classifier.weight.dtype
+        hidden = (1 - attention_mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=hidden.expand(rows, 1, length, length),
+            token_type_ids=torch.zeros_like(input_ids),
+            position_ids=positions,
+        )
+
+
+def text(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Return a BERT of 2 layers, width 64 and 4 heads.
+
+    Args:
+        shape: (length, vocabulary) of the texts.
+        outputs: classes.
+
+    Returns:
+        A `TextClassifier`; 0.6 million parameters with 8,192 indices.
+    """
+    length, vocabulary = shape
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        max_position_embeddings=length,
+        type_vocab_size=1,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        **_plain(outputs),
+    )
+    return TextClassifier(config)
