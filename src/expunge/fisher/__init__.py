@@ -17,7 +17,7 @@ from expunge.errors import Incompatible, UserError, suggest
 from expunge.files import digest
 from expunge.fisher import batched, layers, reference
 from expunge.fisher.checks import Sums, check_data, check_model, check_sums, chosen, wide, zeros
-from expunge.fisher.quantities import Quantity, check_quantity, ready
+from expunge.fisher.quantities import Quantity, check_quantity, power, ready
 from expunge.passes import SMALLER, Passes, whole
 from expunge.runtime import Runtime
 from expunge.task import Task
@@ -302,18 +302,25 @@ def _agreeing(
         except layers.Reused as error:
             modules.pop(error.name)
     names = {id(p): name for name, p in params.items()}
+    noise = _noise(truth, params, of)
     good = {}
     for name, module in modules.items():
         own = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
-        if all(_close(found[n], truth[n], params[n], runtime) for n in own):
+        if all(_close(found[n], truth[n], params[n], runtime, noise) for n in own):
             good[name] = module
     return good
 
 
-def _close(a: Tensor, b: Tensor, parameter: Tensor, runtime: Runtime) -> bool:
+def _noise(truth: Sums, params: Mapping[str, nn.Parameter], of: str) -> float:
+    """Return what rounding leaves where a gradient is 0, as an attention key's bias has it."""
+    eps = max(torch.finfo(p.dtype).eps for p in params.values())
+    return (8 * eps) ** power(of) * max(float(t.max()) for t in truth.values())
+
+
+def _close(a: Tensor, b: Tensor, parameter: Tensor, runtime: Runtime, noise: float) -> bool:
     half = runtime.precision == "bf16" or parameter.dtype in (torch.bfloat16, torch.float16)
     slack = 0.05 if half else 1e-3
-    return bool((a - b).abs().sum() <= slack * wide(b).abs().sum() + 1e-300)
+    return bool((a - b).abs().sum() <= slack * wide(b).abs().sum() + noise * b.numel())
 
 
 def _fallback(
@@ -329,8 +336,8 @@ def _fallback(
     if not rest:
         return slow
     try:
-        found = batched.sums(model, task, few, rest, of, runtime)
-        if all(_close(found[n], truth[n], rest[n], runtime) for n in rest):
+        found, noise = batched.sums(model, task, few, rest, of, runtime), _noise(truth, rest, of)
+        if all(_close(found[n], truth[n], rest[n], runtime, noise) for n in rest):
             log.info("no layer rule for %d parameters (%s, ...): vmap computes them", len(rest), next(iter(rest)))
             return partial(_swap, batched.sums, model, task, rest, of, runtime)
         why = "other values than one backward pass a sample"
