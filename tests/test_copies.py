@@ -117,6 +117,23 @@ def test_a_lazy_model_is_refused(call, said):
         call(lambda: nn.Sequential(nn.LazyLinear(3)).eval())
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, d: fit(m, TASK, d, Recipe(), runtime=QUIET),
+        lambda m, d: collect(m, TASK, d, runtime=QUIET),
+        lambda m, d: diagonal(m, TASK, d, runtime=QUIET),
+        lambda m, d: prepare(build({"name": "ssd"}), m, TASK, train=d, runtime=QUIET),
+    ],
+    ids=["fit", "collect", "diagonal", "prepare"],
+)
+def test_other_things_for_a_model_and_for_data_are_refused(call):
+    with pytest.raises(UserError, match=r"a torch\.nn\.Module, got dict: pass the trained network"):
+        call({"weight": 1}, samples())
+    with pytest.raises(UserError, match=r"as (expunge\.data\.)?Data, got tuple: build it with Data\.from_"):
+        call(nn.Linear(4, 3).eval(), (torch.zeros(3, 4), [0, 1, 2]))
+
+
 class Nothing(nn.Module):
     def forward(self, x):
         return x[:, :3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import sys
 from collections.abc import Callable
@@ -258,5 +259,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(120, exit=True)  # rather than wait for another process for ever
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))

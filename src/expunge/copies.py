@@ -17,11 +17,14 @@ _OWN = set(vars(nn.Module()))  # parameters, buffers, children and hooks: not wh
 
 
 def check_made(model: nn.Module) -> None:
-    """Refuse a lazy module whose parameters do not exist yet.
+    """Refuse what is no module, and a lazy one whose parameters do not exist yet.
 
     Raises:
-        UserError: names them.
+        UserError: says which.
     """
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise UserError("a torch.nn.Module", got, "pass the trained network")
     lazy = [n for n, p in [*model.named_parameters(), *model.named_buffers()] if is_lazy(p)]
     if lazy:
         remedy = "run the model once on a batch before training it"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.copies import check_made
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite, UserError
-from expunge.passes import Passes
+from expunge.passes import Passes, check_data
 from expunge.runtime import Runtime
 from expunge.task import Task, check_targets
 from expunge.tensors import eval_mode
@@ -76,6 +76,7 @@ def collect(
         NotFinite: an output is NaN or infinite.
     """
     runtime = runtime or Runtime()
+    check_data(data)
     if len(data) == 0:
         raise UserError("samples to run the model on", f"none in {data.name}", "pass data that is not empty")
     check_made(model)

@@ -28,6 +28,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
+def check_data(data: Data, what: str = "data") -> None:
+    """Refuse what is no `Data`.
+
+    Raises:
+        UserError: says what it is.
+    """
+    if not isinstance(data, Data):
+        remedy = "build it with Data.from_arrays, from_torch or from_hf"
+        raise UserError(f"{what} as expunge.data.Data", type(data).__name__, remedy)
+
+
 @contextmanager
 def whole(what: str, remedy: str) -> Iterator[None]:
     """Make a sentence of a shortage of memory where the batch decides the result and so is not halved.

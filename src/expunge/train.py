@@ -19,7 +19,7 @@ from expunge.copies import as_before, check_made, check_trainable, private
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite, UserError, listing
 from expunge.files import digest
-from expunge.passes import Passes, whole
+from expunge.passes import Passes, check_data, whole
 from expunge.recipe import Penalty, Recipe
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
@@ -200,6 +200,9 @@ def _check_call(model: nn.Module, data: Data, recipe: Recipe, holdout: Data | No
     if not isinstance(recipe, Recipe):
         raise UserError("a Recipe", type(recipe).__name__, "write for example Recipe(epochs=10, lr=0.1)")
     check_trainable(model)
+    check_data(data, "training data")
+    if holdout is not None:
+        check_data(holdout, "holdout")
     if len(data) == 0:
         raise UserError("training data", f"no sample in {data.name}", "pass data that is not empty")
     if recipe.patience is not None and (holdout is None or not holdout.labelled):

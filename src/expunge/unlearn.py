@@ -111,6 +111,7 @@ def prepare(
     given = {"train": train, "holdout": holdout, "recipe": recipe, "scenario": scenario}
     with runtime.agreed():
         _check_call(method, model, task, scenario)
+        _check_sets(train=train, holdout=holdout)
         _check_needs(method, "prepare", method.prepares, given)
         if train is not None and len(train) == 0:
             raise UserError("training data", f"no sample in {train.name}", "pass data that is not empty")
@@ -171,7 +172,9 @@ def unlearn(
     with runtime.agreed():
         ids = samples.ids if samples is not None else id_texts(forget)
         _check_call(method, model, task, scenario)
-        _check_given(state, retain, holdout)
+        if state is not None and not isinstance(state, State):
+            raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
+        _check_sets(retain=retain, holdout=holdout)
         _check_ids(ids, samples, retain, scenario)
         sighted = samples
         if sighted is None and method.unlearns.forget <= See.IDS:
@@ -234,10 +237,8 @@ def _check_call(method: Method, model: nn.Module, task: Task, scenario: Scenario
         raise Declined(f"a request that {method.name} applies to", "one it declines", f"{reason}; take another method")
 
 
-def _check_given(state: object, retain: object, holdout: object) -> None:
-    if state is not None and not isinstance(state, State):
-        raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
-    for name, data in (("retain", retain), ("holdout", holdout)):
+def _check_sets(**sets: object) -> None:
+    for name, data in sets.items():
         if data is not None and not isinstance(data, Data):
             raise UserError(f"{name} as Data", type(data).__name__, "build it with Data.from_torch or from_arrays")
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from expunge import passes
 from expunge.copies import check_made
 from expunge.data import Data
 from expunge.errors import NotFinite, UserError, listing, suggest
@@ -32,11 +33,12 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_data(data: Data) -> None:
-    """Refuse data without samples.
+    """Refuse what is no `Data`, and data without samples.
 
     Raises:
-        UserError: there are none.
+        UserError: says which.
     """
+    passes.check_data(data)
     if len(data) == 0:
         raise UserError("at least one sample", f"none in {data.name}", "pass data that is not empty")
 
