@@ -5,7 +5,7 @@ apply the method under each rule. A class case passes when accuracy on unseen sa
 accuracy on the rest is within 3 points of retrained. The two other kinds report distances to retrained.
 
     python benchmarks/ssd_alpha.py --data digits --network convnet --seeds 5
-    python benchmarks/ssd_alpha.py --data FOLDER --limit 6000 --seeds 2     # parquet with image and label columns
+    python benchmarks/ssd_alpha.py --data cifar10 --data-dir FOLDER --limit 6000 --seeds 2
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ from expunge.fisher import diagonals
 from expunge.methods import load
 from expunge.runtime import Runtime
 from expunge.scenario import forget_class, forget_ids, forget_random
-from expunge.task import Classification
-from expunge.train import Recipe, fit, fresh
+from expunge.train import fit, fresh
 from expunge.unlearn import prepare, unlearn
-from expunge.zoo import networks
 from expunge.zoo.embedded import mislabelled
 
 QUIET = Runtime(progress=False, device="cpu")
@@ -38,27 +36,6 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 TOPS = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12)
 FIXED = (2.0, 3.0, 4.0, 5.0, 6.0, 10.0)
 BOTH = tuple((c, q) for c in (0.2, 0.3, 0.4) for q in (0.03, 0.04, 0.06))
-
-
-def problem(name: str, network: str, limit: int) -> zoo.Problem:
-    if name in zoo.datasets():
-        return zoo.load(name, network)
-    import datasets
-
-    parts = []
-    for split in ("train", "test"):
-        files = sorted(str(p) for p in Path(name).glob(f"{split}-*.parquet"))
-        table = datasets.load_dataset("parquet", data_files=files, split="train").shuffle(seed=0)
-        table = table.select(range(min(limit if split == "train" else limit // 2, len(table))))
-        image = "image" if "image" in table.column_names else "img"
-        x = torch.stack([torch.from_numpy(np.asarray(i, dtype=np.float32) / 255) for i in table[image]])
-        x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
-        parts.append(Data.from_arrays(x, table["label"], name=split))
-    train, test = parts
-    shape = tuple(train.read([0]).inputs.shape[1:])
-    recipe = Recipe(epochs=15, batch_size=64, lr=0.1, schedule="cosine")
-    build = networks.factory(network, shape, 10)
-    return zoo.Problem(Path(name).name, network, train, test, test, Classification(), recipe, build)
 
 
 def train(p: zoo.Problem, data: Data, seed: int) -> torch.nn.Module:
@@ -88,7 +65,7 @@ def rules(p: zoo.Problem, model: torch.nn.Module, data: Data, forget: list[str],
 def case(p: zoo.Problem, name: str, kind: str, label: int, seed: int) -> list[dict[str, object]]:
     data, build = p.train, {"class": lambda: forget_class(p.train, label), "random": None, "mislabelled": None}[kind]
     if kind == "mislabelled":
-        data, ids = mislabelled(p.train, 0.05, classes=10, seed=seed)
+        data, ids = mislabelled(p.train, 0.05, classes=len(p.classes), seed=seed)
         scenario = forget_ids(data, ids)
     else:
         scenario = build() if build else forget_random(data, 0.05, seed=seed)
@@ -133,19 +110,20 @@ def case(p: zoo.Problem, name: str, kind: str, label: int, seed: int) -> list[di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits")
+    parser.add_argument("--data", default="digits", choices=[d for d in zoo.datasets() if d != "diabetes"])
+    parser.add_argument("--data-dir", type=Path, help="folder of data sets; default EXPUNGE_DATA, then the Hub")
     parser.add_argument("--method", default="ssd", choices=["ssd", "lfssd"])
-    parser.add_argument("--network", default="convnet")
+    parser.add_argument("--network", help="default the data set's own")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, default=6000)
     parser.add_argument("--output", type=Path, help="JSON lines, appended")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("expunge").setLevel(logging.ERROR)  # rules beyond the bound are part of the grid
-    p = problem(args.data, args.network, args.limit)
+    p = zoo.load(args.data, args.network, data_dir=args.data_dir, limit=args.limit)
     rows = []
     for seed in range(args.seeds):
-        for kind, label in [*(("class", c) for c in range(10)), ("random", -1), ("mislabelled", -1)]:
+        for kind, label in [*(("class", c) for c in range(len(p.classes))), ("random", -1), ("mislabelled", -1)]:
             found = case(p, args.method, kind, label, seed)
             rows += found
             print(f"{args.method} {p.name} {p.network} {kind} {label} seed {seed}: ", end="")
