@@ -39,7 +39,7 @@ def demo(
 
     check_free(output, overwrite=True)
     problem = zoo.load("digits")
-    requests = ("class 3", "random 5 %", "mislabelled 5 %")
+    requests = list(_requests())
     jobs = [(request, seed) for request in requests for seed in range(seeds)]
     bar = Progress(
         TextColumn("{task.description}"),
@@ -77,20 +77,6 @@ def demo(
     emit(options(context), page, *(terminal(s) for s in sections), *hints)
 
 
-def _request(problem: Any, request: str, seed: int) -> tuple[Any, Any]:
-    """Return the training data and the scenario of one of the three requests."""
-    from expunge.scenario import forget_class, forget_ids, forget_random
-    from expunge.zoo.embedded import mislabelled
-
-    rest = {"holdout": problem.holdout, "test": problem.test}
-    if request.startswith("class"):
-        return problem.train, forget_class(problem.train, 3, **rest)
-    if request.startswith("random"):
-        return problem.train, forget_random(problem.train, 0.05, seed=seed, **rest)
-    train, ids = mislabelled(problem.train, 0.05, classes=10, seed=seed)
-    return train, forget_ids(train, ids, **rest)
-
-
 def _quiet() -> None:
     """Leave Ctrl-C to the main process, which ends the workers."""
     import signal
@@ -99,50 +85,36 @@ def _quiet() -> None:
 
 
 def _world(job: tuple[str, int], device: str) -> tuple[tuple[str, int], Any]:
-    """Train an original and two retrained models, unlearn by every method, and measure them side by side."""
+    """Run one request on one seed, in a process of its own."""
     import torch
 
     from expunge import zoo
-    from expunge.evaluate import evaluate
     from expunge.methods import load
     from expunge.runtime import Runtime
-    from expunge.train import fit, fresh
-    from expunge.unlearn import prepare, unlearn
+    from expunge.trial import trial
 
     torch.set_num_threads(1)
     request, seed = job
-    problem, runtime = zoo.load("digits"), Runtime(device=device, progress=False)
-    train, scenario = _request(problem, request, seed)
-    start = fresh(problem.new_model(), new_model=problem.new_model, seed=seed)
-    original = fit(start, problem.task, train, problem.recipe, runtime=runtime, seed=seed)
-    common: dict[str, Any] = {"recipe": problem.recipe, "new_model": problem.new_model, "runtime": runtime}
-    forget, retain = train.subset(scenario.forget), train.without(scenario.forget)
-
-    def run(name: str, seed: int) -> Any:
-        method = load(name)()
-        ready = prepare(method, original, problem.task, train=train, seed=seed, **common)
-        return unlearn(
-            method, ready.model, problem.task, forget=forget, retain=retain, state=ready.state, seed=seed, **common
-        )
-
-    models: dict[str, Any] = {"original": original, "retrained": [run("retrain", seed + 1000 * k) for k in range(2)]}
-    models |= {name: run(name, seed) for name in METHODS}
-    rest: dict[str, Any] = {"train": train, "test": problem.test, "holdout": problem.holdout}
-    return job, evaluate(models, problem.task, scenario=scenario, runtime=runtime, seed=seed, **rest)
+    runtime = Runtime(device=device, progress=False)
+    methods = {name: load(name)() for name in METHODS}
+    return job, trial(zoo.load("digits"), _requests()[request], methods, runtime=runtime, seed=seed)
 
 
-def _section(problem: Any, request: str, runs: list[Any]) -> dict[str, Any]:
+def _requests() -> dict[str, Any]:
+    from expunge.trial import Request
+
+    few = {"random 5 %": Request("random", 0.05), "mislabelled 5 %": Request("mislabelled", 0.05)}
+    return {"class 3": Request("class", 3), **few}
+
+
+def _section(problem: Any, name: str, runs: list[Any]) -> dict[str, Any]:
     from expunge.cli._samples import images
     from expunge.scores import pooled, section
+    from expunge.trial import describe
 
-    train, scenario = _request(problem, request, 0)
-    texts = {
-        "class 3": "All training images of the digit 3 are to be forgotten.",
-        "random 5 %": "A random twentieth of the training images is to be forgotten; each seed draws its own.",
-        "mislabelled 5 %": "A twentieth of the labels was flipped before training; those samples are to be forgotten. "
-        "The original repeats the wrong labels, a retrained model does not.",
-    }
-    counts = {n: len(getattr(scenario, n)) for n in ("train", "forget", "retain", "holdout", "test")}
-    column = "clean" if request.startswith("mislabelled") else None
+    request = _requests()[name]
+    train, scenario = request.draw(problem, 0)
+    text, counts = describe(request, problem)
+    column = "clean" if request.kind == "mislabelled" else None
     shown = images(train.subset(scenario.forget), column=column)
-    return section(pooled(runs), name=request, text=texts[request], counts=counts, samples=shown)
+    return section(pooled(runs), name=name, text=text, counts=counts, samples=shown)
