@@ -6,10 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import together
 from expunge import processes, tensors
@@ -26,16 +28,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """Return what each of two processes found: tensors and facts."""
-    folder = tmp_path_factory.mktemp("together")
+def launch(folder: Path) -> None:
     options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     command = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
     command += ["--main_process_port", str(free_port()), together.__file__, str(folder)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "hf")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Return what each of two processes found: tensors and facts."""
+    here = tmp_path_factory.getbasetemp()
+    folder = (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "together"  # one launch for all workers
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "1.safetensors").exists():
+            launch(folder)
     return [
         ({name: found[name] for name in found}, meta)
         for found, meta in (tensors.load(folder / f"{rank}.safetensors") for rank in (0, 1))

@@ -53,7 +53,8 @@ def run(method: Method, session: Session, work: Work, forget: Data | None = None
     """Run a phase of a method and hold it to the protocol.
 
     A distributed method runs on every process, which must all end with the same weights and state. Any other runs on
-    process 0, as if it were alone; the others wait, and receive its model, state, log and times.
+    process 0, as if it were alone; the others wait, and receive its model, state, log and times. What a method leaves
+    on a module beside parameters, buffers and hooks must not be tensors: they are taken for stored activations.
 
     Args:
         method: whose phase it is.
