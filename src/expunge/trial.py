@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
@@ -57,7 +57,7 @@ class Request:
         if found is None or found[1] not in get_args(Kind):
             remedy = suggest(found[1], get_args(Kind)) if found else "write for example class=3 or random=0.05"
             raise UserError("a request KIND=VALUE or KIND:COLUMN=VALUE", repr(text), remedy)
-        kind, column, value = found.groups()
+        kind, column, value = cast("Kind", found[1]), found[2], found[3]
         if (column is None) == (kind in ("subclass", "subject")):
             remedy = f"write {kind}:column=value" if column is None else f"write {kind}=value"
             raise UserError("a column with subclass and subject, and with no other kind", repr(text), remedy)
@@ -136,7 +136,7 @@ def trial(
 
     def run(method: Method, at: int) -> Unlearned:
         ready = prepare(method, first, problem.task, train=train, seed=at, **common)
-        sets = {"forget": forget, "retain": retain, "state": ready.state}
+        sets: dict[str, Any] = {"forget": forget, "retain": retain, "state": ready.state}
         return unlearn(method, ready.model, problem.task, **sets, seed=at, **common)
 
     models: dict[str, Any] = {"original": first}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge import zoo
+from expunge import zoo as named_data
 from expunge.data import Data
 from expunge.errors import UserError, suggest
 from expunge.files import jsonable
@@ -26,6 +26,7 @@ from expunge.runtime import Runtime
 from expunge.task import Classification, Regression, Task, check_targets
 from expunge.tensors import eval_mode
 from expunge.train import Recipe, fit, fresh
+from expunge.zoo import Problem
 
 __all__ = ["NAME", "WEIGHTS", "Config", "Project", "template", "Built"]
 
@@ -97,7 +98,7 @@ class Project:
         return self.config.data.name or (self.file.parent.name if self.file else "project")
 
     @cached_property
-    def zoo(self) -> zoo.Problem | None:
+    def zoo(self) -> Problem | None:
         """The named data set with its network; None where the project has files of its own."""
         section = self.config.data
         if section.name is None:
@@ -107,7 +108,9 @@ class Project:
             raise UserError("[data] name alone, or files", f"name and {', '.join(extra)}", "take one of the two out")
         network = self.config.model.network
         own = ":" in network
-        return zoo.load(section.name, None if own else network or None, data_dir=self.data_dir, limit=section.limit)
+        return named_data.load(
+            section.name, None if own else network or None, data_dir=self.data_dir, limit=section.limit
+        )
 
     @cached_property
     def network(self) -> Network:
@@ -203,6 +206,15 @@ class Project:
     def new_model(self) -> Callable[[], nn.Module] | None:
         """The factory of the network before training; None where it can be drawn anew from its modules."""
         return self.network.untrained()
+
+    def problem(self) -> Problem:
+        """Return data, network before training and recipe together, for work that trains the network itself."""
+        common: dict[str, Any] = {"recipe": self.recipe, "new_model": self.new_model}
+        if self.zoo is not None:
+            return replace(self.zoo, **common)
+        sets: dict[str, Any] = {"train": self.train, "holdout": self.holdout, "test": self.test, "task": self.task}
+        network = self.config.model.network
+        return Problem(name=self.name, network=network, classes=self.classes, **sets, **common)
 
     def method(self, name: str | None = None, settings: dict[str, Any] | None = None) -> Method:
         """Return the method: the project's, or another by name, with fields of its own.

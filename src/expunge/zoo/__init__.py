@@ -12,7 +12,7 @@ from torch import nn
 from expunge.data import Data
 from expunge.errors import UserError, suggest
 from expunge.seeds import seed as named_seed
-from expunge.task import Classification, Regression
+from expunge.task import Classification, Task
 from expunge.train import Recipe
 from expunge.zoo import embedded, named, networks, recipes
 
@@ -21,7 +21,7 @@ __all__ = ["Problem", "datasets", "load", "networks"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A data set with a task, a network and the recipe to train it.
+    """A data set with a task, a network and the recipe to train it; a user's own project may lack some of them.
 
     Args:
         name: of the data set.
@@ -38,11 +38,11 @@ class Problem:
     name: str
     network: str
     train: Data
-    holdout: Data
-    test: Data
-    task: Classification | Regression
-    recipe: Recipe
-    new_model: Callable[[], nn.Module]
+    holdout: Data | None
+    test: Data | None
+    task: Task
+    recipe: Recipe | None
+    new_model: Callable[[], nn.Module] | None
     classes: tuple[str, ...] = ()
 
 
