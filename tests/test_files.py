@@ -156,7 +156,7 @@ def test_check_free_refuses_what_stands_there(tmp_path):
     files.check_free(path, overwrite=False)
     files.check_free(tmp_path / "new" / "deep" / "a", overwrite=False)
     path.write_text("")
-    with pytest.raises(UserError, match=r"existing file or folder: choose another path or pass --overwrite\.$"):
+    with pytest.raises(UserError, match=r"existing file or folder: choose another path, or pass overwrite=True\.$"):
         files.check_free(path, overwrite=False)
     files.check_free(path, overwrite=True)
 

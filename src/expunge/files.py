@@ -46,15 +46,29 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()
 
 
-def check_free(path: Path, overwrite: bool, remedy: str = "choose another path or pass --overwrite") -> None:
+def there(path: Path) -> str | None:
+    """Return ``a file``, ``a folder`` or None, for what is at a path.
+
+    Raises:
+        UserError: the path cannot be looked at, as one with a name of more than 255 bytes.
+    """
+    try:
+        return "a folder" if path.is_dir() else "a file" if path.exists() else None
+    except OSError as error:
+        shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
+        raise UserError(f"a usable path, {shown}", error.strerror or str(error), "check the path") from error
+
+
+def check_free(path: Path, overwrite: bool, remedy: str = "choose another path, or pass overwrite=True") -> None:
     """Refuse ``path`` if something is there already and may not be replaced.
 
     Raises:
         UserError: the path exists and ``overwrite`` is false, or its parent is not a writable folder.
     """
-    if overwrite and path.is_dir() and any(path.iterdir()) and not any((path / m).is_file() for m in MARKS):
+    found = there(path)
+    if overwrite and found == "a folder" and any(path.iterdir()) and not any((path / m).is_file() for m in MARKS):
         raise UserError(f"a folder that expunge wrote at {path}", "another one, not empty", "choose another path")
-    if path.exists() and not overwrite:
+    if found is not None and not overwrite:
         raise UserError(f"a path that is free to write, {path}", "an existing file or folder", remedy)
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

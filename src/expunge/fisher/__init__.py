@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from textwrap import shorten
 from typing import Literal
 
 import numpy as np
@@ -342,7 +343,7 @@ def _fallback(
             return partial(_swap, batched.sums, model, task, rest, of, runtime)
         why = "other values than one backward pass a sample"
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        why = str(error).splitlines()[0]
+        why = shorten(str(error), 80, placeholder=" ...")
     log.warning("vmap refuses this model (%s): one backward pass a sample computes %d parameters", why, len(rest))
     return slow
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import datasets
 import numpy as np
 
 from expunge.data import Data
-from expunge.errors import ExpungeError, UserError, listing
+from expunge.errors import ExpungeError, UserError, listing, suggest
+from expunge.files import there
 from expunge.project.config import DataSection
 from expunge.project.entry import call, is_entry
 from expunge.project.pretrained import Checkpoint, Pictures
@@ -27,6 +28,8 @@ from expunge.tables import (
     read_parquet,
     to_data,
 )
+
+PARQUET = (".parquet", ".pq", ".parq", "")  # endings of files that are read as parquet without being told
 
 
 @dataclass(frozen=True)
@@ -63,58 +66,89 @@ class Samples:
         Raises:
             UserError: nothing is there, or it is not what the project file says of it.
         """
-        kind = self.section.format if self.section.format != "auto" else self._kind(place)
+        kind = self._kind(place, name)
         if kind == "python":
             return self._returned(call(place, self.folder), place, name)
-        table = read_images(self.folder / place) if kind == "images" else self._table(kind, place, name)
-        return self._data(table, name, kind)
+        return self._data(self._table(kind, place, name), name, kind)
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes where labels are texts: given, the checkpoint's, or those of train."""
         if self.section.classes or self.real:
             return tuple(self.section.classes)
-        place, target = self.section.train, self.section.target
-        if place is None or is_entry(place):
+        place = self.section.train
+        kind = None if place is None else self._kind(place, "train")
+        if place is None or kind is None or kind == "python":
             return ()
-        kind = self.section.format if self.section.format != "auto" else self._kind(place)
-        table = read_images(self.folder / place) if kind == "images" else self._table(kind, place, "train")
-        found = class_names(table, self._columns(table, kind)) if target or kind == "images" else ()
-        if self.checkpoint is not None and found:
+        table = self._table(kind, place, "train")
+        columns = self._columns(table, kind)
+        if columns.target is None or not _named(table, columns.target):
+            return ()
+        found = class_names(table, columns)
+        if all(name.isascii() and name.isdigit() for name in found):  # "10" comes after "9"
+            found = tuple(sorted(found, key=int))
+        if self.checkpoint is not None:
             known = self.checkpoint.config.id2label
             own = tuple(str(known[i]) for i in range(len(known)))
             if set(found) <= set(own):
                 return own
         return found
 
-    def _kind(self, place: str) -> str:
+    def _kind(self, place: str, name: str) -> str:
+        if self.section.format != "auto":
+            return self.section.format
         path = self.folder / place
-        if is_entry(place) and not path.exists():
+        found = there(path)
+        if is_entry(place) and found is None:
             return "python"
-        if path.suffix.lower() in (".csv", ".tsv"):
+        suffix = path.suffix.lower()
+        if suffix == ".csv":
             return "csv"
-        if path.is_dir() and not list(path.glob("*.parquet")):
-            return "images"
+        if found == "a folder":
+            kinds = [kind for kind in ("parquet", "csv") if any(path.glob(f"*.{kind}"))]
+            return kinds[0] if kinds else "images"
+        if found == "a file" and suffix not in PARQUET:
+            want = f"parquet, CSV, a folder of images or a function in [data] {name}"
+            raise UserError(want, f"{path}", "convert it, or set format in [data]")
         return "parquet"
 
     def _table(self, kind: str, place: str, name: str) -> datasets.Dataset:
         path = self.folder / place
-        if path.is_dir():
-            files = sorted(path.glob(f"{name}*.parquet")) or sorted(path.glob("*.parquet"))
-        elif any(c in place for c in "*?["):
-            files = sorted(self.folder.glob(place)) if not Path(place).is_absolute() else _absolute(place)
+        if kind == "images":
+            return read_images(path)
+        if there(path) == "a folder":
+            files = sorted(path.glob(f"{name}*.{kind}")) or sorted(path.glob(f"*.{kind}"))
+        elif there(path) is None and any(c in place for c in "*?["):
+            files = matches(self.folder, place)
         else:
             files = [path]
         if not files:
             raise UserError(f"files that match {path}", "none", f"check [data] {name}")
         return read_csv(files) if kind == "csv" else read_parquet(files)
 
-    def _columns(self, table: datasets.Dataset, kind: str) -> Columns:
+    def _known(self, table: datasets.Dataset, inputs: Sequence[str], name: str) -> None:
+        """Refuse columns that the table does not have, by the key that names them."""
+        s = self.section
+        named = {"inputs": inputs, "target": [s.target]}
+        if name not in ("holdout", "test"):
+            named |= {"id": [s.id], "subject": [s.subject], "subclass": [s.subclass], "columns": s.columns}
+        for key, names in named.items():
+            for column in names:
+                if column is not None and column not in table.column_names:
+                    remedy = suggest(column, table.column_names)
+                    raise UserError(f"the column that [data] {key} names in {name}", f"none called '{column}'", remedy)
+
+    def _columns(self, table: datasets.Dataset, kind: str, name: str = "train") -> Columns:
         s = self.section
         inputs = s.inputs or (["image"] if kind == "images" else [])
+        self._known(table, inputs, name)
         if not inputs:
             got = f"none, with columns {listing(table.column_names, 20)}"
             raise UserError("[data] inputs, the columns that the network is given", got, "set inputs = [...]")
         keep = dict.fromkeys([*s.columns, *(c for c in (s.subject, s.subclass) if c)])
+        own = s.id or ("file" if kind == "images" else None)
+        if name in ("holdout", "test"):  # nobody in them is forgotten: they may do without
+            keep = {c: None for c in keep if c in table.column_names}
+            own = s.id if s.id in table.column_names else None  # folders of images share their files' names
         image = Image(
             size=None if s.image.size is None else (s.image.size[0], s.image.size[1]),
             mean=tuple(s.image.mean),
@@ -124,7 +158,7 @@ class Samples:
         return Columns(
             inputs=tuple(inputs),
             target=s.target or ("label" if kind == "images" else None),
-            id=s.id or ("file" if kind == "images" else None),
+            id=own,
             keep=tuple(keep),
             classes=tuple(s.classes),
             image=image,
@@ -140,7 +174,7 @@ class Samples:
         return None if self.checkpoint is None else self.checkpoint.tokens(self.section.text.length)
 
     def _data(self, table: datasets.Dataset, name: str, kind: str) -> Data:
-        columns = self._columns(table, kind)
+        columns = self._columns(table, kind, name)
         own = self.section.image.size is not None or bool(self.section.image.mean)
         first = columns.inputs[0]
         if self.checkpoint is None or own or not _holds_images(table, first):
@@ -153,9 +187,17 @@ class Samples:
         return Data(source, np.arange(len(table)), plain.all_ids, plain.all_columns, None, name)
 
     def _returned(self, found: Any, place: str, name: str) -> Data:
-        if isinstance(found, Data):
-            return found
         s = self.section
+        if isinstance(found, Data):
+            keep = [*s.columns, *(c for c in (s.subject, s.subclass) if c)]
+            lost = [c for c in keep if c not in found.columns]
+            if lost:
+                got = f"none called {listing(map(repr, lost))}"
+                raise UserError(f"the columns that [data] names in '{place}'", got, "pass them to it as columns=")
+            return _filled(found, place)
+        if isinstance(found, datasets.DatasetDict):
+            got = f"a DatasetDict of {listing(found)}"
+            raise UserError(f"samples from '{place}'", got, "return one split of it")
         if isinstance(found, datasets.Dataset):
             return self._data(found, name, "python")
         wants = [k for k in ("id", "subject", "subclass") if getattr(s, k)] + (["columns"] if s.columns else [])
@@ -164,20 +206,51 @@ class Samples:
             remedy = "return expunge.data.Data with ids= and columns=, or a datasets.Dataset"
             raise UserError(f"data with {listing(wants)} from '{place}'", got, remedy)
         try:
-            return Data.from_torch(found, target=s.target, name=name)
+            return _filled(Data.from_torch(found, target=s.target, name=name), place)
         except ExpungeError as error:
+            if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
+                raise
             remedy = "return a Data, a map-style dataset of (x, y), or a datasets.Dataset"
             raise UserError(f"samples from '{place}'", type(found).__name__, remedy) from error
 
 
 def _blind(columns: Columns) -> Columns:
-    return Columns(inputs=("\0",), target=columns.target, id=columns.id, keep=columns.keep, classes=columns.classes)
+    return replace(columns, inputs=("\0",), text=None)
 
 
-def _absolute(place: str) -> list[Path]:
-    path = Path(place)
-    root = next(p for p in path.parents if not any(c in str(p) for c in "*?["))
-    return sorted(root.glob(str(path.relative_to(root))))
+def _filled(data: Data, place: str) -> Data:
+    if len(data) == 0:
+        raise UserError(f"samples from '{place}'", "none", "return some")
+    return data
+
+
+def _named(table: datasets.Dataset, target: str) -> bool:
+    """Return whether a label column holds names, by text or by declaration, and not bare numbers."""
+    feature = table.features[target]
+    return isinstance(feature, datasets.ClassLabel) or is_text(table, target)
+
+
+def matches(folder: Path, place: str) -> list[Path]:
+    """Return the files that a pattern stands for, sorted.
+
+    Args:
+        folder: that a relative pattern starts from.
+        place: the pattern.
+
+    Returns:
+        Existing files.
+
+    Raises:
+        UserError: not a pattern that can be looked up.
+    """
+    path, root = Path(place), folder
+    if path.is_absolute():
+        root = next(p for p in path.parents if not any(c in str(p) for c in "*?["))
+        path = path.relative_to(root)
+    try:
+        return sorted(p for p in root.glob(str(path)) if p.is_file())
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise UserError("a pattern of files", f"'{place}' ({error})", "write for example train-*.parquet") from error
 
 
 def _holds_images(table: datasets.Dataset, column: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 TEMPLATE = """\
 # What expunge needs to know about your model and data. Paths are relative to this file.
@@ -19,7 +20,7 @@ network = {network}
 {weights}
 # The network before it saw any training data, which retraining starts from: "package.module:function", "hf:folder" of
 # the public pretrained model, or "random". A network function with weights above is that already.
-# base = "hf:pretrained-folder"
+{base}
 
 [data]
 # Samples: parquet or CSV (one file, or a pattern such as "train-*.parquet"), a folder with one folder of images a
@@ -28,7 +29,7 @@ network = {network}
 {data}
 # What the columns mean. inputs: what the network is given. Without an id column, ids are train/0, train/1, ...
 {columns}
-# subject = "customer"     # expunge forget --subject NAME forgets all samples of one
+{subject}     # expunge forget --subject NAME forgets all samples of one
 # subclass = "breed"       # expunge forget --subclass NAME
 # columns = []             # further columns to keep
 # classes = []             # names in the order of the network's outputs, where labels are texts
@@ -45,13 +46,9 @@ network = {network}
 [task]
 kind = "{kind}"
 
-# How the network was trained: retraining, fine-tuning and the audit use it.
-# [recipe]
-# epochs = 10
-# batch_size = 64
-# lr = 0.1
-# optimizer = "sgd"        # or "adamw"
-# schedule = "cosine"      # constant, linear, multistep
+# How the network was trained: retraining, fine-tuning and the audit use it. optimizer: sgd or adamw; schedule: cosine,
+# constant, linear or multistep.
+{recipe}
 
 [method]
 name = "{method}"            # expunge methods shows what there is; its fields may follow here
@@ -80,6 +77,9 @@ def template(
     ids: str | None = "id",
     kind: str = "classification",
     method: str = "ssd",
+    base: str | None = None,
+    subject: str | None = None,
+    recipe: Mapping[str, object] | None = None,
 ) -> str:
     """Return the project file with these values set and every other key explained.
 
@@ -94,6 +94,9 @@ def template(
         ids: id column; None leaves the key out.
         kind: of task.
         method: its name.
+        base: the network before training; None leaves the key out.
+        subject: column of persons or customers; None leaves the key out.
+        recipe: fields of `expunge.recipe.Recipe`; None leaves the table out.
 
     Returns:
         TOML text.
@@ -104,6 +107,8 @@ def template(
     columns.append(f"id = {_text(ids)}" if ids else '# id = "id"')
     if name:
         columns = [f"# {row}" for row in columns]
+    trained = {"epochs": 10, "batch_size": 64, "lr": 0.1, "optimizer": "sgd", "schedule": "cosine"}
+    table = ["[recipe]", *(f"{key} = {_text(value)}" for key, value in (recipe or trained).items())]
     return TEMPLATE.format(
         network=_text(network),
         weights=f"weights = {_text(weights)}" if weights else '# weights = "model.safetensors"',
@@ -111,6 +116,9 @@ def template(
         columns="\n".join(columns),
         kind=kind,
         method=method,
+        base=f"base = {_text(base)}" if base else '# base = "hf:pretrained-folder"',
+        subject=f"subject = {_text(subject)}" if subject else '# subject = "customer"',
+        recipe="\n".join(table if recipe else [f"# {row}" for row in table]),
     )
 
 
