@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types bench format clean
+.PHONY: demo test test-slow lint types bench wheel format clean
 
 demo: $(STAMP)
 	$(BIN)/expunge demo
@@ -28,12 +28,15 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/fisher.py
 
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) expunge-demo
+	rm -rf $(VENV) dist expunge-demo
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Expected Python 3.11 as '$(PYTHON)', found none: install it or run make PYTHON=/path/to/python3.11." >&2; exit 2; }
