@@ -149,7 +149,7 @@ def read_document(path: Path, kind: str, version: int) -> dict[str, Any]:
         raise UserError(f"a file {path}", "none there", "check the path, or run the command that writes it")
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptArtefact(f"a JSON document in {path}", f"{error}", "restore or write it again") from error
     if not isinstance(body, dict) or body.get("kind") != kind:
         found = body.get("kind") if isinstance(body, dict) else type(body).__name__

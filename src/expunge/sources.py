@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.errors import UserError, listing
+from expunge.errors import ExpungeError, UserError, listing
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -32,6 +32,14 @@ def _tensor(values: Any, what: str) -> Tensor:
         kind = type(values[0]).__name__ if isinstance(values, Sequence) and len(values) else type(values).__name__
         raise UserError(f"numbers as {what}", f"values of type {kind}", "encode them as numbers first") from error
     return tensor
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no message'}"
+
+
+def _keys(item: Any) -> list[str]:
+    return sorted(map(str, item)) if isinstance(item, Mapping) else [type(item).__name__]
 
 
 class ArraySource:
@@ -66,16 +74,30 @@ class TorchSource:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             kind = type(dataset).__name__
             raise UserError("a map-style dataset with len() and [i]", kind, "wrap it so that it has both")
+        try:
+            self.length = len(dataset)
+        except Exception as error:  # the user's own code
+            remedy = "mend its __len__"
+            raise UserError(f"the length of the dataset {type(dataset).__name__}", _said(error), remedy) from error
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.length
 
     def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
         """Read one by one and stack."""
-        items = [self._item(self.dataset[int(i)]) for i in positions]
+        items = [self._item(self._got(int(i))) for i in positions]
         xs, ys = [x for x, _ in items], [y for _, y in items]
+        bare = [int(i) for i, y in zip(positions, ys, strict=True) if y is None]
+        if 0 < len(bare) < len(ys):
+            raise UserError(
+                "a label in every sample, or in none", f"none in {listing(bare)}", "give them, or drop those"
+            )
         try:
             if isinstance(xs[0], Mapping):
+                odd = [x for x in xs if _keys(x) != _keys(xs[0])]
+                if odd:
+                    got = f"{listing(_keys(xs[0]))} in one and {listing(_keys(odd[0]))} in another"
+                    raise UserError("the same keys in every sample", got, "return them all in each")
                 x: Any = {k: torch.stack([_tensor(v[k], f"inputs '{k}'") for v in xs]) for k in xs[0]}
             else:
                 x = torch.stack([_tensor(v, "inputs") for v in xs])
@@ -84,6 +106,15 @@ class TorchSource:
             raise UserError("samples of one shape", str(error).splitlines()[0], remedy) from error
         y = None if ys[0] is None else torch.stack([_tensor(v, "targets") for v in ys])
         return x, y
+
+    def _got(self, position: int) -> Any:
+        try:
+            return self.dataset[position]
+        except (ExpungeError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the user's own code
+            what = f"sample {position} of the dataset {type(self.dataset).__name__}"
+            raise UserError(what, _said(error), "mend its __getitem__, and try it in Python first") from error
 
     def _item(self, item: Any) -> tuple[Any, Any]:
         if isinstance(item, Mapping):

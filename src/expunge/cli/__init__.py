@@ -21,6 +21,10 @@ def main() -> None:
         _fail(str(error), 2)
     except ExpungeError as error:
         _fail(str(error), 1)
+    except OSError as error:  # a path or disk that no command looked at before
+        what = f"to read or write {str(error.filename)[:80]}" if error.filename else "files to be read and written"
+        got = error.strerror or type(error).__name__
+        _fail(str(UserError(what, got, "check the path, its permissions and the space left")), 2)
 
 
 def _fail(message: str, code: int) -> None:

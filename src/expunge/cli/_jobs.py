@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -9,16 +10,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from expunge import __version__
 from expunge.cli._app import Options
 from expunge.errors import CorruptArtefact, Incompatible, UserError
-from expunge.files import atomic, check_free, read_document, write_document
+from expunge.files import atomic, check_free, read_document, there, write_document
 from expunge.method import Method, State
 from expunge.methods import build
 from expunge.project import NAME, Project
@@ -28,16 +29,49 @@ from expunge.unlearn import Unlearned, serve
 
 RECORD, SCHEMA = "expunge.record", 2
 STATE, NOTE = "state.safetensors", "record.json"
-KEYS = ("step", "project", "method", "weights", "seed")
 ADVICE = "Optimiser and averaged (EMA) states of the old weights still carry the forgotten data: destroy them."
+
+
+class Named(BaseModel):
+    """The method in a record, by name, with its fields."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str
+
+
+class Record(BaseModel):
+    """What every ``record.json`` holds; further keys are left alone."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    step: Literal["prepare", "forget"]
+    project: dict[str, Any]
+    method: Named
+    weights: str
+    seed: int
+    forgotten: list[str] = []
+    stale: list[str] = []
+
+
+class Forgotten(Record):
+    """What the record of a request holds besides."""
+
+    before: str
+    scenario: dict[str, Any] | None
+    seconds: float
+    total_seconds: float
+    peak_memory: int
+    note: str
+    log: dict[str, Any]
 
 
 def project(chosen: Options, data: str | None, network: str | None, weights: Path | None) -> Project:
     """Return the project: of a named data set, of the file named by --project, or of expunge.toml here.
 
     Raises:
-        UserError: none of the three.
+        UserError: none of the three, or two of them.
     """
+    if data is not None and chosen.project is not None:
+        raise UserError("--project or --data", "both", "leave one out")
     if data is not None:
         return Project.named(data, network, weights, chosen.data_dir)
     file = chosen.project or Path(NAME)
@@ -77,22 +111,27 @@ class Folder:
             CorruptArtefact: a record with something missing.
             Incompatible: a project file with another model or other columns.
         """
-        if not (path / NOTE).is_file():
-            got = "a folder without record.json" if path.is_dir() else "a file" if path.exists() else "nothing there"
+        found = there(path)
+        if found != "a folder" or there(path / NOTE) != "a file":
+            got = "a folder without record.json" if found == "a folder" else found or "nothing there"
             raise UserError(f"a folder written by prepare or forget at {path}", got, "run expunge prepare first")
         record = read_document(path / NOTE, RECORD, SCHEMA)
-        missing = [k for k in KEYS if k not in record]
-        if missing:
-            got = f"one without {', '.join(missing)}"
-            raise CorruptArtefact(f"a whole record in {path / NOTE}", got, "restore the folder from a copy")
+        remedy = "restore the folder from a copy"
+        try:
+            (Forgotten if record.get("step") == "forget" else Record).model_validate(record)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            got = f"none ({name})" if first["type"] == "missing" else f"{first['input']!r:.60} ({name})"
+            raise CorruptArtefact(f"a whole record in {path / NOTE}", got, remedy) from error
         try:
             then = Project.from_json(record["project"], chosen.data_dir)
-        except (KeyError, TypeError, ValidationError) as error:
-            remedy = "restore the folder from a copy"
-            raise CorruptArtefact(
-                f"a project in {path / NOTE}", f"another value ({type(error).__name__})", remedy
-            ) from error
-        return cls(path, record, _now(then, chosen))
+        except (KeyError, TypeError, ValueError) as error:
+            got = f"another value ({type(error).__name__})"
+            raise CorruptArtefact(f"a project in {path / NOTE}", got, remedy) from error
+        return cls(
+            path, record, _now(then, Path(os.path.normpath(path / str(record["project"].get("near", "")))), chosen)
+        )
 
     def model(self) -> nn.Module:
         """Return the network with this folder's weights, served by its method where that wraps it.
@@ -136,20 +175,38 @@ class Folder:
 
         Raises:
             UserError: nobody was, or the training data was not at hand.
+            CorruptArtefact: the record holds another value.
         """
         if self.record["step"] != "forget":
             raise UserError(f"a folder written by forget at {self.path}", "one of prepare", "name another folder")
         if not self.record.get("scenario"):
             remedy = "audit where the training data is"
             raise UserError(f"a request made with the training data at {self.path}", "one by --samples", remedy)
-        return Scenario.from_json(self.record["scenario"])
+        try:
+            return Scenario.from_json(self.record["scenario"])
+        except TypeError as error:
+            remedy = "restore the folder from a copy"
+            raise CorruptArtefact(f"a scenario in {self.path / NOTE}", "another value", remedy) from error
 
 
-def _now(then: Project, chosen: Options) -> Project:
-    """Return the project with today's file, which may have moved data, another policy or method."""
-    file = chosen.project or (then.file if then.file is not None and then.file.exists() else None)
-    if file is None:
+def _now(then: Project, near: Path, chosen: Options) -> Project:
+    """Return the project with today's file, which may have moved data, another policy or method.
+
+    Args:
+        then: as recorded.
+        near: where the file stood, seen from the folder: a project that was moved or copied as a whole finds its own.
+        chosen: root options.
+
+    Returns:
+        The project.
+
+    Raises:
+        Incompatible: another model, task, or meaning of columns.
+    """
+    places = [p for p in (near, then.file) if then.file is not None and p is not None and there(p) == "a file"]
+    if chosen.project is None and not places:
         return then
+    file = chosen.project or places[0]
     now = Project.open(file, chosen.data_dir)
     if not now.config.data.classes:
         section = now.config.data.model_copy(update={"classes": then.config.data.classes})
@@ -161,13 +218,24 @@ def _now(then: Project, chosen: Options) -> Project:
     return now
 
 
-def free(chosen: Options, path: Path) -> bool:
+def free(chosen: Options, path: Path, suffix: str = "") -> bool:
     """Return whether a path may be replaced, asking where somebody can answer.
+
+    Args:
+        chosen: root options.
+        path: of a folder to be written.
+        suffix: of a file to be written, instead.
+
+    Returns:
+        Whether something is there that is to be replaced.
 
     Raises:
         UserError: it exists and nobody said yes.
     """
-    if not path.exists() or chosen.yes:
+    found = there(path)
+    if found == "a file" and (not suffix or path.suffix != suffix):
+        raise UserError(f"a path that is free to write, {path}", "a file", "choose another path")
+    if found is None or chosen.yes:
         check_free(path, chosen.yes)
         return chosen.yes
     if sys.stdin.isatty() and not chosen.json:
@@ -189,6 +257,9 @@ def write(
 ) -> None:
     """Write a folder whole or not at all: weights, state, record, and further text files by name."""
     check_free(path, overwrite)
+    if place.file is not None:
+        near = os.path.relpath(place.file, path.absolute())
+        record = {**record, "project": {**record["project"], "near": near}}
     with atomic(path) as room:
         room.mkdir()
         place.network.save(room, model)

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expunge.data import Data
-from expunge.errors import UserError
+from expunge.errors import UserError, listing
+from expunge.files import there
 from expunge.methods import parse
 from expunge.project import Project
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
-
-PREFIX = "runtime."
 
 
 def settings(words: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the method's fields and the runtime's settings of ``--set``.
 
     Raises:
-        UserError: not KEY=VALUE, or a name, which -m gives.
+        UserError: not KEY=VALUE, a name, which -m gives, or runtime without a key.
     """
     found = parse(words or [])
     if "name" in found:
         raise UserError("fields of the method in --set", "name", "name the method with -m")
-    runtime = {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)}
-    return {k: v for k, v in found.items() if not k.startswith(PREFIX)}, runtime
+    runtime = found.pop("runtime", {})
+    if not isinstance(runtime, dict):
+        raise UserError(
+            "settings of the runtime, runtime.KEY=VALUE", "runtime alone", "name one: runtime.batch_size=64"
+        )
+    return found, runtime
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,30 @@ class Who:
             return forget_subclass(train, self.subclass, column=_column(place, "subclass"), **rest)
         if self.subject is not None:
             return forget_subject(train, self.subject, column=_column(place, "subject"), **rest)
-        return forget_ids(train, self.wanted(), **rest)
+        wanted = self.wanted()
+        self._check_ids(wanted, train, place)
+        return forget_ids(train, wanted, **rest)
+
+    def _check_ids(self, wanted: list[str], train: Data, place: Project) -> None:
+        """Refuse ids that stand twice, were forgotten before, or are unknown, with a known one that is meant."""
+        seen: set[str] = set()
+        twice = sorted({i for i in wanted if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
+        if twice:
+            raise UserError(f"each id once in {self.ids}", f"{_shown(twice)} more than once", "name each sample once")
+        left, every = set(train.ids), set(place.train.ids)
+        gone = [i for i in wanted if i in every and i not in left]
+        if gone:
+            raise UserError("ids that are still to be forgotten", f"already forgotten {_shown(gone)}", "leave them out")
+        unknown = [i for i in wanted if i not in left]
+        if unknown:
+            meant = next((other for i in unknown for other in _alike(i) if other in left), None)
+            example = f"ids look like {_shown(train.ids[:2])}"
+            remedy = (
+                f"did you mean '{meant}'"
+                if meant is not None
+                else f"write them as in the training data, whose {example}"
+            )
+            raise UserError("ids of the training data", f"unknown {_shown(unknown)}", remedy)
 
     def wanted(self) -> list[str]:
         """Return the ids of the file.
@@ -81,12 +108,16 @@ class Who:
             UserError: it cannot be read, or holds none.
         """
         assert self.ids is not None
+        what, found_there = f"a text file with one id a line at {self.ids}", there(self.ids)
+        if found_there != "a file":
+            raise UserError(what, found_there or "nothing there", "check the path")
         try:
             text = self.ids.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            why = "none there" if not self.ids.exists() else " ".join(str(error).split())[:120]
-            raise UserError(f"a text file with one id a line at {self.ids}", why, "check the path") from error
-        found = [line.strip() for line in text.splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(what, f"bytes that are no UTF-8 text ({error.reason})", "save it as UTF-8") from error
+        except OSError as error:
+            raise UserError(what, error.strerror or str(error), "check its permissions") from error
+        found = [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
         if not found:
             raise UserError(f"ids in {self.ids}, one a line", "none", "write the ids that are to be forgotten")
         return found
@@ -100,7 +131,7 @@ class Who:
             return int(self.label)
         except ValueError as error:
             known = f"a number, or one of {', '.join(names)}" if names else "a number"
-            raise UserError(f"a class: {known}", repr(self.label), "name one that exists") from error
+            raise UserError(f"a class: {known}", _shown([self.label]), "name one that exists") from error
 
 
 @dataclass(frozen=True)
@@ -182,6 +213,19 @@ def check_share(place: Project, request: Request) -> None:
         raise UserError(f"a request for at most {most:.0%} of the training data", got, remedy)
 
 
+def _shown(ids: list[str]) -> str:
+    """Return ids for a message: at most five, long ones cut, control characters made visible."""
+    plain = [i if i.isprintable() and i else repr(i) for i in ids]
+    return listing(i if len(i) <= 60 else f"{i[:57]}..." for i in plain)
+
+
+def _alike(name: str) -> list[str]:
+    """Return other ways to write an id: 1 for 1.0, 7 for 007, without quotes or a comma at its end."""
+    bare = name.strip("\"',; ")
+    found = [bare, bare.removesuffix(".0")]
+    return [*found, *(f.lstrip("0") or "0" for f in found if f.isdigit())]
+
+
 def _column(place: Project, kind: str) -> str:
     named = getattr(place.config.data, kind)
     if named is not None:
@@ -190,7 +234,7 @@ def _column(place: Project, kind: str) -> str:
     found = [c for c in own if place.zoo is not None and c in place.train.columns]
     if not found:
         remedy = f"set {kind} = 'column' in [data] of the project file"
-        raise UserError(f"a column of {kind}s", "none named", remedy)
+        raise UserError(f"a column that names the {kind}", "none", remedy)
     return found[0]
 
 

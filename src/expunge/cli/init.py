@@ -38,14 +38,14 @@ def init(
     """
     from expunge.cli._jobs import free
     from expunge.errors import UserError
-    from expunge.files import write_text
+    from expunge.files import there, write_text
     from expunge.methods import load
     from expunge.project import template
 
     load(method)
-    replace = free(options(context), output)
-    if output.is_dir():
+    if there(output) == "a folder":
         raise UserError("a file to write", f"the folder {output}", "name a file: -o expunge.toml")
+    replace = free(options(context), output, ".toml")
     network = network or ("" if name else "my_model:build")
     own = network.startswith("hf:") or name is not None
     text = template(

@@ -50,7 +50,7 @@ def prepare(
         model, trained = place.blank(), True
     else:
         model, trained = place.trained(runtime, seed), place.trains
-    place.check(model, train)
+    place.check_splits(model)
     given: dict[str, Any] = {
         "train": train,
         "holdout": place.holdout,

@@ -86,7 +86,7 @@ def _instance(cls: type[Method], values: dict[str, Any]) -> Method:
         except pydantic.ValidationError as error:
             why = error.errors()[0]["msg"].lower()
             text = f"a value that fits {cls.name}.{field}"
-            raise UserError(text, f"{value!r} ({why})", f"see expunge methods {cls.name}") from None
+            raise UserError(text, f"{value!r:.80} ({why})", f"see expunge methods {cls.name}") from None
     return cls(**values)
 
 
@@ -110,7 +110,7 @@ def parse(settings: list[str]) -> dict[str, Any]:
             raise UserError("settings of the form KEY=VALUE", repr(setting), "write for example alpha=5")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or numbers and brackets beyond its reader
             value = text
         inner = out
         for depth, part in enumerate(path):

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from expunge import zoo as named_data
 from expunge.data import Data
-from expunge.errors import UserError, suggest
-from expunge.files import jsonable
+from expunge.errors import ExpungeError, UserError, listing, suggest
+from expunge.files import jsonable, there
 from expunge.method import Method
 from expunge.methods import build
-from expunge.project.config import NAME, Config, DataSection, ModelSection, read
+from expunge.project.config import NAME, Config, DataSection, ModelSection, RuntimeSection, read
+from expunge.project.entry import is_entry
 from expunge.project.networks import WEIGHTS, Built, Network, Pretrained, open_network
-from expunge.project.samples import Samples
+from expunge.project.samples import Samples, matches
 from expunge.project.template import template
 from expunge.runtime import Runtime
 from expunge.task import Classification, Regression, Task, check_targets
@@ -31,6 +33,7 @@ from expunge.zoo import Problem
 __all__ = ["NAME", "WEIGHTS", "Config", "Project", "template", "Built"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,9 @@ class Project:
         section = self.config.data
         if section.name is not None or section.train is None:
             return section.name is not None
-        place = self.folder / section.train
-        return place.exists() or ":" in section.train or any(c in section.train for c in "*?[")
+        if there(self.folder / section.train) is not None or is_entry(section.train):
+            return True
+        return any(c in section.train for c in "*?[") and bool(matches(self.folder, section.train))
 
     @cached_property
     def task(self) -> Task:
@@ -195,10 +199,6 @@ class Project:
         given = self.config.recipe
         if given is None:
             return None if self.zoo is None else self.zoo.recipe
-        known = [f.name for f in fields(Recipe) if f.name != "penalties"]
-        for key in given:
-            if key not in known:
-                raise UserError("known keys in [recipe]", f"'{key}'", suggest(key, known))
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         return Recipe(**plain)
 
@@ -239,10 +239,16 @@ class Project:
             UserError: an unknown setting, or a value out of range.
         """
         values = self.config.runtime.model_dump() | (settings or {})
-        known = list(type(self.config.runtime).model_fields)
+        known = list(RuntimeSection.model_fields)
         for key in values:
             if key not in known:
                 raise UserError("known keys in [runtime]", f"'{key}'", suggest(key, known))
+        try:
+            RuntimeSection.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            got = f"{first['input']!r:.60} ({first['msg'].lower()})"
+            raise UserError(f"runtime.{first['loc'][0]} to be right", got, "mend the value") from error
         workdir = values.pop("workdir")
         return Runtime(device=device, workdir=None if workdir is None else self.folder / str(workdir), **values)
 
@@ -277,27 +283,68 @@ class Project:
         Raises:
             UserError: it cannot be run on them, or outputs and targets do not go together.
         """
-        batch = data.read(range(min(2, len(data))))
-        try:
-            with eval_mode(model), torch.no_grad():
-                outputs, _ = self.task.forward(model, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
-            kind = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            shape = batch.inputs.shape[1:] if isinstance(batch.inputs, torch.Tensor) else sorted(batch.inputs)
-            what = f"the network to run on inputs {tuple(shape)} of {data.name}"
-            raise UserError(what, kind, "check [model] network and [data] inputs") from error
+        some = range(min(2, len(data)))
+        batch = _tried(lambda: data.read(some), f"to read samples of {data.name}")
+        shape = batch.inputs.shape[1:] if isinstance(batch.inputs, torch.Tensor) else sorted(batch.inputs)
+        with eval_mode(model), torch.no_grad():
+            run = f"the network to run on inputs {tuple(shape)} of {data.name}"
+            outputs, _ = _tried(lambda: self.task.forward(model, batch), run)
+        self._check_names(outputs)
         if batch.target is not None and data.labelled:
             check_targets(self.task, outputs, batch.target)
-            low_high = data.targets()
-            if isinstance(self.task, Classification):
-                check_targets(self.task, outputs[:1].expand(len(low_high), -1), low_high)
+            every = data.targets()
+            check_targets(self.task, outputs[:1].expand(len(every), *outputs.shape[1:]), every)
+
+    def check_splits(self, model: nn.Module) -> None:
+        """Hold training, validation and test data to the network, and their ids to each other.
+
+        What a request or an audit would trip over later is told while the training data is at hand.
+
+        Raises:
+            UserError: one cannot be read, does not fit, or shares ids with another.
+        """
+        seen: dict[str, str] = {}
+        for name in ("train", "holdout", "test"):
+            data: Data | None = getattr(self, name)
+            if data is not None:
+                self.check(model, data)
+                both = [i for i in data.ids if i in seen]
+                if both:
+                    got = f"{listing(both)} in {seen[both[0]]}, too"
+                    raise UserError(f"ids of {data.name} that are its own", got, "number its rows differently")
+                seen |= dict.fromkeys(data.ids, data.name)
+
+    def _check_names(self, outputs: torch.Tensor) -> None:
+        """Refuse class names that are not one an output: labels would be taken for other classes without a word."""
+        names = self.class_names
+        if names and isinstance(self.task, Classification) and outputs.dim() == 2 and outputs.shape[1] != len(names):
+            got = f"{len(names)} names: {listing(names)}"
+            remedy = "list them in [data] classes, in the order of the outputs"
+            raise UserError(f"a class name for each of the network's {outputs.shape[1]} outputs", got, remedy)
 
     def like(self, other: Project) -> str | None:
         """Return what differs between two projects that must agree on model and task, or None."""
-        for section in ("model", "task"):
-            if getattr(self.config, section) != getattr(other.config, section):
-                return section
+        mine, theirs = self.config, other.config
+        for key in ("network", "weights", "base"):
+            here, there = getattr(mine.model, key), getattr(theirs.model, key)
+            if here != there and not (key == "base" and None in (here, there)):  # it may be said later
+                return f"model.{key}"
+        if mine.task != theirs.task:
+            return "task"
         for key in ("name", "limit", "inputs", "target", "id", "image", "text"):
-            if getattr(self.config.data, key) != getattr(other.config.data, key):
+            if getattr(mine.data, key) != getattr(theirs.data, key):
                 return f"data.{key}"
+        if mine.data.classes and theirs.data.classes and mine.data.classes != theirs.data.classes:
+            return "data.classes"
         return None
+
+
+def _tried(work: Callable[[], T], expected: str) -> T:
+    """Return what the user's own network or data gives; what it raises becomes a sentence."""
+    try:
+        return work()
+    except (ExpungeError, MemoryError):
+        raise
+    except Exception as error:
+        got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(expected, got, "check [model] network and [data] inputs") from error

@@ -55,7 +55,8 @@ def load(name: str, folder: Path) -> Callable[[], Any]:
     for part in attribute.split("."):
         if not hasattr(found, part):
             known = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UserError(f"a function {part} in {module}", "none of that name", suggest(part, known))
+            place = getattr(sys.modules[module], "__file__", None) or "built in"
+            raise UserError(f"a function {part} in {module} ({place})", "none of that name", suggest(part, known))
         found = getattr(found, part)
     if not callable(found):
         raise UserError(f"a function at '{name}'", type(found).__name__, "name a function without arguments")

@@ -12,7 +12,7 @@ from torch import nn
 from expunge.errors import UserError
 from expunge.project import weights
 from expunge.project.config import ModelSection
-from expunge.project.entry import call, is_entry
+from expunge.project.entry import call, is_entry, load
 from expunge.project.pretrained import Checkpoint
 from expunge.tensors import load_weights, save_weights
 
@@ -133,7 +133,7 @@ def _function(name: str, folder: Path) -> nn.Module:
 
 
 def open_network(section: ModelSection, folder: Path, named: Callable[[], nn.Module] | None) -> Network:
-    """Return the network of ``[model]``; nothing is read but a checkpoint's configuration.
+    """Return the network of ``[model]``; no weights are read.
 
     Args:
         section: of the project file.
@@ -175,4 +175,5 @@ def _base(section: ModelSection, folder: Path) -> Checkpoint | Callable[[], nn.M
         return Checkpoint.of(base.removeprefix("hf:"), folder)
     if not is_entry(base):
         raise UserError("[model] base as 'package.module:function', 'hf:folder' or 'random'", repr(base), "mend it")
+    load(base, folder)  # a name that does not import is told now, not when a request needs it
     return partial(_function, base, folder)

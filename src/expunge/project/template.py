@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from expunge.errors import UserError
+
 TEMPLATE = """\
 # What expunge needs to know about your model and data. Paths are relative to this file.
 # Lines that begin with "# key" are settings at their default or an example: take the "# " away to set them.
@@ -123,4 +125,9 @@ def template(
 
 
 def _text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML asks to be escaped
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("texts that UTF-8 can write", ascii(value), "write it without those characters") from error
+    return text

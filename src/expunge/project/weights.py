@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import CorruptArtefact, UserError, listing
+from expunge.errors import CorruptArtefact, Incompatible, UserError, listing
+from expunge.files import there
 from expunge.tensors import fill_weights
 
 log = logging.getLogger(__name__)
@@ -55,9 +58,9 @@ def read(path: Path) -> Weights:
         UserError: no such file, or nothing in it that is a state dict.
         CorruptArtefact: truncated, or no file of weights at all.
     """
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "none there"
-        raise UserError(f"a file of weights {path}", got, "check the path in [model] weights")
+    found = there(path)
+    if found != "a file":
+        raise UserError(f"a file of weights {path}", found or "nothing there", "check the path in [model] weights")
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -77,18 +80,33 @@ def read(path: Path) -> Weights:
 def _state_dict(path: Path) -> Weights:
     remedy = "save model.state_dict() with safetensors.torch.save_file, and name that file"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL " in str(error) or "weights_only" in str(error):
-            what = str(error).split("GLOBAL ", 1)[-1].split(" was", 1)[0].splitlines()[0][:80]
-            got = f"one that needs code to be read ({what})"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on other archives is given below in a sentence
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes lead the reader to
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and named:
+            got = f"one that needs code to be read ({named[1][:80]})"
             raise UserError(f"a state_dict of tensors alone in {path}", got, remedy) from error
-        raise CorruptArtefact(f"a state_dict in {path}", "bytes that are none", remedy) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError) as error:
-        raise CorruptArtefact(f"a state_dict in {path}", str(error).splitlines()[0][:120], remedy) from error
+        raise CorruptArtefact(f"a state_dict in {path}", _looks(path), remedy) from error
     if not isinstance(found, Mapping):
         raise UserError(f"a state_dict in {path}", type(found).__name__, remedy)
     return _chosen(path, found, remedy)
+
+
+def _looks(path: Path) -> str:
+    """Return what a file is that torch cannot read as a state dict."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    if not head:
+        return "an empty file"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            scripted = any("/code/" in name for name in archive.namelist())
+        return "a TorchScript archive" if scripted else "an archive of other content"
+    if head == b"PK":
+        return "a file cut short"
+    return "a pickle that torch.save did not write" if head[:1] == b"\x80" else "bytes that are none"
 
 
 def _chosen(path: Path, found: Mapping[str, Any], remedy: str) -> Weights:
@@ -111,7 +129,7 @@ def fill(path: Path, model: nn.Module, weights: Weights) -> None:
     and what ``torch.compile``, FSDP and activation checkpointing insert.
 
     Raises:
-        Incompatible: tensors are missing, unknown or shaped differently; the first five of each are listed.
+        Incompatible: tensors are missing, unknown, or of another shape or type; the first five of each are listed.
     """
     values = dict(weights.tensors)
     own = list(model.state_dict())
@@ -129,7 +147,26 @@ def fill(path: Path, model: nn.Module, weights: Weights) -> None:
     mine = {str(p.dtype) for p in model.parameters() if p.is_floating_point()}
     if kinds and mine and not kinds <= mine:
         log.warning("the weights are %s, the network %s: they are converted", listing(kinds), listing(mine))
+    _check_kinds(path, values, model.state_dict())
     fill_weights(path, model, values)
+
+
+def _check_kinds(path: Path, values: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse what copying would alter or cannot copy: whole or complex numbers for real ones, sparse tensors."""
+    odd = [
+        f"{name} ({'sparse' if t.layout != torch.strided else t.dtype})"
+        for name, t in values.items()
+        if t.layout != torch.strided
+        or t.is_quantized
+        or t.is_meta
+        or (
+            name in own
+            and (t.is_floating_point(), t.is_complex()) != (own[name].is_floating_point(), own[name].is_complex())
+        )
+    ]
+    if odd:
+        remedy = "save the tensors as the network holds them, dense and of its types"
+        raise Incompatible(f"weights of the network's types in {path}", listing(odd), remedy)
 
 
 def _unwrapped(name: str) -> str:
