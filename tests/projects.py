@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+Copy = Callable[..., Path]  # of a project, with dotted keys of its file changed
 FEATURES = ("height", "weight", "age")
 KINDS = ("bird", "cat", "dog")
 PEOPLE = ("ann", "bob", "cem", "dora", "eve")
@@ -113,6 +115,8 @@ def toml(changes: dict[str, Any] | None = None, base: dict[str, dict[str, Any]] 
             body.setdefault(table, {})[key] = value
     lines = []
     for table, keys in body.items():
+        if not keys:
+            continue
         lines += [f"[{table}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()), ""]
     return "\n".join(lines)
 

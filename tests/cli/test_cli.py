@@ -3,68 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from expunge import __version__
-from expunge.cli import main
 from expunge.methods import names
 from expunge.tensors import load as load_tensors
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        code = stop.value.code
-        return (code if isinstance(code, int) else 1 if code else 0), out.out, out.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder that prepare wrote, for all tests of this module."""
-    path = tmp_path_factory.mktemp("cli") / "work"
-    command = [sys.executable, "-c", "from expunge.cli import main; main()", "prepare", "-m", "ssd"]
-    done = subprocess.run([*command, "--network", "mlp", "--output", path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Prepared ssd on 1168 samples" in done.stdout
-    return path
-
-
-@pytest.fixture(scope="module")
-def forgotten(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cli") / "forgotten"
-    command = [sys.executable, "-c", "from expunge.cli import main; main()", "forget"]
-    done = subprocess.run(
-        [*command, "--start", work, "--class", "3", "-o", path], capture_output=True, text=True, check=True
-    )
-    assert "Forgot 103 of 1168 samples by ssd" in done.stdout
-    return path
+from projects import shop
+from shell import Run, listing, sentence
 
 
 def test_help_teaches_and_version_is_told(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "prepare", "forget", "audit", "methods", "cite"))
+    assert all(command in out for command in ("demo", "init", "prepare", "forget", "audit", "methods"))
     assert run("--version")[1].strip() == f"expunge {__version__}"
-    for command in ("demo", "prepare", "forget", "audit", "methods", "cite"):
+    for command in ("demo", "init", "prepare", "forget", "audit", "methods", "cite"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert len(out) > 300
@@ -118,7 +77,7 @@ def test_requests_follow_one_another_and_remember(run: Run, work: Path, forgotte
         "forget", "--start", tmp_path / "second", "--ids", tmp_path / "ids.txt", "-o", tmp_path / "third"
     )
     assert code == 2
-    assert "forget ids that are in train, got unknown digits/" in err
+    assert sentence(err).startswith("Expected ids that are still to be forgotten, got already forgotten digits/")
     assert not (tmp_path / "third").exists()
 
 
@@ -141,98 +100,45 @@ def test_samples_are_shown_only_when_asked_for(run: Run, work: Path, tmp_path: P
     assert (tmp_path / "shown" / "report.html").read_text().count("data:image/png") == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (("forget", "--start", "WORK"), "exactly one of --ids, --class and --random, got none"),
-        (("forget", "--start", "WORK", "--class", "3", "--random", "2"), "got --class and --random"),
-        (("forget", "--start", "WORK", "--class", "11"), "a sample of class 11 in train, got no sample that matches"),
-        (("forget", "--start", "WORK", "--random", "1168"), "1 to 1167 samples to forget, got 1168"),
-        (("forget", "--start", "WORK", "--random", "0"), "1 to 1167 samples to forget, got 0"),
-        (("forget", "--start", "WORK", "--ids", "IDS"), "got unknown digits/none"),
-        (("forget", "--start", "WORK", "--ids", "TWICE"), "more than once"),
-        (("forget", "--start", "WORK", "--ids", "EMPTY"), "at least one sample to forget, got an empty forget set"),
-        (("forget", "--start", "WORK", "--ids", "missing.txt"), "a text file with one id a line at missing.txt"),
-        (("forget", "--start", "nowhere", "--class", "3"), "a folder written by prepare or forget at nowhere"),
-        (("forget", "--start", "WORK", "--class", "3", "--set", "alhpa=3"), "did you mean 'alpha'"),
-        (("forget", "--start", "WORK", "--class", "3", "--set", "alpha"), "settings of the form KEY=VALUE"),
-        (("forget", "--start", "WORK", "--class", "3", "-m", "lfssd"), "the state that lfssd prepared, got none"),
-        (("forget", "--start", "WORK", "--random", "3", "-m", "head_mask"), "it masks one class"),
-        (("prepare", "-m", "sdd", "-o", "new"), "a known method, got 'sdd': did you mean 'ssd'"),
-        (("prepare", "--data", "digit", "-o", "new"), "a known data set, got 'digit': did you mean 'digits'"),
-        (("prepare", "--data", "diabetes", "--network", "convnet", "-o", "new"), "inputs of 3 dimensions for convnet"),
-        (("prepare", "-o", "WORK"), "a path that is free to write"),
-        (("--device", "cdua", "prepare", "-o", "new"), "a torch device, got 'cdua'"),
-        (
-            ("forget", "--start", "WORK", "--class", "3", "--set", "name=lfssd"),
-            "fields of the method in --set",
-        ),
-        (
-            ("forget", "--start", "WORK", "--class", "3", "-o", "WORK", "--overwrite"),
-            "an output apart from what is",
-        ),
-        (("prepare", "-o", "BUSY", "--overwrite"), "a folder that expunge wrote at BUSY, got another one, not empty"),
-        (("--device", "mps", "prepare", "-o", "new"), "device cpu or cuda, got 'mps'"),
-        (("audit", "--unlearned", "WORK", "--original", "WORK"), "a folder written by forget"),
-        (("cite", "sdd"), "did you mean 'ssd'"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_2(words: tuple[str, ...], text: str, run: Run, work: Path) -> None:
-    Path("IDS").write_text("digits/none\n")
-    Path("EMPTY").write_text("\n\n")
-    some = json.loads((work / "record.json").read_text())
-    assert some["data"] == "digits"
-    Path("TWICE").write_text("digits/5\ndigits/5\n")
-    Path("BUSY").mkdir()
-    Path("BUSY/precious.txt").write_text("precious")
-    before = sorted(p.name for p in work.iterdir())
-    code, out, err = run(*(str(work) if w == "WORK" else w for w in words))
-    assert code == 2, (out, err)
-    assert text in " ".join(err.split())
-    assert "Traceback" not in err
-    assert len([line for line in err.splitlines() if line.strip()]) == 1
-    assert Path("BUSY/precious.txt").read_text() == "precious"
-    assert not Path("new").exists()
-    assert not Path("expunge-forgotten").exists()
-    assert sorted(p.name for p in work.iterdir()) == before
+SLOW = """
+import pathlib, time
+import expunge.cli._jobs as jobs
+from expunge.cli import main
+write = jobs.write_document
+def slow(*words):
+    pathlib.Path("writing").touch()
+    time.sleep(60)
+    write(*words)
+jobs.write_document = slow
+main()
+"""
 
 
-@pytest.mark.parametrize("words", [("forget", "--no-such-option"), ("nonsense",), ("demo", "--seeds", "0")])
-def test_bad_usage_is_exit_2(words: tuple[str, ...], run: Run) -> None:
-    assert run(*words)[0] == 2
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "state.safetensors", "record.json"])
-@pytest.mark.parametrize("damage", ["cut", "swap"])
-def test_a_damaged_folder_is_named(
-    file: str, damage: str, run: Run, work: Path, forgotten: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(work, copy)
-    raw = (copy / file).read_bytes()
-    (copy / file).write_bytes(raw[: len(raw) // 2] if damage == "cut" else (forgotten / file).read_bytes())
-    code, _, err = run("forget", "--start", copy, "--class", 4, "-o", "new")
-    assert code == 2
-    assert "Traceback" not in err
-    assert not Path("new").exists()
-
-
-def test_an_interrupt_half_way_leaves_old_files_as_they_were(work: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(work, out)
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
-    command = [sys.executable, "-c", "from expunge.cli import main; main()", "-v", "prepare", "--overwrite", "-o", out]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ})
-    time.sleep(4.0)  # in the midst of training or importing; never at the end, which takes longer
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
-    assert process.returncode != 0
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_end_in_the_midst_of_writing_leaves_old_files_as_they_were(how: signal.Signals, tmp_path: Path) -> None:
+    place = shop(tmp_path / "shop")
+    words = ["--yes", "prepare"]
+    subprocess.run([sys.executable, "-m", "expunge", *words], cwd=place, check=True, stdout=subprocess.PIPE)
+    before = listing(place)
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], cwd=place, stderr=subprocess.PIPE, text=True)
+    started = time.monotonic()
+    while not (place / "writing").exists() and time.monotonic() - started < 60:
+        time.sleep(0.05)
+    process.send_signal(how)
+    assert process.wait(timeout=60) != 0
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    (place / "writing").unlink()
+    after = listing(place)
+    assert {k: v for k, v in after.items() if not k.startswith(".expunge-work.")} == before
+    if how == signal.SIGINT:
+        assert after == before
+    again = subprocess.run([sys.executable, "-m", "expunge", *words], cwd=place, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
 
 
 def test_one_seed_gives_the_same_folder(run: Run, work: Path, tmp_path: Path) -> None:
-    assert run("prepare", "--network", "mlp", "-o", tmp_path / "again")[0] == 0
+    assert run("prepare", "--data", "digits", "--network", "mlp", "-o", tmp_path / "again")[0] == 0
     one, two = (load_tensors(p / "model.safetensors")[0] for p in (work, tmp_path / "again"))
     assert all((one[k] == two[k]).all() for k in one)
 
@@ -253,6 +159,20 @@ def test_the_whole_demo_runs_and_its_report_stands_alone(run: Run, tmp_path: Pat
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "data:image/png" in text
     assert (tmp_path / "busy" / "thesis.txt").read_text() == "precious"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "expunge", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"expunge {__version__}"
+
+
+def test_settings_of_the_runtime_change_no_result(run: Run, work: Path, tmp_path: Path) -> None:
+    words = ("--yes", "forget", "--start", work, "--class", 4)
+    assert run(*words, "-o", tmp_path / "one")[0] == 0
+    small = ("--set", "runtime.batch_size=7", "--set", 'runtime.precision="full"')
+    assert run("--device", "cpu", *words, *small, "-o", tmp_path / "two")[0] == 0
+    one, two = (load_tensors(tmp_path / n / "model.safetensors")[0] for n in ("one", "two"))
+    assert all(one[k].allclose(two[k], atol=1e-6) for k in one)
 
 
 def test_import_is_light() -> None:

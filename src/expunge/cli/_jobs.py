@@ -149,6 +149,14 @@ class Folder:
         """The method that left this folder."""
         return build(self.record["method"])
 
+    def settings(self) -> dict[str, Any]:
+        """Return the method's fields as prepared, with what the project file says otherwise since then."""
+        then = self.record["project"]["config"].get("method", {})
+        now = self.project.config.method
+        same = now.get("name") == self.record["method"]["name"]
+        later = {k: v for k, v in now.items() if same and (k not in then or then[k] != v)}
+        return {k: v for k, v in {**self.record["method"], **later}.items() if k != "name"}
+
     def unlearned(self, before: nn.Module) -> Unlearned:
         """Return the result that forget wrote here, with its times and notes."""
         model = self.model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,15 +201,20 @@ def resolve(who: Who, place: Project, gone: list[str], seed: int, lenient: bool)
     return Request(train.subset(scenario.forget), train, scenario, n, n)
 
 
-def check_share(place: Project, request: Request) -> None:
+def check_share(place: Project, request: Request, trained: int | None) -> None:
     """Refuse a request larger than the policy allows.
+
+    Args:
+        place: model, data and policy.
+        request: as resolved.
+        trained: training samples not yet forgotten, or None where nobody knows.
 
     Raises:
         UserError: the share of the training samples is too large.
     """
     most = place.config.policy.largest_share
-    if request.train is not None and request.asked > most * len(request.train):
-        got = f"{request.asked} of {len(request.train)} samples"
+    if trained is not None and request.asked > most * trained:
+        got = f"{request.asked} of {trained} samples"
         remedy = "split the request, or raise largest_share in [policy]"
         raise UserError(f"a request for at most {most:.0%} of the training data", got, remedy)
 
@@ -238,20 +244,21 @@ def _column(place: Project, kind: str) -> str:
     return found[0]
 
 
-def title(scenario: Scenario) -> str:
-    """Return a request's name."""
+def title(scenario: Scenario, classes: Sequence[str] = ()) -> str:
+    """Return a request's name, a class by its own where it has one."""
     target = scenario.target["value"] if isinstance(scenario.target, dict) and "value" in scenario.target else None
     if scenario.kind == "class":
-        return f"class {scenario.target}"
+        known = isinstance(scenario.target, int) and scenario.target < len(classes)
+        return f"class {classes[scenario.target] if known else scenario.target}"
     if target is not None:
         return f"{scenario.kind} {target}"
     return f"{len(scenario.forget)} samples ({scenario.kind})"
 
 
-def text(scenario: Scenario) -> str:
+def text(scenario: Scenario, classes: Sequence[str] = ()) -> str:
     """Return a sentence on who is forgotten."""
     named = scenario.kind in ("class", "subclass", "subject")
-    what = f"all samples of {title(scenario)}" if named else "the samples named"
+    what = f"all samples of {title(scenario, classes)}" if named else "the samples named"
     return f"Forgotten: {what}, {len(scenario.forget)} of {len(scenario.train)} training samples."
 
 

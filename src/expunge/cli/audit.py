@@ -82,7 +82,8 @@ def audit(
     if not runtime.main:
         return
     shown = images(train.subset(scenario.forget)) if show_samples else []
-    title, text, counts = _request.title(scenario), _request.text(scenario), _request.counts(scenario)
+    names, counts = place.class_names, _request.counts(scenario)
+    title, text = _request.title(scenario, names), _request.text(scenario, names)
     part = section(scores, name=title, text=text, counts=counts, samples=shown)
     lead = "One request on one model: intervals are over samples, not over training seeds."
     page = document([part], title=f"Audit of {made.name} on {place.name}", lead=lead, command=_jobs.command())

@@ -57,12 +57,12 @@ def forget(
     place = folder.project
     prepared = dict(folder.record["method"])
     if method is None or method == prepared["name"]:
-        made = place.method(prepared["name"], {k: v for k, v in prepared.items() if k != "name"} | fields)
+        made = place.method(prepared["name"], folder.settings() | fields)
     else:
         made = place.method(method, fields)
     runtime = place.runtime(chosen.device, runs)
     request = _request.resolve(who, place, sorted(folder.record.get("forgotten", [])), seed, lenient=plan)
-    _request.check_share(place, request)
+    _request.check_share(place, request, _trained(folder, request))
     model = folder.model()
     given: dict[str, Any] = request.given() | {
         "holdout": place.holdout,
@@ -70,9 +70,10 @@ def forget(
         "recipe": place.recipe,
         "new_model": place.new_model,
     }
+    if len(request.forget):
+        place.check(model, request.forget)
     if plan:
         _plan(context, made, model, place, request, given, runtime, output, seed)
-    place.check(model, request.forget)
     done, record = _fulfil(made, model, place, request, given, runtime, seed)
     record |= {"before": folder.record["weights"], "stale": folder.record.get("stale", [])}
     record["forgotten"] = sorted({*folder.record.get("forgotten", []), *request.forget.ids})
@@ -107,6 +108,14 @@ def _fulfil(
     }
 
 
+def _trained(folder: Any, request: Any) -> int | None:
+    """Return the number of training samples not yet forgotten, from the state where the data is gone."""
+    if request.train is not None:
+        return len(request.train)
+    known = folder.state.meta.get("expunge", {}).get("samples")
+    return None if known is None else known - len(folder.record.get("forgotten", []))
+
+
 def _measured(
     model: Any,
     done: Any,
@@ -117,14 +126,14 @@ def _measured(
     seed: int,
     record: dict[str, Any],
 ) -> tuple[dict[str, str], str]:
-    """Measure before and after; return the report's file and the sentence on a missed bound of the policy."""
+    """Measure before and after; return the report's file, if any, and the sentence on a missed bound of the policy."""
     from expunge.cli import _jobs, _request
     from expunge.evaluate import evaluate
     from expunge.report import render
     from expunge.scores import document, section
 
     if request.scenario is None:
-        return {}, ""
+        return {}, _missed(place, record, _right(model, place, runtime), _right(done.model, place, runtime))
     scores = evaluate(
         {"original": model, method.name: done},
         place.task,
@@ -136,19 +145,42 @@ def _measured(
         seed=seed,
     )
     case = request.scenario
-    part = section(scores, name=_request.title(case), text=_request.text(case), counts=_request.counts(case))
+    part = section(
+        scores,
+        name=_request.title(case, place.class_names),
+        text=_request.text(case, place.class_names),
+        counts=_request.counts(case),
+    )
     lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
     page = document([part], title=f"{method.name} on {place.name}", lead=lead, command=_jobs.command())
-    bound, missed = place.config.policy.accuracy_drop, ""
     before, after = (getattr(scores[name].get("accuracy/test"), "x", None) for name in ("original", method.name))
-    if bound is not None:
-        drop = None if before is None or after is None else before - after
-        record["policy"] = {"accuracy_drop": drop, "bound": bound, "met": drop is not None and drop <= bound}
-        if drop is None:
-            missed = f"Policy: accuracy_drop of at most {bound:g} could not be measured: name test data in [data] test."
-        elif drop > bound:
-            missed = f"Policy missed: test accuracy fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
-    return {"report.html": render(page)}, missed
+    return {"report.html": render(page)}, _missed(place, record, before, after)
+
+
+def _right(model: Any, place: Any, runtime: Any) -> float | None:
+    """Return test accuracy, where the policy bounds it and there are labelled tests of a classification."""
+    from expunge.evidence import collect
+    from expunge.task import Classification
+
+    if place.config.policy.accuracy_drop is None or place.test is None or not isinstance(place.task, Classification):
+        return None
+    said = collect(model, place.task, place.test, runtime=runtime)
+    return None if said.target is None else float((said.prediction == said.target).double().mean())
+
+
+def _missed(place: Any, record: dict[str, Any], before: float | None, after: float | None) -> str:
+    """Hold the fall of test accuracy to the policy, note it in the record, and return the sentence on a miss."""
+    bound = place.config.policy.accuracy_drop
+    if bound is None:
+        return ""
+    drop = None if before is None or after is None else before - after
+    record["policy"] = {"accuracy_drop": drop, "bound": bound, "met": drop is not None and drop <= bound}
+    if drop is None:
+        why = "name test data in [data] test" if place.test is None else "the task has no classes, or test no labels"
+        return f"Policy: accuracy_drop of at most {bound:g} could not be measured: {why}."
+    if drop <= bound:
+        return ""
+    return f"Policy missed: test accuracy fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
 
 
 def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output: Path) -> list[str]:

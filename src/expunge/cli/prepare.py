@@ -33,9 +33,13 @@ def prepare(
     Model and data come from the project file (see [bold]expunge init[/bold]) or from [bold]--data[/bold]. Writes a
     folder with [bold]model.safetensors[/bold], [bold]state.safetensors[/bold] and [bold]record.json[/bold], which
     [bold]expunge forget --start[/bold] reads; a transformers checkpoint keeps its tokenizer and processor.
+
+    Raises:
+        UserError: the network is to be trained, and nobody said how.
     """
     from expunge.cli import _jobs
     from expunge.cli._request import settings as read_settings
+    from expunge.errors import UserError
     from expunge.tensors import weights_digest
     from expunge.unlearn import prepare as run
 
@@ -45,12 +49,13 @@ def prepare(
     made = place.method(method, fields)
     runtime = place.runtime(chosen.device, runs)
     replace = False if plan else _jobs.free(chosen, output)
-    train = place.train
-    if plan and place.trains:
-        model, trained = place.blank(), True
-    else:
-        model, trained = place.trained(runtime, seed), place.trains
+    train, trained = place.train, place.trains
+    model = place.blank() if trained else place.trained(runtime, seed)
     place.check_splits(model)
+    if trained and place.recipe is None:
+        raise UserError("a [recipe] to train by", "none", "add one, or name trained weights in [model]")
+    if trained and not plan:
+        model = place.trained(runtime, seed)
     given: dict[str, Any] = {
         "train": train,
         "holdout": place.holdout,
@@ -71,6 +76,10 @@ def prepare(
         return
     _jobs.write(output, place, ready.model, ready.state, record, {}, replace)
     lines = [f"Prepared {made.name} on {len(train)} samples in {ready.seconds:.3g} s: {output}", ready.note]
+    if place.zoo is None and place.classes and not place.config.data.classes:
+        names = ", ".join(f"{at} {name}" for at, name in enumerate(place.classes[:10]))
+        more = f" and {len(place.classes) - 10} more" if len(place.classes) > 10 else ""
+        lines.append(f"Outputs taken for classes: {names}{more}. If that is not their order, set classes in [data].")
     emit(options(context), record, *(line for line in lines if line))
 
 

@@ -104,8 +104,10 @@ class Samples:
         if suffix == ".csv":
             return "csv"
         if found == "a folder":
-            kinds = [kind for kind in ("parquet", "csv") if any(path.glob(f"*.{kind}"))]
-            return kinds[0] if kinds else "images"
+            if any(path.glob("*.parquet")):
+                return "parquet"
+            nested = any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
+            return "csv" if any(path.glob("*.csv")) and not nested else "images"
         if found == "a file" and suffix not in PARQUET:
             want = f"parquet, CSV, a folder of images or a function in [data] {name}"
             raise UserError(want, f"{path}", "convert it, or set format in [data]")

@@ -1,0 +1,31 @@
+"""Folders that prepare and forget wrote on a named data set, for all tests of a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shell import expunge, run
+
+__all__ = ["forgotten", "run", "work"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that prepare wrote."""
+    path = tmp_path_factory.mktemp("cli") / "work"
+    words = ("prepare", "--data", "digits", "-m", "ssd", "--network", "mlp", "--output", path)
+    code, out, err = expunge(*words, cwd=path.parent)
+    assert code == 0, err
+    assert "Prepared ssd on 1168 samples" in out
+    return path
+
+
+@pytest.fixture(scope="module")
+def forgotten(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "forgotten"
+    code, out, err = expunge("forget", "--start", work, "--class", "3", "-o", path, cwd=work.parent)
+    assert code == 0, err
+    assert "Forgot 103 of 1168 samples by ssd" in out
+    return path
