@@ -1,5 +1,6 @@
 import copy
 import threading
+from collections import deque
 
 import pytest
 import torch
@@ -80,6 +81,45 @@ def test_what_the_caller_had_stored_is_put_back():
     found = fit(model, TASK, samples(), Recipe(epochs=1), runtime=QUIET)
     assert torch.equal(found.last, before)
     assert found.last is not model.last
+
+
+class Table(nn.Module):
+    """Keeps a table for the length it met last, as rotary embeddings do, and a queue of what passed."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.length, self.table, self.queue = nn.Linear(4, 3), None, None, deque(maxlen=2)
+
+    def forward(self, x):
+        if x.shape[1] != self.length or self.table.device != x.device:
+            self.length, self.table = x.shape[1], torch.arange(x.shape[1]).cos()
+        self.queue.append(x.detach())
+        return self.head(x * self.table)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_table_that_forward_keeps_goes_with_the_length_it_is_for(used):
+    model, data = Table().eval(), samples()
+    if used:
+        model(torch.ones(1, 4))
+    ready = prepare(build({"name": "ssd"}), model, TASK, train=data, runtime=QUIET)
+    for found in (fit(model, TASK, data, Recipe(epochs=1), runtime=QUIET), ready.model):
+        assert found.length == model.length
+        assert len(found.queue) == int(used)
+        assert found(torch.ones(2, 4)).shape == (2, 3)
+
+
+class Itself(nn.Linear):
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_a_copy_that_is_the_model_itself_is_refused_before_it_is_trained():
+    model = Itself(4, 3)
+    before = weights_digest(model)
+    with pytest.raises(UserError, match="got a copy that shares parameters with it: mend its __deepcopy__"):
+        fit(model, TASK, samples(), Recipe(epochs=1), runtime=QUIET)
+    assert weights_digest(model) == before
 
 
 def test_lists_of_parameters_stay_those_of_the_copy():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
@@ -14,6 +16,7 @@ from expunge import tensors
 from expunge.errors import UserError, listing
 
 _OWN = set(vars(nn.Module()))  # parameters, buffers, children and hooks: not what a forward pass stores
+_PLAIN = (type(None), bool, int, float, str, torch.Size, torch.dtype, torch.device)
 
 
 def check_made(model: nn.Module) -> None:
@@ -48,24 +51,34 @@ def private(model: nn.Module) -> nn.Module:
     """Return a deep copy.
 
     Raises:
-        UserError: a tensor of a past forward pass is stored on the model, or it holds something that has no copy.
+        UserError: a tensor of a past forward pass is stored on the model, it holds something that has no copy, or its
+            own ``__deepcopy__`` hands out the model's parameters.
     """
     kept = [name for name, _, _, value in _stored(model) if any(t.grad_fn is not None for t in value)]
     if kept:
-        remedy = "delete it before the call, and let forward store it detached or not at all"
+        remedy = (
+            "delete it before the call, and let forward store it detached or not at all; "
+            "where it is torch.nn.utils.weight_norm's, take torch.nn.utils.parametrizations instead"
+        )
         raise UserError("a model that can be copied", f"a tensor of a past forward pass in {listing(kept)}", remedy)
     try:
-        return copy.deepcopy(model)
+        made = copy.deepcopy(model)
     except Exception as error:  # whatever a member's own copying raises
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         remedy = "leave locks, files and open connections out of it, or give it a __deepcopy__"
         raise UserError("a model that can be copied", got, remedy) from error
+    own = {id(p) for p in model.parameters()}
+    if any(id(p) in own for p in made.parameters()):
+        remedy = "mend its __deepcopy__, which must copy them"
+        raise UserError("a model that can be copied", "a copy that shares parameters with it", remedy)
+    return made
 
 
 def as_before(made: nn.Module, source: nn.Module) -> nn.Module:
     """Take from a copy the tensors that its forward passes stored on it as plain attributes, which hold samples' data.
 
-    What the source stores under the same name is put back; parameters and buffers are left alone.
+    What the source stores under the same name is put back, and so are the numbers and flags beside it, such as the
+    length that a stored table is for; parameters and buffers are left alone.
 
     Args:
         made: the copy, edited in place.
@@ -83,7 +96,21 @@ def as_before(made: nn.Module, source: nn.Module) -> nn.Module:
             setattr(module, key, copy.deepcopy(vars(before)[key]))
         elif before is not None or any(t.grad_fn is not None for t in value):
             delattr(module, key)
+        if before is not None:
+            _put_back(module, before)
     return made
+
+
+def _put_back(module: nn.Module, before: nn.Module) -> None:
+    """Give a module the plain numbers, texts and flags of the one it was copied from: they tell of what it stored."""
+    old = vars(before)
+    for key, value in list(vars(module).items()):
+        if key in _OWN or not isinstance(value, _PLAIN):
+            continue
+        if key not in old:
+            delattr(module, key)
+        elif isinstance(old[key], _PLAIN):
+            setattr(module, key, old[key])
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, list[Tensor]]]:
@@ -91,7 +118,7 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, list[Tensor
     known = {id(t) for t in [*model.parameters(), *model.buffers()]}  # an LSTM lists its weights in one, too
     for path, module in model.named_modules():
         for key, value in vars(module).items():
-            if key not in _OWN and isinstance(value, Tensor | list | tuple | dict):
+            if key not in _OWN and isinstance(value, Tensor | list | tuple | dict | deque):
                 found = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
                 if found and not any(id(t) in known for t in found):
                     yield f"{path}.{key}" if path else key, module, key, found
