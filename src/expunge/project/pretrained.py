@@ -133,6 +133,10 @@ class Checkpoint:
             raise UserError(
                 f"an architecture in {self.path / 'config.json'}", got, "save the whole model, with its head"
             )
+        wanted = getattr(found, "config_class", None)
+        if wanted is None or not isinstance(self.config, wanted):
+            what = f"a model_type that goes with {names[0]} in {self.path / 'config.json'}"
+            raise UserError(what, repr(self.config.model_type), "copy the checkpoint anew")
         return found
 
     def blank(self) -> nn.Module:
@@ -147,10 +151,13 @@ class Checkpoint:
             CorruptArtefact: the weights cannot be read.
         """
         place = path or self.path
-        model, found = self._read(place, self.config, self.architecture)
-        wrong = {k: sorted(found[k]) for k in ("missing_keys", "mismatched_keys") if found.get(k)}
+        model, found = self._read(place, self.config, self.architecture, ignore_mismatched_sizes=True)
+        wrong = {
+            k: sorted({_key(name) for name in found[k]}) for k in ("missing_keys", "mismatched_keys") if found.get(k)
+        }
         if wrong:
-            got = "; ".join(f"{k.removesuffix('_keys')}: {listing(names)}" for k, names in wrong.items())
+            words = {"missing_keys": "missing", "mismatched_keys": "shaped differently"}
+            got = "; ".join(f"{words[k]}: {listing(names)}" for k, names in wrong.items())
             raise Incompatible(f"all weights of {self.architecture.__name__} in {place}", got, "save the whole model")
         return model.eval()
 
@@ -202,14 +209,22 @@ class Checkpoint:
         """Return the function that turns texts into the network's inputs.
 
         Raises:
-            UserError: the folder has no tokenizer.
+            UserError: the folder has no tokenizer, or one with more words than the network knows.
         """
+        transformers, config = _transformers(), self.config
+        remedy = "save the tokenizer there too: tokenizer.save_pretrained(folder)"
         try:
-            tokenizer = _transformers().AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            with _quietly():
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         except Exception as error:
-            remedy = "save the tokenizer there too: tokenizer.save_pretrained(folder)"
             raise UserError(f"a tokenizer in {self.path}", _first(error), remedy) from error
-        most = getattr(self.config, "max_position_embeddings", None) or length
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # without its files it comes empty, and says nothing
+            raise UserError(f"a tokenizer in {self.path}", "one that knows no words", remedy)
+        known = getattr(config, "vocab_size", None)
+        if known is not None and len(tokenizer) > known:
+            got = f"{len(tokenizer)} in its tokenizer"
+            raise UserError(f"the {known} words that the network in {self.path} knows", got, remedy)
+        most = getattr(config, "max_position_embeddings", None) or length
         return Tokens(tokenizer, min(length, int(tokenizer.model_max_length), int(most)))
 
     def pixels(self) -> Any:
@@ -218,9 +233,10 @@ class Checkpoint:
         Raises:
             UserError: the folder has none.
         """
+        transformers, _ = _transformers(), self.config
         try:
             with _quietly():
-                return _transformers().AutoImageProcessor.from_pretrained(self.path, local_files_only=True)
+                return transformers.AutoImageProcessor.from_pretrained(self.path, local_files_only=True)
         except Exception as error:
             remedy = "save it there too: image_processor.save_pretrained(folder)"
             raise UserError(f"an image processor in {self.path}", _first(error), remedy) from error

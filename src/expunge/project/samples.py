@@ -29,6 +29,7 @@ from expunge.tables import (
     to_data,
 )
 
+BLANK = "expunge: no inputs"  # a column in the place of images that a checkpoint's processor reads
 PARQUET = (".parquet", ".pq", ".parq", "")  # endings of files that are read as parquet without being told
 
 
@@ -182,7 +183,7 @@ class Samples:
         if self.checkpoint is None or own or not _holds_images(table, first):
             return to_data(table, columns, name=name)
         # ids, targets and columns come from the table; pixels from the checkpoint's own processor
-        plain = to_data(table.remove_columns([first]).add_column("\0", [0.0] * len(table)), _blind(columns), name=name)
+        plain = to_data(table.remove_columns([first]).add_column(BLANK, [0.0] * len(table)), _blind(columns), name=name)
         mode = "L" if getattr(self.checkpoint.config, "num_channels", 3) == 1 else "RGB"
         labels = plain.targets() if columns.target else None
         source = Pictures(table, first, self.checkpoint.pixels(), labels, mode)
@@ -217,7 +218,7 @@ class Samples:
 
 
 def _blind(columns: Columns) -> Columns:
-    return replace(columns, inputs=("\0",), text=None)
+    return replace(columns, inputs=(BLANK,), text=None)
 
 
 def _filled(data: Data, place: str) -> Data:
