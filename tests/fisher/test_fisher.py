@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -458,6 +459,29 @@ def test_infinite_gradient_names_its_parameters_only():
 
     with pytest.raises(NotFinite, match="infinity in scale:"):
         diagonal(Root().double().eval(), Classification(), blobs(4), of="output_norm")
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_positions_looked_up_once_for_a_batch_have_a_rule(size: int, caplog: pytest.LogCaptureFixture):
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.word, self.place, self.head = nn.Embedding(7, 4), nn.Embedding(5, 4), nn.Linear(4, K)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if bool((x > 6).any()):  # a look at the data: vmap refuses it
+                raise ValueError(x)
+            return self.head(torch.tanh(self.word(x) + self.place(torch.arange(5).unsqueeze(0))).mean(dim=1))
+
+    torch.manual_seed(0)
+    model = Placed().double().eval()
+    data = Data.from_arrays(torch.randint(0, 7, (9, 5)), torch.arange(9) % K)
+    truth = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
+    with caplog.at_level(logging.INFO):
+        found = diagonal(model, Classification(), data, runtime=Runtime(batch_size=size, progress=False))
+    assert not caplog.records
+    for name, value in truth.values.items():
+        torch.testing.assert_close(found.values[name], value, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

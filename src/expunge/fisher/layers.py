@@ -129,9 +129,12 @@ def sums(
     def hook(name: str) -> Any:
         def forward(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             calls[name] += 1
-            if calls[name] > 1 or not args or len(args[0]) != len(batch):
+            shared = bool(args) and isinstance(module, nn.Embedding) and len(args[0]) == 1
+            if calls[name] > 1 or not args or (len(args[0]) != len(batch) and not shared):
                 raise Reused(name)
             a = args[0].detach()
+            if shared:  # positions looked up once for all samples: a row a sample keeps their gradients apart
+                a, out = (t.expand(len(batch), *t.shape[1:]) for t in (a, out))
             version = a._version
             if not out.requires_grad:
                 out = out + anchor.to(out.dtype)
