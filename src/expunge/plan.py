@@ -16,9 +16,10 @@ from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.task import Task
 from expunge.train import Recipe
-from expunge.unlearn import prepare, unlearn
+from expunge.unlearn import check, prepare, unlearn
 
-PROBE = 64  # samples a set of the smaller probe
+PROBE = 64  # samples a set of the smaller of the first two probes
+BRIEF = 1.0  # seconds: a probe that takes less is doubled, until it fills two batches
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ def plan(
     runtime: Runtime | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Run a phase on few samples, twice, and extrapolate; nothing is written and no model is changed.
+    """Check a whole call, run it on few samples and extrapolate; nothing is written, no model is changed.
 
     The time is a straight line through two probes of n and 2n samples a set: t(N) = t(2n) + (t(2n) − t(n))/n·(N − 2n),
-    a training counted by its epochs.
+    a training counted by its epochs. n is 64, or half the largest set, doubled while a probe is brief and does not
+    fill two batches.
 
     Args:
         method: from `expunge.methods`.
@@ -79,24 +81,35 @@ def plan(
     sizes = {n: len(given[n]) for n in seen}
     quiet = replace(runtime or Runtime(), progress=False, workdir=None)
     call: Callable[..., Any] = prepare if phase == "prepare" else unlearn
-    short = None if recipe is None else replace(recipe, epochs=1, warmup=0.0, patience=None)
+    # Time knows no learning rate, and a few samples at the full one, without its warm-up, may diverge.
+    short = None if recipe is None else replace(recipe, epochs=1, warmup=0.0, patience=None, lr=1e-6 * recipe.lr)
     once = method.passes(phase, short)
 
     def probe(size: int) -> tuple[float, float]:
         part = {n: v.subset(v.ids[:size]) if n in SETS and isinstance(v, Data) else v for n, v in given.items()}
         part["recipe"] = short
-        if isinstance(given.get("scenario"), Scenario):
+        if isinstance(given.get("scenario"), Scenario) and isinstance(part.get("forget"), Data):
             part["scenario"] = replace(given["scenario"], forget=tuple(part["forget"].ids))
         reads = sum(p * min(size, sizes[n]) for n, p in once.items() if n in seen)
         begun = time.perf_counter()
         call(method, model, task, **part, runtime=quiet, seed=seed)
         return reads, time.perf_counter() - begun
 
+    most = max(sizes.values(), default=0)
+    full = 2 * max(quiet.batch_size, 0 if recipe is None else recipe.batch_size)
+    size = min(PROBE, max(2, most // 2))
     try:
-        probe(min(8, PROBE))  # the first call pays for what is done once: kernels chosen, modules imported
-        small, large = probe(PROBE), probe(2 * PROBE)
+        with quiet.agreed():
+            check(method, phase, model, task, given)
+        probe(min(8, size))  # the first call pays for what is done once: kernels chosen, modules imported
+        small, large = probe(size), probe(2 * size)
+        while 2 * size < min(full, most) and quiet.shared(large[1]) < BRIEF:
+            size *= 2
+            small, large = large, probe(2 * size)
     except ExpungeError as error:
         return Plan(passes, sizes, None, str(error))
     total = sum(p * sizes[n] for n, p in passes.items())
-    rate = max(0.0, large[1] - small[1]) / max(1.0, large[0] - small[0])
+    rate = (large[1] - small[1]) / max(1.0, large[0] - small[0])
+    if rate <= 0 or large[0] <= small[0]:  # too few samples to tell a sample's cost from the call's
+        rate = large[1] / max(1.0, large[0])
     return Plan(passes, sizes, large[1] + rate * max(0.0, total - large[0]), probed=round(large[0]))

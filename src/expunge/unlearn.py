@@ -110,11 +110,7 @@ def prepare(
     runtime = runtime or Runtime()
     given = {"train": train, "holdout": holdout, "recipe": recipe, "scenario": scenario}
     with runtime.agreed():
-        _check_call(method, model, task, scenario)
-        _check_sets(train=train, holdout=holdout)
-        _check_needs(method, "prepare", method.prepares, given)
-        if train is not None and len(train) == 0:
-            raise UserError("training data", f"no sample in {train.name}", "pass data that is not empty")
+        _check_pass(method, model, task, given)
     _check_same(method, model, given, None, seed, runtime)
     session = _session(method, "prepare", method.prepares, model, task, given, new_model, runtime, seed)
     done = phase.run(method, session, method.prepare)
@@ -168,20 +164,9 @@ def unlearn(
     """
     started = time.perf_counter()
     runtime = runtime or Runtime()
-    samples = forget if isinstance(forget, Data) else None
+    sets = {"forget": forget, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
     with runtime.agreed():
-        ids = samples.ids if samples is not None else id_texts(forget)
-        _check_call(method, model, task, scenario)
-        if state is not None and not isinstance(state, State):
-            raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
-        _check_sets(retain=retain, holdout=holdout)
-        _check_ids(ids, samples, retain, scenario)
-        sighted = samples
-        if sighted is None and method.unlearns.forget <= See.IDS:
-            sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
-        given = {"forget": sighted, "retain": retain, "holdout": holdout, "recipe": recipe, "scenario": scenario}
-        _check_needs(method, "unlearn", method.unlearns, given)
-        meta, table = stamp.check(method, model, state, ids, samples, retain)
+        ids, given, meta, table = _checked_request(method, model, task, sets, state)
     _check_same(method, model, given, state, seed, runtime)
     meta, table = runtime.shared((meta, table))  # with a secret key of its own where nothing was prepared
     watched = given["forget"].watched() if isinstance(given["forget"], Data) else None
@@ -203,6 +188,27 @@ def unlearn(
     )
 
 
+def check(method: Method, phase: str, model: nn.Module, task: Task, given: Mapping[str, Any]) -> None:
+    """Hold a whole call of `prepare` or `unlearn` to all that is checked before work begins, and do no work.
+
+    Args:
+        method: from `expunge.methods`.
+        phase: ``prepare`` or ``unlearn``.
+        model: the network.
+        task: outputs and loss.
+        given: the call's further arguments, by keyword.
+
+    Raises:
+        UserError: as the call itself would.
+    """
+    if phase == "prepare":
+        sets = {name: given.get(name) for name in ("train", "holdout", "recipe", "scenario")}
+        _check_pass(method, model, task, sets)
+    else:
+        sets = {name: given.get(name) for name in ("forget", "retain", "holdout", "recipe", "scenario")}
+        _checked_request(method, model, task, sets, given.get("state"))
+
+
 def serve(method: Method, model: nn.Module, state: State) -> nn.Module:
     """Return the module that answers requests, from weights and state read back from disk.
 
@@ -220,6 +226,35 @@ def serve(method: Method, model: nn.Module, state: State) -> nn.Module:
     served = method.serve(model, stamp.bare(state))
     stamp.check_weights(method, served, state)
     return served
+
+
+def _check_pass(method: Method, model: nn.Module, task: Task, given: Mapping[str, Any]) -> None:
+    """Check a call of `prepare`."""
+    _check_call(method, model, task, given["scenario"])
+    _check_sets(train=given["train"], holdout=given["holdout"])
+    _check_needs(method, "prepare", method.prepares, given)
+    if given["train"] is not None and len(given["train"]) == 0:
+        raise UserError("training data", f"no sample in {given['train'].name}", "pass data that is not empty")
+
+
+def _checked_request(
+    method: Method, model: nn.Module, task: Task, sets: Mapping[str, Any], state: State | None
+) -> tuple[list[str], dict[str, Any], dict[str, Any], stamp.Table]:
+    """Check a call of `unlearn`; return its ids, what is handed to the method, and the next state's stamp and table."""
+    forget, retain, scenario = sets["forget"], sets["retain"], sets["scenario"]
+    samples = forget if isinstance(forget, Data) else None
+    ids = samples.ids if samples is not None else id_texts(forget)
+    _check_call(method, model, task, scenario)
+    if state is not None and not isinstance(state, State):
+        raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
+    _check_sets(retain=retain, holdout=sets["holdout"])
+    _check_ids(ids, samples, retain, scenario)
+    sighted = samples
+    if sighted is None and method.unlearns.forget <= See.IDS:
+        sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
+    given = {**sets, "forget": sighted}
+    _check_needs(method, "unlearn", method.unlearns, given)
+    return ids, given, *stamp.check(method, model, state, ids, samples, retain)
 
 
 def _check_call(method: Method, model: nn.Module, task: Task, scenario: Scenario | None) -> None:
