@@ -235,7 +235,23 @@ def test_a_stop_after_the_last_epoch_trains_no_further(tmp_path, monkeypatch):
     assert rest.samples == 0
 
 
+def changed(edit):
+    model = network()
+    edit(model)
+    return model
+
+
+def corrected(at):
+    data = blobs(600)
+    y = data.targets()
+    y[at] = (y[at] + 1) % 3
+    return Data.from_arrays(data.read(range(600)).inputs, y)
+
+
 OTHERS = {
+    "dropout": lambda o: o | {"model": changed(lambda m: setattr(m[0][3], "p", 0.5))},
+    "activation": lambda o: o | {"model": changed(lambda m: m[0].__setitem__(2, nn.Tanh()))},
+    "frozen": lambda o: o | {"model": changed(lambda m: m[0][0].requires_grad_(False))},
     "seed": lambda o: o | {"seed": 1},
     "recipe": lambda o: o | {"recipe": replace(o["recipe"], lr=0.03)},
     "penalty": lambda o: o | {"recipe": replace(o["recipe"], penalties=(Ridge(0.1),))},
@@ -257,6 +273,14 @@ def test_another_training_does_not_take_over_the_checkpoint(tmp_path, what):
     found = fit(**other, runtime=Runtime(progress=False, workdir=tmp_path))
     assert same(found, fit(**other, runtime=QUIET))
     assert len(list(tmp_path.iterdir())) == 1  # the first one's is kept
+
+
+def test_one_label_that_was_corrected_begins_again(tmp_path):
+    options = {"model": network(), "task": TASK, "recipe": replace(RESUMED["sgd"], batch_size=100)}
+    with pytest.raises(KeyboardInterrupt):
+        fit(**options, data=corrected(3), runtime=Runtime(progress=Stop(10), workdir=tmp_path))
+    found = fit(**options, data=corrected(1), runtime=Runtime(progress=False, workdir=tmp_path))
+    assert same(found, fit(**options, data=corrected(1), runtime=QUIET))
 
 
 def test_another_precision_begins_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from expunge.recipe import Recipe
 from expunge.runtime import Runtime
 
 log = logging.getLogger(__name__)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass
@@ -65,13 +67,14 @@ class Checkpoint:
         if runtime.workdir is None:
             return cls(None, runtime)
         settings = {**recipe.to_json(), "penalties": described(recipe.penalties)}
-        parts: list[Any] = [settings, seed, tensors.weights_digest(model), described(task), runtime.precision]
+        # Numbers in weights do not tell a rate of dropout, an activation or a frozen layer.
+        build = [_ADDRESS.sub("", repr(model)), sorted(tensors.parameters(model))]
+        parts: list[Any] = [settings, seed, tensors.weights_digest(model), build, described(task), runtime.precision]
         if runtime.count > 1:
             parts.append(runtime.count)
         for part in (data, holdout):
             if part is not None:
-                some = part.subset(part.ids[:: max(1, len(part) // 256)])
-                content = [h.tolist() for h in some.fingerprints(b"", labelled=True)]
+                content = [h.tolist() for h in part.fingerprints(b"", labelled=True)]
                 weight = None if part.all_weights is None else part.all_weights[part.positions].tolist()
                 parts += [part.ids, content, weight]
         return cls(Path(runtime.workdir) / f"fit-{digest(parts)[:24]}.safetensors", runtime)
