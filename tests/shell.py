@@ -79,3 +79,22 @@ def refused(folder: Path, *words: object) -> str:
     assert listing(folder) == before
     assert sorted(p for p in folder.rglob("*") if p.name != "__pycache__") == folders
     return sentence(err)
+
+
+@contextlib.contextmanager
+def light_reports() -> Iterator[None]:
+    """Let reports be their titles inside the block: drawing them takes ten times what the rest of a command does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("expunge.report.render", lambda page: " ".join(s["name"] for s in page["sections"]))
+        yield
+
+
+@pytest.fixture
+def whole_reports() -> None:
+    """Ask for reports as they are."""
+
+
+@pytest.fixture(autouse=True)
+def _reports(request: pytest.FixtureRequest) -> Iterator[None]:
+    with contextlib.nullcontext() if "whole_reports" in request.fixturenames else light_reports():
+        yield

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shell import expunge, run
+from shell import _reports, expunge, run, whole_reports
 
-__all__ = ["forgotten", "run", "work"]
+__all__ = ["_reports", "forgotten", "run", "whole_reports", "work"]
 
 
 @pytest.fixture(scope="module")

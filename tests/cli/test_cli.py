@@ -15,7 +15,7 @@ from expunge import __version__
 from expunge.methods import names
 from expunge.tensors import load as load_tensors
 from projects import shop
-from shell import Run, listing, sentence
+from shell import Run, expunge, listing, sentence
 
 
 def test_help_teaches_and_version_is_told(run: Run) -> None:
@@ -46,6 +46,7 @@ def test_methods_and_citations_come_from_the_classes(run: Run) -> None:
     assert "Selective Synaptic Dampening" in out
 
 
+@pytest.mark.usefixtures("whole_reports")
 def test_prepare_forget_audit(run: Run, work: Path, forgotten: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in work.iterdir()) == ["model.safetensors", "record.json", "state.safetensors"]
     assert (forgotten / "report.html").read_text().startswith("<!doctype html>")
@@ -91,6 +92,7 @@ def test_retrain_needs_no_state_and_serves_as_reference(run: Run, work: Path, fo
     assert "a folder of forget -m retrain for the same request" in err
 
 
+@pytest.mark.usefixtures("whole_reports")
 def test_samples_are_shown_only_when_asked_for(run: Run, work: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("digits/0\n")
     train = json.loads(run("--json", "forget", "--start", work, "--random", 2, "-o", tmp_path / "two")[1])
@@ -118,7 +120,7 @@ main()
 def test_an_end_in_the_midst_of_writing_leaves_old_files_as_they_were(how: signal.Signals, tmp_path: Path) -> None:
     place = shop(tmp_path / "shop")
     words = ["--yes", "prepare"]
-    subprocess.run([sys.executable, "-m", "expunge", *words], cwd=place, check=True, stdout=subprocess.PIPE)
+    assert expunge(*words, cwd=place)[0] == 0
     before = listing(place)
     process = subprocess.Popen([sys.executable, "-c", SLOW, *words], cwd=place, stderr=subprocess.PIPE, text=True)
     started = time.monotonic()
@@ -133,8 +135,7 @@ def test_an_end_in_the_midst_of_writing_leaves_old_files_as_they_were(how: signa
     assert {k: v for k, v in after.items() if not k.startswith(".expunge-work.")} == before
     if how == signal.SIGINT:
         assert after == before
-    again = subprocess.run([sys.executable, "-m", "expunge", *words], cwd=place, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    assert expunge(*words, cwd=place)[0] == 0
 
 
 def test_one_seed_gives_the_same_folder(run: Run, work: Path, tmp_path: Path) -> None:
@@ -143,6 +144,7 @@ def test_one_seed_gives_the_same_folder(run: Run, work: Path, tmp_path: Path) ->
     assert all((one[k] == two[k]).all() for k in one)
 
 
+@pytest.mark.usefixtures("whole_reports")
 def test_the_whole_demo_runs_and_its_report_stands_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy" / "thesis.txt").write_text("precious")

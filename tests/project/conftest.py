@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from projects import Copy, shop, toml
-from shell import expunge
+from shell import _reports, expunge, whole_reports
+
+__all__ = ["_reports", "fresh", "pets", "prepared", "ready", "whole_reports"]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from checkpoints import bert, photos, sentences, texts, vit
 from expunge.project import Project
 from expunge.project.pretrained import Checkpoint, Pictures, Tokens
 from projects import toml
-from shell import expunge, listing, refused, sentence
+from shell import expunge, light_reports, listing, refused, sentence
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
 
@@ -76,11 +76,16 @@ def done(place: Path, *words: object) -> str:
 @pytest.fixture(scope="module")
 def text_requests(text_project: Path) -> Path:
     """Return the text project after prepare, two requests and a retraining."""
+    with light_reports():
+        _requested(text_project)
+    return text_project
+
+
+def _requested(text_project: Path) -> None:
     done(text_project, "prepare")
     done(text_project, "forget", "--subject", "writer 1", "--set", "alpha=1")
     done(text_project, "forget", "--start", "expunge-forgotten", "--class", "good", "-o", "second", "--set", "alpha=1")
     done(text_project, "forget", "-m", "retrain", "--subject", "writer 1", "-o", "retrained")
-    return text_project
 
 
 def test_a_text_classifier_goes_in_and_out_as_a_checkpoint(text_requests: Path) -> None:
