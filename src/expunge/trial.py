@@ -17,7 +17,9 @@ from expunge.methods import load
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
 from expunge.scores import Scores
-from expunge.train import fit, fresh
+from expunge.seeds import seed as named_seed
+from expunge.tensors import isolated_rng
+from expunge.train import fit
 from expunge.unlearn import Unlearned, prepare, unlearn
 from expunge.zoo import Problem
 from expunge.zoo.embedded import mislabelled
@@ -92,15 +94,16 @@ class Request:
 
 
 def original(problem: Problem, train: Data, *, runtime: Runtime | None = None, seed: int = 0) -> nn.Module:
-    """Return the problem's network trained on the data by its recipe.
+    """Return the problem's network trained on the data by its recipe, which may stop by the loss on holdout.
 
     Raises:
         UserError: the problem has no recipe, or no network before training.
     """
     if problem.recipe is None or problem.new_model is None:
         raise UserError("a problem with recipe and new_model", "one without", "name both")
-    start = fresh(problem.new_model(), new_model=problem.new_model, seed=seed)
-    return fit(start, problem.task, train, problem.recipe, runtime=runtime, seed=seed)
+    with isolated_rng(named_seed("fresh", seed)):  # as `fresh` draws it for the retrained ones
+        start = problem.new_model()
+    return fit(start, problem.task, train, problem.recipe, holdout=problem.holdout, runtime=runtime, seed=seed)
 
 
 def trial(

@@ -13,6 +13,7 @@ from sklearn import datasets
 from torch import Tensor
 
 from expunge.data import Data
+from expunge.errors import UserError
 from expunge.seeds import seed as named_seed
 from expunge.sources import Inputs, Source
 from expunge.task import Classification, Regression
@@ -127,9 +128,20 @@ def mislabelled(data: Data, share: float, *, classes: int, seed: int = 0) -> tup
     Returns:
         New data under the same ids, with the true label in the column ``clean``, and the flipped ids; inputs are read
         where they were.
+
+    Raises:
+        UserError: a share outside (0, 1), fewer than two classes, or targets that are no class indices.
     """
+    targets = data.targets()
+    if targets.is_floating_point() or targets.dim() != 1:
+        got = f"{targets.dtype} of shape {tuple(targets.shape)}"
+        raise UserError("class labels to flip", got, "ask for another kind of request where targets are real")
+    if not 0 < share < 1:
+        raise UserError("a share of labels to flip in (0, 1)", f"{share}", "write for example 0.05")
+    if classes < 2:
+        raise UserError("two classes or more to flip labels between", f"{classes}", "take another kind of request")
     generator = np.random.default_rng(named_seed("mislabelled", seed))
-    clean = data.targets().numpy()
+    clean = targets.numpy()
     rows = np.sort(generator.choice(len(data), max(1, round(share * len(data))), replace=False))
     noisy = clean.copy()
     noisy[rows] = (clean[rows] + generator.integers(1, classes, len(rows))) % classes
