@@ -692,3 +692,37 @@ def test_a_real_csv():
     assert data.ids[0] == "2016-07-01 00:00:00"
     assert data.read([0]).inputs[0].tolist() == pytest.approx([5.827, 2.009], abs=1e-6)
     assert float(data.targets()[0]) == pytest.approx(30.531, abs=1e-5)
+
+
+def test_whole_numbers_beyond_a_floats_digits_are_rounded_and_classes_beyond_int64_refused():
+    long = [2**53 + 1, 2**63 + 2**40]
+    data = to_data(table(a=pa.array(long, type=pa.uint64())), Columns(inputs=("a",)))
+    assert data.read([0, 1]).inputs.tolist() == [[float(np.float32(v))] for v in long]
+    classes = table(a=[1.0, 2.0], y=pa.array([1, 2**63 + 1], type=pa.uint64()))
+    with pytest.raises(UserError, match="classes of 0 or more in 'y'"):
+        to_data(classes, Columns(inputs=("a",), target="y"))
+
+
+@pytest.mark.parametrize("rest", [4, 40])
+def test_too_many_images_to_keep_whole_are_resized_as_they_are_read(monkeypatch, rest):
+    rows = [png(pixels(1, 40, 40)[0]), *(png(pixels(1, rest, rest, seed=i)[0]) for i in range(1, 4))]
+    made = table(img=pa.array(rows, type=pa.binary()))
+    columns = Columns(inputs=("img",), image=Image(size=(4, 4)))
+    whole = to_data(made, columns).read(range(4)).inputs
+    monkeypatch.setattr(tables.images, "_ROOM", 1000)
+    data = to_data(made, columns)
+    assert data.source.x.shape == (4, 3, 4, 4)
+    assert torch.allclose(data.read(range(4)).inputs, whole, atol=1.01 / 255)
+
+
+def test_images_that_memory_cannot_hold_are_refused():
+    rows = [png(pixels(1, 3000, 4000)[0], "JPEG"), *[b""] * 200_000]
+    with pytest.raises(UserError, match=r"memory for 200,001 images of 3000×4000 in 'img' .*set a smaller image size"):
+        to_data(table(img=pa.array(rows, type=pa.binary())), Columns(inputs=("img",)))
+
+
+def test_pictures_in_hidden_folders_are_no_samples(tmp_path):
+    for place in ("cat/a.png", "cat/.ipynb_checkpoints/a-checkpoint.png", "dog/in/b.png", "dog/.c.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(png(pixels(1)[0]))
+    assert list(tables.read_images(tmp_path)["file"]) == ["cat/a.png", "dog/in/b.png"]

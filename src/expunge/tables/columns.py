@@ -62,7 +62,8 @@ def numbers(column: pa.ChunkedArray, name: str) -> Tensor:
         UserError: a missing or infinite value.
     """
     kind = pa.uint8() if pa.types.is_boolean(column.type) else pa.float64()
-    values = filled(column, name).cast(pa.float32() if pa.types.is_float16(column.type) else kind).to_numpy()
+    kind = pa.float32() if pa.types.is_float16(column.type) else kind
+    values = filled(column, name).cast(kind, safe=False).to_numpy()  # long integers are rounded, as float32 rounds them
     return _finite(torch.from_numpy(np.array(values, dtype=np.float32)), name)
 
 
@@ -194,7 +195,7 @@ def class_targets(column: pa.ChunkedArray, feature: Any, name: str, classes: Seq
     column = filled(column, name)
     if is_text(column.type):
         return _lookup(column.to_pylist(), classes or own or [], name)
-    values = np.array(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
+    values = np.array(column.cast(pa.int64(), safe=False).to_numpy(), dtype=np.int64)  # beyond it: below 0, refused
     limit = len(own or classes) or None
     bad = np.flatnonzero((values < 0) | (values >= limit if limit else False))
     if len(bad):

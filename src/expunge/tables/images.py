@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 from PIL import ExifTags, ImageOps, UnidentifiedImageError
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from expunge.errors import CorruptArtefact, UserError
 
 _MODES = {1: "L", 3: "RGB"}
+_ROOM = 2**32  # bytes that whole images may take where a size to resize to is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,8 @@ class Image:
 def decoded(column: pa.ChunkedArray, image: Image, name: str) -> Tensor:
     """Return a column of encoded images as uint8 (N, C, H, W).
 
-    Images of several sizes are resized to ``image.size`` here; images of one size are left to the batch, so that
-    they are resized after normalisation.
+    Images of several sizes, or too many to keep whole (4 GiB, as the first one tells), are resized to ``image.size``
+    here; others of one size are left to the batch, so that they are resized after normalisation.
 
     Args:
         column: of bytes, or of structs with ``bytes`` and ``path``.
@@ -70,7 +72,7 @@ def decoded(column: pa.ChunkedArray, image: Image, name: str) -> Tensor:
         name: of the column, for messages.
 
     Raises:
-        UserError: several sizes without ``image.size``, or other channels than ``image`` says.
+        UserError: several sizes without ``image.size``, other channels than ``image`` says, or too little memory.
         CorruptArtefact: something that is no image.
     """
     found: Tensor | None = None
@@ -78,7 +80,9 @@ def decoded(column: pa.ChunkedArray, image: Image, name: str) -> Tensor:
     for row, picture in enumerate(_pictures(column, name)):
         pixels = _pixels(picture, image, found, row, name)
         if found is None:
-            found = torch.empty((len(column), *pixels.shape), dtype=torch.uint8)
+            uneven = image.size is not None and len(column) * pixels.numel() > _ROOM
+            height, width = image.size if uneven and image.size is not None else pixels.shape[1:]
+            found = _room(len(column), pixels.shape[0], height, width, name)
         if pixels.shape != found.shape[1:] and not uneven:
             found, uneven = _even(found, row, pixels, image, name), True
         found[row] = _resized(pixels, image) if uneven else pixels
@@ -148,10 +152,19 @@ def _even(found: Tensor, rows: int, other: Tensor, image: Image, name: str) -> T
     if image.size is None:
         sizes = " and ".join(f"{h}×{w}" for h, w in (found.shape[2:], other.shape[1:]))
         raise UserError(f"images of one size in '{name}'", f"{sizes} (row {rows})", "set the image size to resize to")
-    out = torch.empty((len(found), found.shape[1], *image.size), dtype=torch.uint8)
+    out = _room(len(found), found.shape[1], *image.size, name)
     for row in range(rows):
         out[row] = _resized(found[row], image)
     return out
+
+
+def _room(rows: int, channels: int, height: int, width: int, name: str) -> Tensor:
+    """Return room for images, refused before the machine runs out of it."""
+    need, free = rows * channels * height * width, int(psutil.virtual_memory().available)
+    if need > free:
+        want = f"memory for {rows:,} images of {height}×{width} in '{name}' ({need / 2**30:.1f} GiB)"
+        raise UserError(want, f"{free / 2**30:.1f} GiB", "set a smaller image size to resize to, or take fewer rows")
+    return torch.empty((rows, channels, height, width), dtype=torch.uint8)
 
 
 def holds_images(kind: pa.DataType) -> bool:

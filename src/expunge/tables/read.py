@@ -100,7 +100,7 @@ def read_images(folder: Path) -> datasets.Dataset:
     """Read a folder with one folder of images a class.
 
     Args:
-        folder: holds ``class_name/x.png`` and the like; hidden files are passed over.
+        folder: holds ``class_name/x.png`` and the like; hidden files and folders are passed over.
 
     Returns:
         A table of ``image``, ``label`` (a ClassLabel of the sorted folder names) and ``file``, the path within the
@@ -116,7 +116,7 @@ def read_images(folder: Path) -> datasets.Dataset:
     try:
         inside = sorted(p for p in folder.iterdir() if _wanted(p))
         classes = [p for p in inside if p.is_dir()]
-        found = {c.name: sorted(p for p in c.rglob("*") if p.is_file() and _wanted(p)) for c in classes}
+        found = {c.name: sorted(p for p in c.rglob("*") if p.is_file() and _shown(p, c)) for c in classes}
     except OSError as error:
         raise UserError(f"a readable folder {folder}", error.strerror or str(error), "check its permissions") from error
     loose = [p for p in inside if p.is_file()]
@@ -166,6 +166,11 @@ def _first(error: Exception) -> str:
 
 def _wanted(path: Path) -> bool:
     return not path.name.startswith(".") and path.name.lower() not in LITTER
+
+
+def _shown(path: Path, above: Path) -> bool:
+    """Return whether neither a file nor a folder between it and the one above is hidden or litter."""
+    return all(_wanted(Path(part)) for part in path.relative_to(above).parts)
 
 
 def _files(paths: Sequence[Path], suffix: str) -> list[Path]:
