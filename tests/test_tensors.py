@@ -225,7 +225,8 @@ def test_weights_of_another_network_are_refused_and_nothing_moves(tmp_path):
     path, other = tmp_path / "w.safetensors", network(1, width=5)
     tensors.save_weights(path, network(), {})
     before = tensors.weights_digest(other)
-    with pytest.raises(Incompatible, match=r"shaped differently: 0\.weight \(.*\) for \(.*\), .* and 2 more: name the network"):
+    match = r"shaped differently: 0\.weight \(.*\) for \(.*\), .* and 2 more: name the network"
+    with pytest.raises(Incompatible, match=match):
         tensors.load_weights(path, other)
     tensors.save_weights(path, nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), {}, overwrite=True)
     longer = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
