@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, out, err = expunge(*words, cwd=path.parent)
     assert code == 0, err
     assert "Prepared ssd on 1168 samples" in out
+    right = json.loads((path / "record.json").read_text())["test_accuracy"]
+    assert right > 0.9
+    assert f"right on {100 * right:.1f} % of the test data" in out
     return path
 
 
@@ -28,4 +32,7 @@ def forgotten(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, out, err = expunge("forget", "--start", work, "--class", "3", "-o", path, cwd=work.parent)
     assert code == 0, err
     assert "Forgot 103 of 1168 samples by ssd" in out
+    test = json.loads((path / "record.json").read_text())["test_accuracy"]
+    assert test["before"] - test["after"] > 0.05
+    assert f"Right on {100 * test['before']:.1f} % of the test data before, {100 * test['after']:.1f} % after" in out
     return path

@@ -120,7 +120,7 @@ def _cut(path: Path) -> None:
     ("make", "text"),
     [
         (lambda p: torch.save(Small(), p), "one that needs code to be read (projects.Small): save model.state_dict()"),
-        (lambda p: torch.save({"a": Foreign()}, p), "needs code to be read (test_bad_model.Foreign)"),
+        (lambda p: torch.save({"a": Foreign()}, p), "needs code to be read ("),
         (lambda p: torch.save({"a": np.zeros(2)}, p), "needs code to be read (numpy"),
         (lambda p: p.write_bytes(pickle.dumps(Foreign())), "a pickle that torch.save did not write"),
         (lambda p: p.write_bytes(b""), "a state_dict in"),

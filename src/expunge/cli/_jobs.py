@@ -19,11 +19,14 @@ from torch import nn
 from expunge import __version__
 from expunge.cli._app import Options
 from expunge.errors import CorruptArtefact, Incompatible, UserError
+from expunge.evidence import collect
 from expunge.files import atomic, check_free, read_document, there, write_document
 from expunge.method import Method, State
 from expunge.methods import build
 from expunge.project import NAME, Project
+from expunge.runtime import Runtime
 from expunge.scenario import Scenario
+from expunge.task import Classification
 from expunge.tensors import changed, weights_digest
 from expunge.unlearn import Unlearned, serve
 
@@ -304,3 +307,11 @@ def apart(output: Path, *inputs: Path) -> None:
 def command() -> str:
     """Return the command as it was typed."""
     return shlex.join(["expunge", *sys.argv[1:]])
+
+
+def accuracy(model: nn.Module, place: Project, runtime: Runtime) -> float | None:
+    """Return the share of labelled test data that a classifier is right on, in [0, 1]; None where there is none."""
+    if place.test is None or not isinstance(place.task, Classification):
+        return None
+    said = collect(model, place.task, place.test, runtime=runtime)
+    return None if said.target is None else float((said.prediction == said.target).double().mean())

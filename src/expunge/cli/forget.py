@@ -133,7 +133,8 @@ def _measured(
     from expunge.scores import document, section
 
     if request.scenario is None:
-        return {}, _missed(place, record, _right(model, place, runtime), _right(done.model, place, runtime))
+        before, after = (_jobs.accuracy(m, place, runtime) for m in (model, done.model))
+        return {}, _missed(place, record, before, after)
     scores = evaluate(
         {"original": model, method.name: done},
         place.task,
@@ -157,19 +158,9 @@ def _measured(
     return {"report.html": render(page)}, _missed(place, record, before, after)
 
 
-def _right(model: Any, place: Any, runtime: Any) -> float | None:
-    """Return test accuracy, where the policy bounds it and there are labelled tests of a classification."""
-    from expunge.evidence import collect
-    from expunge.task import Classification
-
-    if place.config.policy.accuracy_drop is None or place.test is None or not isinstance(place.task, Classification):
-        return None
-    said = collect(model, place.task, place.test, runtime=runtime)
-    return None if said.target is None else float((said.prediction == said.target).double().mean())
-
-
 def _missed(place: Any, record: dict[str, Any], before: float | None, after: float | None) -> str:
-    """Hold the fall of test accuracy to the policy, note it in the record, and return the sentence on a miss."""
+    """Note test accuracy in the record, hold its fall to the policy, and return the sentence on a miss."""
+    record["test_accuracy"] = {"before": before, "after": after}
     bound = place.config.policy.accuracy_drop
     if bound is None:
         return ""
@@ -188,6 +179,11 @@ def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output:
     of = f" of {len(request.train)}" if request.train is not None else ""
     lines = [f"Forgot {len(request.forget)}{of} samples by {method.name} in {done.seconds:.3g} s: {share}."]
     lines += [done.note] if done.note else []
+    test = record["test_accuracy"]
+    if test["before"] is not None and test["after"] is not None:
+        lines.append(
+            f"Right on {100 * test['before']:.1f} % of the test data before, {100 * test['after']:.1f} % after."
+        )
     stale = f" The checkpoint held {', '.join(record['stale'])}." if record["stale"] else ""
     lines.append(record["advice"] + stale)
     what = "Weights, state, record and report" if request.scenario is not None else "Weights, state and record"

@@ -71,11 +71,14 @@ def prepare(
         "note": ready.note,
         "trained_here": trained,
         "stale": place.network.stale,
+        "test_accuracy": _jobs.accuracy(ready.model, place, runtime),
     }
     if not runtime.main:
         return
     _jobs.write(output, place, ready.model, ready.state, record, {}, replace)
     lines = [f"Prepared {made.name} on {len(train)} samples in {ready.seconds:.3g} s: {output}", ready.note]
+    if record["test_accuracy"] is not None:  # a wrong order of classes or a wrong normalisation shows here
+        lines.append(f"The network is right on {100 * record['test_accuracy']:.1f} % of the test data.")
     if place.zoo is None and place.classes and not place.config.data.classes:
         names = ", ".join(f"{at} {name}" for at, name in enumerate(place.classes[:10]))
         more = f" and {len(place.classes) - 10} more" if len(place.classes) > 10 else ""
