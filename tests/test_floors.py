@@ -12,7 +12,7 @@ import expunge
 
 ROOT = Path(expunge.__file__).parent
 LAW = """
-__init__ errors files seeds stats
+__init__ errors files seeds stats extras
 tensors processes copies runtime sources data task passes scenario
 fisher/checks fisher/quantities fisher/reference fisher/batched fisher/rules fisher/layers fisher/__init__
 masks recipe checkpoints train evidence method metric
@@ -31,7 +31,7 @@ REGISTRIES = {"methods/__init__", "attacks/__init__", "metrics/__init__"}
 MODULES = {str(p.relative_to(ROOT).with_suffix("")): ast.parse(p.read_text()) for p in sorted(ROOT.rglob("*.py"))}
 FREE = [m for m in MODULES if m in ORDER[:5] or m.startswith("report/") or m == "ledger"]  # of torch
 LOADERS = {(m, "load") for m in REGISTRIES}
-OPTIONAL = {"zoo/networks", "project/pretrained", "project/entry"}  # import what an extra brings, or the user names
+OPTIONAL = {"extras", "project/entry"}  # import what an extra brings, or what the user names
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import shutil
@@ -13,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.errors import CorruptArtefact, ExpungeError, Incompatible, MissingExtra, UserError, listing
+from expunge.errors import CorruptArtefact, ExpungeError, Incompatible, UserError, listing
+from expunge.extras import imported
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,7 @@ KEPT = (
 
 
 def _transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingExtra("transformers", "hf") from error
+    return imported("transformers", package="transformers", extra="hf")
 
 
 @contextlib.contextmanager
@@ -91,8 +89,7 @@ class Checkpoint:
             raise UserError(f"a transformers checkpoint folder {path}", got, "write it with save_pretrained")
         _transformers()
         try:
-            hub = importlib.import_module("huggingface_hub")
-            return cls(Path(hub.snapshot_download(name)))
+            return cls(Path(huggingface_hub.snapshot_download(name)))
         except Exception as error:  # the hub client raises many kinds; offline they all mean this
             got = f"no such folder, and the hub did not give it ({type(error).__name__})"
             raise UserError(f"a transformers checkpoint {name}", got, "check the path, or the network") from error

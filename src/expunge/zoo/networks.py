@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from expunge.errors import MissingExtra, UserError, suggest
+from expunge.errors import UserError, suggest
+from expunge.extras import imported
 
 BASE = "vit-base-patch16-224"
 BASE_SHAPE = (3, 224, 224)
@@ -152,17 +152,7 @@ def fits(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def build(name: str, shape: tuple[int, ...], outputs: int, models: Path | None = None) -> nn.Module:
-    """Return the network before training, drawn from torch's random state.
-
-    Args:
-        name: see `names`.
-        shape: of one input: (C, H, W), (F,), or `Tokens`.
-        outputs: classes, or targets.
-        models: folder of pretrained checkpoints.
-
-    Returns:
-        The network.
-    """
+    """Return the network before training, drawn from torch's random state; arguments as of `factory`."""
     if name in NETWORKS:
         return NETWORKS[name](shape, outputs)
     found = _transformer()
@@ -172,12 +162,7 @@ def build(name: str, shape: tuple[int, ...], outputs: int, models: Path | None =
 
 
 def _transformer() -> Any:
-    try:
-        return importlib.import_module("expunge.zoo.transformer")
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise MissingExtra("transformers", "hf") from error
+    return imported("expunge.zoo.transformer", package="transformers", extra="hf")
 
 
 def factory(name: str, shape: tuple[int, ...], outputs: int, *, models: Path | None = None) -> Callable[[], nn.Module]:
