@@ -65,6 +65,13 @@ def test_prepare_forget_audit(run: Run, work: Path, forgotten: Path, tmp_path: P
     assert "data:image" not in (tmp_path / "audit" / "report.html").read_text()
 
 
+def test_a_method_that_changes_nothing_is_not_said_to_have_forgotten(run: Run, work: Path, tmp_path: Path) -> None:
+    code, out, _ = run("forget", "--start", work, "-m", "no_op", "--class", 3, "-o", tmp_path / "idle")
+    assert code == 3
+    assert out.startswith("Nothing was forgotten: no_op changed no parameter for the 103 of 1168 samples.")
+    assert json.loads((tmp_path / "idle" / "record.json").read_text())["changed"] == 0
+
+
 def test_requests_follow_one_another_and_remember(run: Run, work: Path, forgotten: Path, tmp_path: Path) -> None:
     ids = json.loads((work / "record.json").read_text())
     assert "forgotten" not in ids

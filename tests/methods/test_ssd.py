@@ -82,6 +82,16 @@ def test_alpha_at_the_bound_warns_with_the_numbers(caplog: pytest.LogCaptureFixt
     assert "selects nothing" not in below.note
 
 
+def test_an_alpha_above_every_ratio_says_what_the_largest_is():
+    """Sample x1 is half of each weight's importance: every ratio is at most 2, and α = 3 is below the bound of 4."""
+    model, data = two_class(2.0, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    done = request(SSD(alpha=3), model, data, ["x1"])
+    assert done.changed.count == 0
+    assert "No weight had an importance ratio above α = 3" in done.note
+    assert "The largest ratio is 2: take a smaller α" in done.note
+    assert request(SSD(alpha=1.99), model, data, ["x1"]).changed.count > 0
+
+
 TABLE_D, TABLE_F, TABLE_THETA = t(1, 1, 1, 1, 0, 1), t(0.4, 0.6, 2, 10, 3, 0), t(1, -1, 2, -2, 5, 7)
 
 

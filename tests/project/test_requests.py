@@ -69,8 +69,8 @@ def test_ids_of_other_editors_are_read(ready: Copy) -> None:
     place = ready()
     (place / "ids.txt").write_bytes("\ufeff100\r\n101 \r\n\r\n".encode())
     code, out, err = expunge(*IDS, cwd=place)
-    assert code == 0, err
-    assert out.startswith("Forgot 2 of 60 samples")
+    assert code in (0, 3), err  # so few samples may move no weight
+    assert "2 of 60 samples" in out
     assert record(place / "expunge-forgotten")["forgotten"] == ["100", "101"]
 
 
@@ -87,8 +87,8 @@ def test_any_id_file_is_used_or_refused(prepared: Path, tmp_path: Path, content:
     file = tmp_path / "ids.txt"
     file.write_bytes(content)
     code, _, err = expunge("forget", "--ids", file, "-m", "no_op", "-o", tmp_path / "done", cwd=prepared)
-    assert code in (0, 2)
-    if code:
+    assert code in (2, 3)  # no_op changes nothing
+    if code == 2:
         assert sentence(err).startswith("Expected ")
         assert not (tmp_path / "done").exists()
     else:
@@ -227,14 +227,14 @@ def test_a_method_field_changed_after_prepare_counts_unless_the_command_says_oth
     place = ready({"method.alpha": 2.5})
     for more, alpha in (((), 2.5), (("--set", "alpha=4"), 4.0)):
         code, out, err = expunge("--json", *SUBJECT, *more, "-o", f"alpha{alpha}", cwd=place)
-        assert code == 0, err
+        assert code in (0, 3), err
         assert json.loads(out)["method"]["alpha"] == alpha
 
 
 def test_a_field_set_at_prepare_stays_for_the_requests(fresh: Copy) -> None:
     place = fresh()
     assert expunge("prepare", "--set", "alpha=2.25", cwd=place)[0] == 0
-    assert expunge(*SUBJECT, cwd=place)[0] == 0
+    assert expunge(*SUBJECT, cwd=place)[0] in (0, 3)
     assert record(place / "expunge-forgotten")["method"]["alpha"] == 2.25
 
 

@@ -70,7 +70,8 @@ def root(
     [bold]prepare[/bold] once while the training data is at hand, [bold]forget[/bold] at each request,
     [bold]audit[/bold] against a model truly retrained without the forgotten data.
 
-    Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 done, but a bound of the project's policy was missed.
+    Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 done, but a bound of the project's policy was missed or no
+    parameter was changed.
     """
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)

@@ -10,7 +10,7 @@ import typer
 from expunge.cli._app import app
 from expunge.cli._show import emit, options
 
-MISSED = 3  # exit code: done, but a bound of the policy was missed
+MISSED = 3  # exit code: done, but nothing was changed, or a bound of the policy was missed
 
 
 @app.command()
@@ -40,10 +40,11 @@ def forget(
 
     Nothing at [bold]--start[/bold] is changed. Name who is to be forgotten by exactly one of [bold]--ids[/bold],
     [bold]--class[/bold], [bold]--subclass[/bold], [bold]--subject[/bold], [bold]--random[/bold] and
-    [bold]--samples[/bold]. Exit code 3: done, but accuracy fell by more than the project's policy allows.
+    [bold]--samples[/bold]. Exit code 3: done, but no parameter was changed, or accuracy
+    fell by more than the project's policy allows.
 
     Raises:
-        Exit: with 3 where a bound of the policy was missed.
+        Exit: with 3 where nothing was changed, or a bound of the policy was missed.
     """
     from expunge.cli import _jobs, _request
 
@@ -82,7 +83,7 @@ def forget(
         return
     _jobs.write(output, place, done.model, done.state, record, extra, replace)
     emit(chosen, record, *_lines(request, made, done, record, output), *([missed] if missed else []))
-    if missed:
+    if missed or _idle(done):
         raise typer.Exit(MISSED)
 
 
@@ -174,10 +175,18 @@ def _missed(place: Any, record: dict[str, Any], before: float | None, after: flo
     return f"Policy missed: test accuracy fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
 
 
+def _idle(done: Any) -> bool:
+    return done.changed is not None and done.changed.count == 0
+
+
 def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output: Path) -> list[str]:
     share = "another network" if done.changed is None else f"{100 * done.changed.share:.2f} % of the parameters changed"
     of = f" of {len(request.train)}" if request.train is not None else ""
     lines = [f"Forgot {len(request.forget)}{of} samples by {method.name} in {done.seconds:.3g} s: {share}."]
+    if _idle(done):
+        lines = [
+            f"Nothing was forgotten: {method.name} changed no parameter for the {len(request.forget)}{of} samples."
+        ]
     lines += [done.note] if done.note else []
     test = record["test_accuracy"]
     if test["before"] is not None and test["after"] is not None:

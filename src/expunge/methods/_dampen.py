@@ -181,7 +181,11 @@ class Dampening(Method):
         session.record("unseen", total.unseen)
         session.record("frozen", [n for n, p in session.model.named_parameters() if not p.requires_grad])
         if total.selected == 0:
-            session.record("note", f"No weight had an importance ratio above α = {alpha:g}: nothing was changed.")
+            text = f"No weight had an importance ratio above α = {alpha:g}: nothing was changed."
+            if not _bounded(stored, forget, alpha):
+                most = ratio_above(forget, stored, 0.0)
+                text += f" The largest ratio is {most:.3g}: take a smaller α, or another method."
+            session.record("note", text)
         elif total.changed == 0:
             text = f"No weight selected had an importance ratio above λ = {self.dampening:g}: nothing was changed."
             session.record("note", text)
