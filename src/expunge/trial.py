@@ -25,7 +25,7 @@ from expunge.zoo import Problem
 from expunge.zoo.embedded import mislabelled
 
 Kind = Literal["class", "subclass", "subject", "random", "mislabelled"]
-APART = 1000  # between the seeds of an original and of its retrained models
+APART = 1000  # between the seeds of retrained models; the first starts from the original's own initialisation
 
 
 @dataclass(frozen=True)
