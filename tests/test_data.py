@@ -389,6 +389,14 @@ def test_from_hf_names_unknown_columns(options, said):
         Data.from_hf(table(), **options)
 
 
+def test_labels_of_a_table_are_read_without_its_inputs():
+    data = Data.from_hf(table(pixel_values=[[1.0], [2.0, 3.0], [4.0]]))  # rows that no batch could hold
+    assert data.labelled
+    assert torch.equal(data.targets(), torch.tensor(table()["labels"]))
+    with pytest.raises(UserError, match="numbers in the column 'labels', got str: encode classes"):
+        Data.from_hf(table(labels=["a", "b", "a"])).targets()
+
+
 def test_from_hf_refuses_ragged_rows():
     data = Data.from_hf(table(pixel_values=[[1.0], [2.0, 3.0], [4.0]]))
     with pytest.raises(UserError, match=r"rows of several shapes in pixel_values: pad them to one length"):

@@ -257,7 +257,12 @@ class Data:
         """Whether targets are there and shown."""
         if not self.shows_labels or len(self) == 0:
             return False
-        return self.source.read(self.positions[:1], raw=True)[1] is not None
+        return self._targets_at(self.positions[:1]) is not None
+
+    def _targets_at(self, positions: NDArray[np.int64]) -> Tensor | None:
+        """Return targets by position in the source, without its inputs where the source can."""
+        alone = getattr(self.source, "targets_at", None)
+        return alone(positions) if callable(alone) else self.source.read(positions, raw=True)[1]
 
     @property
     def unread(self) -> list[str]:
@@ -296,7 +301,7 @@ class Data:
         """
         if not self.shows_labels:
             raise UserError(f"labels in {self.name}", "none shown", "declare LABELLED")
-        parts = [self.source.read(self.positions[i : i + 1024], raw=True)[1] for i in range(0, len(self), 1024)]
+        parts = [self._targets_at(self.positions[i : i + 1024]) for i in range(0, len(self), 1024)]
         if not parts or any(p is None for p in parts):
             raise UserError(f"labels in {self.name}", "none", "give targets when building the data")
         return torch.cat([p for p in parts if p is not None])

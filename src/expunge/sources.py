@@ -16,7 +16,10 @@ Inputs = Tensor | dict[str, Tensor]
 
 
 class Source(Protocol):
-    """Where samples come from, by position."""
+    """Where samples come from, by position.
+
+    A source that can give targets without reading inputs has ``targets_at(positions)`` too.
+    """
 
     def __len__(self) -> int: ...
 
@@ -152,4 +155,21 @@ class HFSource:
         if ragged:
             remedy = "pad them to one length with dataset.map before"
             raise UserError("columns of one shape", f"rows of several shapes in {listing(ragged)}", remedy)
-        return {c: rows[c] for c in self.inputs}, rows[self.target] if self.target else None
+        return {c: rows[c] for c in self.inputs}, self._labels(rows)
+
+    def targets_at(self, positions: NDArray[np.int64]) -> Tensor | None:
+        """Return the targets, no other column being read."""
+        if self.target is None:
+            return None
+        return self._labels(self.dataset.select_columns([self.target])[positions.tolist()])
+
+    def _labels(self, rows: Any) -> Tensor | None:
+        if self.target is None:
+            return None
+        labels = rows[self.target]
+        if not isinstance(labels, Tensor):
+            kind = type(labels[0]).__name__ if len(labels) else "nothing"
+            raise UserError(
+                f"numbers in the column '{self.target}'", kind, "encode classes with dataset.class_encode_column"
+            )
+        return labels

@@ -279,9 +279,9 @@ class Pictures:
         """Return pixel values (B, C, H, W) and targets."""
         images = [image.convert(self.mode) for image in self.table[positions.tolist()][self.column]]
         pixels = self.processor(images, return_tensors="pt")["pixel_values"]
-        return pixels, self.targets(positions)
+        return pixels, self.targets_at(positions)
 
-    def targets(self, positions: NDArray[np.int64]) -> Tensor | None:
+    def targets_at(self, positions: NDArray[np.int64]) -> Tensor | None:
         """Return targets without decoding images."""
         return None if self.labels is None else self.labels[torch.from_numpy(positions)]
 

@@ -110,7 +110,11 @@ class Relabelled:
     def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
         """Return the source's inputs and the new targets."""
         inputs, _ = self.source.read(self.positions[positions], raw)
-        return inputs, self.targets[torch.from_numpy(positions)]
+        return inputs, self.targets_at(positions)
+
+    def targets_at(self, positions: NDArray[np.int64]) -> Tensor:
+        """Return the new targets."""
+        return self.targets[torch.from_numpy(positions)]
 
 
 def mislabelled(data: Data, share: float, *, classes: int, seed: int = 0) -> tuple[Data, list[str]]:
