@@ -69,6 +69,7 @@ def test_a_method_that_changes_nothing_is_not_said_to_have_forgotten(run: Run, w
     code, out, _ = run("forget", "--start", work, "-m", "no_op", "--class", 3, "-o", tmp_path / "idle")
     assert code == 3
     assert out.startswith("Nothing was forgotten: no_op changed no parameter for the 103 of 1168 samples.")
+    assert "to try again, start from the same --start as now." in out
     assert json.loads((tmp_path / "idle" / "record.json").read_text())["changed"] == 0
 
 
@@ -94,6 +95,10 @@ def test_retrain_needs_no_state_and_serves_as_reference(run: Run, work: Path, fo
     assert code == 0, err
     words = ("audit", "--unlearned", forgotten, "--original", work, "--retrained", tmp_path / "retrained")
     assert run(*words, "-o", tmp_path / "audit")[0] == 0
+    code, out, _ = run(*words, "--plan", "-o", tmp_path / "audit2")
+    assert code == 0
+    assert "probe of 0 samples" not in out
+    assert run(*words, "--retrained", forgotten, "--plan", "-o", tmp_path / "audit2")[0] == 2
     code, _, err = run(*words, "--retrained", forgotten, "-o", tmp_path / "audit2")
     assert code == 2
     assert "a folder of forget -m retrain for the same request" in err

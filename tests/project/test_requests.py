@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from expunge.cli._request import Who
+from expunge.errors import UserError
+from expunge.project import Project
 from projects import KINDS, Copy, parquet, rows, toml
 from shell import expunge, refused, sentence
 
@@ -103,7 +106,7 @@ def test_any_id_file_is_used_or_refused(prepared: Path, tmp_path: Path, content:
         (("--class", "7"), "a sample of class 7 in train, got no sample that matches: choose among 0, 1, 2"),
         (("--class", ""), "a class: a number, or one of bird, cat, dog, got ''"),
         (("--class", "9" * 5000), "9...: name one that exists"),
-        (("--subject", "zoe"), "'zoe' in owner in train, got no sample that matches: choose among ann, bob, cem"),
+        (("--subject", "zoe"), "a subject of the column owner, got unknown zoe: check its spelling"),
         (("--subclass", "x"), "a column that names the subclass, got none: set subclass = 'column' in [data]"),
         (("--random", "60"), "1 to 59 samples to forget, got 60"),
         (("--samples", "nowhere.parquet"), "nowhere.parquet, got nothing there"),
@@ -153,7 +156,7 @@ def test_samples_without_the_training_data_keep_the_classes_of_prepare(ready: Co
     (place / "train.parquet").unlink()
     code, out, err = expunge("forget", "--samples", "gone.parquet", "-o", "two", cwd=place)
     assert code == 0, err
-    assert "No report: it needs the training data" in out
+    assert "No report: it needs the training data, which --samples leaves unread." in out
     one, two = (load_file(place / n / "model.safetensors") for n in ("one", "two"))
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert record(place / "two")["forgotten"] == [str(100 + i) for i in dogs]
@@ -275,3 +278,31 @@ def test_the_policy_on_accuracy_gives_exit_code_3_and_the_result_all_the_same(re
     code, out, _ = expunge("forget", "--samples", "gone.parquet", "-o", "met", cwd=place)
     assert code == 0
     assert record(place / "met")["policy"]["met"]
+
+
+def test_a_subject_is_refused_without_naming_others(ready: Copy) -> None:
+    place = ready()
+    said = refused(place, "forget", "--subject", "nobody")
+    assert "a subject of the column" in said
+    assert "got unknown nobody: check its spelling" in said
+    assert "ann" not in said
+    assert expunge(*SUBJECT, "-o", "one", cwd=place)[0] in (0, 3)
+    assert "got samples of ann that are all already forgotten" in refused(
+        place, *SUBJECT, "--start", "one", "-o", "two"
+    )
+
+
+def test_samples_gone_since_prepare_are_counted(ready: Copy) -> None:
+    place = ready()
+    left = [i for i, who in enumerate(rows(60)["owner"]) if who != "ann" or i > 20]
+    parquet(place / "train.parquet", {k: [v[i] for i in left] for k, v in rows(60).items()})
+    _, out, err = expunge(*SUBJECT, "-o", "one", cwd=place)
+    assert f"{60 - len(left)} of the prepared samples are not in the training data any more" in out, err
+    assert record(place / "one")["not_at_hand"] == 60 - len(left) > 0
+    assert "On the forgotten samples: " in out
+
+
+def test_a_class_is_refused_where_targets_are_numbers() -> None:
+    place = Project.named("diabetes", None, None, None)
+    with pytest.raises(UserError, match="a task with classes for --class, got targets that are numbers: name --ids"):
+        Who(label="1").scenario(place, place.train, 0)

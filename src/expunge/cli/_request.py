@@ -14,6 +14,7 @@ from expunge.files import there
 from expunge.methods import parse
 from expunge.project import Project
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
+from expunge.task import Classification
 
 
 def settings(words: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,10 +77,23 @@ class Who:
         if self.subclass is not None:
             return forget_subclass(train, self.subclass, column=_column(place, "subclass"), **rest)
         if self.subject is not None:
-            return forget_subject(train, self.subject, column=_column(place, "subject"), **rest)
+            column = _column(place, "subject")
+            self._check_subject(train, place, column)
+            return forget_subject(train, self.subject, column=column, **rest)
         wanted = self.wanted()
         self._check_ids(wanted, train, place)
         return forget_ids(train, wanted, **rest)
+
+    def _check_subject(self, train: Data, place: Project, column: str) -> None:
+        """Refuse a subject with no sample left; other subjects are named in no message, for it may be passed on."""
+        assert self.subject is not None
+        if self.subject in map(str, train.column(column)):
+            return
+        if self.subject in map(str, place.train.column(column)):
+            got = f"samples of {_shown([self.subject])} that are all already forgotten"
+            raise UserError("a subject that is still to be forgotten", got, "there is nothing left to request")
+        remedy = "check its spelling; who else is there is not shown"
+        raise UserError(f"a subject of the column {column}", f"unknown {_shown([self.subject])}", remedy)
 
     def _check_ids(self, wanted: list[str], train: Data, place: Project) -> None:
         """Refuse ids that stand twice, were forgotten before, or are unknown, with a known one that is meant."""
@@ -125,6 +139,9 @@ class Who:
 
     def _class(self, place: Project) -> int:
         assert self.label is not None
+        if not isinstance(place.task, Classification):
+            remedy = "name --ids, --subclass or --subject"
+            raise UserError("a task with classes for --class", "targets that are numbers", remedy)
         names = list(place.class_names)
         if self.label in names:
             return names.index(self.label)

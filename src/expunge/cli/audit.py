@@ -61,9 +61,9 @@ def audit(
     runtime = place.runtime(chosen.device, runs)
     train = place.train.subset(scenario.train)
     model = before.model()
+    references = [_reference(_jobs.Folder.open(path, chosen), scenario, after, model) for path in retrained or []]
     if plan:
         _plan(context, place, model, train, scenario, len(retrained or []), runtime, output, seed)
-    references = [_reference(_jobs.Folder.open(path, chosen), scenario, after, model) for path in retrained or []]
     for extra in range(0 if references else EXTRA):
         references.append(_retrained(place, model, train, scenario, runtime, seed + 1000 + extra))
     made = after.method
@@ -146,7 +146,7 @@ def _plan(
 
     rows = [{"file": str(output / name), "bytes": None} for name in ("audit.json", "report.html")]
     if given:
-        found, trained = Plan({}, {}, 0.0), 0
+        found, trained = Plan({}, {}, None), 0
     else:
         values = _given(place, train, scenario)
         found, trained = (

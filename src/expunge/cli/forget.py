@@ -78,6 +78,10 @@ def forget(
     done, record = _fulfil(made, model, place, request, given, runtime, seed)
     record |= {"before": folder.record["weights"], "stale": folder.record.get("stale", [])}
     record["forgotten"] = sorted({*folder.record.get("forgotten", []), *request.forget.ids})
+    if request.train is not None:
+        known = folder.state.meta.get("expunge", {}).get("samples")
+        gone = len(folder.record.get("forgotten", []))
+        record["not_at_hand"] = None if known is None else max(0, known - gone - len(request.train))
     extra, missed = _measured(model, done, made, place, request, runtime, seed, record)
     if not runtime.main:
         return
@@ -155,7 +159,12 @@ def _measured(
     )
     lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
     page = document([part], title=f"{method.name} on {place.name}", lead=lead, command=_jobs.command())
-    before, after = (getattr(scores[name].get("accuracy/test"), "x", None) for name in ("original", method.name))
+    own, (before, after) = (
+        [getattr(scores[name].get(f"accuracy/{part}"), "x", None) for name in ("original", method.name)]
+        for part in ("forget", "test")
+    )
+    if None not in own:  # an edit that forgot nobody shows here
+        record["forget_accuracy"] = {"before": own[0], "after": own[1]}
     return {"report.html": render(page)}, _missed(place, record, before, after)
 
 
@@ -187,18 +196,27 @@ def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output:
         lines = [
             f"Nothing was forgotten: {method.name} changed no parameter for the {len(request.forget)}{of} samples."
         ]
+        lines.append("They stand in the new record as requested: to try again, start from the same --start as now.")
     lines += [done.note] if done.note else []
     test = record["test_accuracy"]
     if test["before"] is not None and test["after"] is not None:
         lines.append(
             f"Right on {100 * test['before']:.1f} % of the test data before, {100 * test['after']:.1f} % after."
         )
+    if record.get("forget_accuracy"):
+        own = record["forget_accuracy"]
+        lines.append(f"On the forgotten samples: {100 * own['before']:.1f} % before, {100 * own['after']:.1f} % after.")
+    if record.get("not_at_hand"):
+        lines.append(
+            f"{record['not_at_hand']} of the prepared samples are not in the training data any more: no request that "
+            "is looked up there finds them. Were they this request's, pass them with --samples."
+        )
     stale = f" The checkpoint held {', '.join(record['stale'])}." if record["stale"] else ""
     lines.append(record["advice"] + stale)
     what = "Weights, state, record and report" if request.scenario is not None else "Weights, state and record"
     lines.append(f"{what}: {output}")
     if request.scenario is None:
-        lines.append("No report: it needs the training data, which is not at hand.")
+        lines.append("No report: it needs the training data, which --samples leaves unread.")
     return lines
 
 
