@@ -31,7 +31,7 @@ def forgotten(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "forgotten"
     code, out, err = expunge("forget", "--start", work, "--class", "3", "-o", path, cwd=work.parent)
     assert code == 0, err
-    assert "Forgot 103 of 1168 samples by ssd" in out
+    assert "Edited for 103 of 1168 samples by ssd" in out
     test = json.loads((path / "record.json").read_text())["test_accuracy"]
     assert test["before"] - test["after"] > 0.05
     assert f"Right on {100 * test['before']:.1f} % of the test data before, {100 * test['after']:.1f} % after" in out

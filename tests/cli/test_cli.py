@@ -65,12 +65,15 @@ def test_prepare_forget_audit(run: Run, work: Path, forgotten: Path, tmp_path: P
     assert "data:image" not in (tmp_path / "audit" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("whole_reports")
 def test_a_method_that_changes_nothing_is_not_said_to_have_forgotten(run: Run, work: Path, tmp_path: Path) -> None:
     code, out, _ = run("forget", "--start", work, "-m", "no_op", "--class", 3, "-o", tmp_path / "idle")
     assert code == 3
     assert out.startswith("Nothing was forgotten: no_op changed no parameter for the 103 of 1168 samples.")
     assert "to try again, start from the same --start as now." in out
-    assert json.loads((tmp_path / "idle" / "record.json").read_text())["changed"] == 0
+    record = json.loads((tmp_path / "idle" / "record.json").read_text())
+    assert (record["changed"], record["outcome"]) == (0, "nothing changed")
+    assert "Nothing was forgotten: no_op changed no parameter" in (tmp_path / "idle" / "report.html").read_text()
 
 
 def test_requests_follow_one_another_and_remember(run: Run, work: Path, forgotten: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_whole_job_from_init_on(fresh: Copy) -> None:
     kept, given = load_file(work / "model.safetensors"), load_file(place / "model.safetensors")
     assert all(torch.equal(kept[k], given[k]) for k in given)
     out = done(place, *SUBJECT)
-    assert "Forgot 12 of 60 samples by ssd" in out
+    assert "Edited for 12 of 60 samples by ssd" in out
     out = done(place, "audit")
     assert "subject ann" in out
     assert "retrained (other seed)" in out
@@ -125,9 +125,9 @@ def test_functions_that_return_samples(kind: str, fresh: Copy) -> None:
     place = fresh(OWN)
     (place / "shop.py").write_text(f"{SOURCE}\n\ndef data():\n    torch.manual_seed(0)\n    {BODIES[kind]}\n")
     done(place, "prepare")
-    assert "Forgot 10 of 30 samples" in done(place, "forget", "--class", "1")
+    assert "Edited for 10 of 30 samples" in done(place, "forget", "--class", "1")
     (place / "ids.txt").write_text("train/0\ntrain/7\n")
-    assert "Forgot 2 of 30 samples" in done(place, "forget", "--ids", "ids.txt", "-o", "two")
+    assert "Edited for 2 of 30 samples" in done(place, "forget", "--ids", "ids.txt", "-o", "two")
 
 
 def test_a_function_that_returns_a_table_uses_the_columns(fresh: Copy) -> None:
@@ -135,7 +135,7 @@ def test_a_function_that_returns_a_table_uses_the_columns(fresh: Copy) -> None:
     body = "    import datasets\n    return datasets.Dataset.from_parquet('train.parquet', cache_dir='cache')\n"
     (place / "shop.py").write_text(f"{SOURCE}\n\ndef data():\n{body}")
     done(place, "prepare")
-    assert "Forgot 12 of 60 samples" in done(place, *SUBJECT)
+    assert "Edited for 12 of 60 samples" in done(place, *SUBJECT)
 
 
 @pytest.mark.parametrize("form", ["csv", "folder", "pattern", "absolute", "csv folder"])
@@ -180,14 +180,14 @@ def test_numbers_written_as_texts_are_classes_in_the_order_of_numbers(fresh: Cop
     assert project.classes == tuple(map(str, range(11)))
     assert project.train.targets().tolist() == [i % 11 for i in range(66)]
     done(place, "prepare")
-    assert "Forgot 6 of 66 samples" in done(place, "forget", "--class", "10")
+    assert "Edited for 6 of 66 samples" in done(place, "forget", "--class", "10")
 
 
 def test_whole_numbers_may_leave_out_the_last_class(fresh: Copy) -> None:
     place = fresh({"data.test": None})
     parquet(place / "train.parquet", rows(60) | {"kind": [i % 2 for i in range(60)]})
     assert "Outputs taken for classes" not in done(place, "prepare")
-    assert "Forgot 30 of 60 samples" in done(place, "forget", "--class", "1")
+    assert "Edited for 30 of 60 samples" in done(place, "forget", "--class", "1")
 
 
 REGRESSION = {
@@ -204,7 +204,7 @@ def test_a_regression_on_a_csv_file(fresh: Copy) -> None:
     (place / "shop.py").write_text(SOURCE + LINE)
     csv(place / "train.csv", rows(60))
     done(place, "prepare")
-    assert "Forgot 12 of 60 samples" in done(place, *SUBJECT)
+    assert "Edited for 12 of 60 samples" in done(place, *SUBJECT)
     assert "subject ann" in done(place, "audit")
     place.joinpath("expunge.toml").write_text(
         toml(REGRESSION | {"data.train": "train.csv", "model.weights": None, "policy.accuracy_drop": 0.1})
@@ -241,7 +241,7 @@ def test_folders_of_images_with_the_same_file_names(fresh: Copy) -> None:
     file.write_text(f"{file.read_text()}\n[data.image]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n")
     assert "Outputs taken for classes: 0 bird, 1 cat." in done(place, "prepare")
     (place / "ids.txt").write_text("bird/00.png\ncat/03.png\n")
-    assert "Forgot 2 of 24 samples" in done(place, "forget", "--ids", "ids.txt", "--set", "alpha=1")
+    assert "Edited for 2 of 24 samples" in done(place, "forget", "--ids", "ids.txt", "--set", "alpha=1")
     out = done(place, "audit", "--show-samples")
     assert "Report: expunge-audit/report.html" in out
     assert (place / "expunge-audit" / "report.html").read_text().count("data:image/png") == 2
@@ -254,7 +254,7 @@ def test_columns_of_a_subclass_and_a_holdout(fresh: Copy) -> None:
     bare = {k: v for k, v in rows(20, seed=3).items() if k not in ("owner", "key")}
     parquet(place / "hold.parquet", bare)  # nobody in it can be forgotten: it may do without ids and owners
     done(place, "prepare")
-    assert "Forgot 15 of 60 samples" in done(place, "forget", "--subclass", "2")
+    assert "Edited for 15 of 60 samples" in done(place, "forget", "--subclass", "2")
     record = json.loads((place / "expunge-forgotten" / "record.json").read_text())
     assert record["scenario"]["holdout"][0] == "holdout/0"
     assert len(record["scenario"]["test"]) == 30
@@ -266,7 +266,7 @@ def test_a_named_data_set_in_a_project_file(tmp_path: Path) -> None:
     text = file.read_text().replace('name = "digits"\n', 'name = "digits"\nlimit = 60\n')
     file.write_text(text.replace("# [recipe]", "[recipe]").replace("# epochs = 10", "epochs = 1"))
     done(tmp_path, "prepare")
-    assert "Forgot 6 of 60 samples" in done(tmp_path, "forget", "--class", "3")
+    assert "Edited for 6 of 60 samples" in done(tmp_path, "forget", "--class", "3")
 
 
 def test_numeric_columns_keep_their_order_and_type(prepared: Path) -> None:

@@ -107,6 +107,7 @@ def _fulfil(
         "total_seconds": done.total_seconds,
         "peak_memory": done.peak_memory,
         "changed": None if done.changed is None else done.changed.share,
+        "outcome": "nothing changed" if _idle(done) else "edited",
         "note": done.note,
         "log": done.log,
         "advice": _jobs.ADVICE,
@@ -158,6 +159,8 @@ def _measured(
         counts=_request.counts(case),
     )
     lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
+    if _idle(done):
+        lead = f"{_nothing(request, method)} {done.note}"
     page = document([part], title=f"{method.name} on {place.name}", lead=lead, command=_jobs.command())
     own, (before, after) = (
         [getattr(scores[name].get(f"accuracy/{part}"), "x", None) for name in ("original", method.name)]
@@ -188,14 +191,17 @@ def _idle(done: Any) -> bool:
     return done.changed is not None and done.changed.count == 0
 
 
+def _nothing(request: Any, method: Any) -> str:
+    of = f" of {len(request.train)}" if request.train is not None else ""
+    return f"Nothing was forgotten: {method.name} changed no parameter for the {len(request.forget)}{of} samples."
+
+
 def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output: Path) -> list[str]:
     share = "another network" if done.changed is None else f"{100 * done.changed.share:.2f} % of the parameters changed"
     of = f" of {len(request.train)}" if request.train is not None else ""
-    lines = [f"Forgot {len(request.forget)}{of} samples by {method.name} in {done.seconds:.3g} s: {share}."]
+    lines = [f"Edited for {len(request.forget)}{of} samples by {method.name} in {done.seconds:.3g} s: {share}."]
     if _idle(done):
-        lines = [
-            f"Nothing was forgotten: {method.name} changed no parameter for the {len(request.forget)}{of} samples."
-        ]
+        lines = [_nothing(request, method)]
         lines.append("They stand in the new record as requested: to try again, start from the same --start as now.")
     lines += [done.note] if done.note else []
     test = record["test_accuracy"]
