@@ -70,10 +70,25 @@ def test_a_method_that_changes_nothing_is_not_said_to_have_forgotten(run: Run, w
     code, out, _ = run("forget", "--start", work, "-m", "no_op", "--class", 3, "-o", tmp_path / "idle")
     assert code == 3
     assert out.startswith("Nothing was forgotten: no_op changed no parameter for the 103 of 1168 samples.")
-    assert "to try again, start from the same --start as now." in out
+    assert "They are not marked as forgotten: ask again with another setting or method." in out
     record = json.loads((tmp_path / "idle" / "record.json").read_text())
     assert (record["changed"], record["outcome"]) == (0, "nothing changed")
     assert "Nothing was forgotten: no_op changed no parameter" in (tmp_path / "idle" / "report.html").read_text()
+
+
+def test_ids_of_which_nothing_was_forgotten_can_be_asked_for_again(run: Run, work: Path, tmp_path: Path) -> None:
+    first = ("forget", "--start", work, "--class", 3, "--set", "alpha=1000", "-o", tmp_path / "idle")
+    assert run(*first)[0] == 3
+    record = json.loads((tmp_path / "idle" / "record.json").read_text())
+    assert (record["forgotten"], record["outcome"]) == ([], "nothing changed")
+    code, out, err = run(
+        "--json", "forget", "--start", tmp_path / "idle", "--class", 3, "--set", "alpha=2", "-o", tmp_path / "2"
+    )
+    assert code == 0, err
+    assert len(json.loads(out)["forgotten"]) == 103
+    code, _, err = run("forget", "--start", tmp_path / "2", "--class", 3, "-o", tmp_path / "3")
+    assert code == 2
+    assert not (tmp_path / "3").exists()
 
 
 def test_requests_follow_one_another_and_remember(run: Run, work: Path, forgotten: Path, tmp_path: Path) -> None:

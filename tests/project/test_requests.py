@@ -74,7 +74,7 @@ def test_ids_of_other_editors_are_read(ready: Copy) -> None:
     code, out, err = expunge(*IDS, cwd=place)
     assert code in (0, 3), err  # so few samples may move no weight
     assert "2 of 60 samples" in out
-    assert record(place / "expunge-forgotten")["forgotten"] == ["100", "101"]
+    assert record(place / "expunge-forgotten")["scenario"]["forget"] == ["100", "101"]
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -95,7 +95,9 @@ def test_any_id_file_is_used_or_refused(prepared: Path, tmp_path: Path, content:
         assert sentence(err).startswith("Expected ")
         assert not (tmp_path / "done").exists()
     else:
-        assert set(record(tmp_path / "done")["forgotten"]) == {line.strip() for line in content.decode().split()}
+        assert set(record(tmp_path / "done")["scenario"]["forget"]) == {
+            line.strip() for line in content.decode().split()
+        }
         shutil.rmtree(tmp_path / "done")
 
 

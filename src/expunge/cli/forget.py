@@ -77,15 +77,17 @@ def forget(
         _plan(context, made, model, place, request, given, runtime, output, seed)
     done, record = _fulfil(made, model, place, request, given, runtime, seed)
     record |= {"before": folder.record["weights"], "stale": folder.record.get("stale", [])}
-    record["forgotten"] = sorted({*folder.record.get("forgotten", []), *request.forget.ids})
+    gone_before, same = folder.record.get("forgotten", []), made.name == prepared["name"]
+    record["forgotten"] = sorted({*gone_before, *([] if _idle(done) else request.forget.ids)})
     if request.train is not None:
         known = folder.state.meta.get("expunge", {}).get("samples")
-        gone = len(folder.record.get("forgotten", []))
-        record["not_at_hand"] = None if known is None else max(0, known - gone - len(request.train))
+        record["not_at_hand"] = None if known is None else max(0, known - len(gone_before) - len(request.train))
     extra, missed = _measured(model, done, made, place, request, runtime, seed, record)
     if not runtime.main:
         return
-    _jobs.write(output, place, done.model, done.state, record, extra, replace)
+    # Weights left as they were keep their state: ids of which nothing was forgotten can be asked for again.
+    state = folder.state if _idle(done) and same and not made.control else done.state
+    _jobs.write(output, place, done.model, state, record, extra, replace)
     emit(chosen, record, *_lines(request, made, done, record, output), *([missed] if missed else []))
     if missed or _idle(done):
         raise typer.Exit(MISSED)
@@ -202,7 +204,7 @@ def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output:
     lines = [f"Edited for {len(request.forget)}{of} samples by {method.name} in {done.seconds:.3g} s: {share}."]
     if _idle(done):
         lines = [_nothing(request, method)]
-        lines.append("They stand in the new record as requested: to try again, start from the same --start as now.")
+        lines.append("They are not marked as forgotten: ask again with another setting or method.")
     lines += [done.note] if done.note else []
     test = record["test_accuracy"]
     if test["before"] is not None and test["after"] is not None:
