@@ -161,7 +161,8 @@ class Runtime:
         """Return what ``work`` gives on process 0, where alone it runs; what it raises is raised on all.
 
         Args:
-            work: exchanges nothing between processes; returns a value that pickles.
+            work: exchanges nothing between processes; returns a value that pickles, for it travels between the
+                processes of this launch (never to disk).
 
         Returns:
             The value itself on process 0, a copy of it elsewhere.
