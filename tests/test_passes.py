@@ -102,7 +102,7 @@ def test_outputs_and_mean_loss_are_those_of_the_small_batch(caplog):
             lambda: collect(Hungry(0), TASK, samples(), runtime=RUN),
             "memory for one sample of train, got too little: free",
         ),
-        (lambda: diagonal(Hungry(0).eval(), TASK, samples(), runtime=RUN), "memory for one sample of train"),
+        (lambda: diagonal(Hungry(0).eval(), TASK, samples(), runtime=RUN), "memory for two samples of train"),
         (
             lambda: diagonal(Hungry(3).eval(), TASK, samples(), of="batch_mean", runtime=RUN),
             "memory for a batch of 8 samples, got too little: lower Runtime.batch_size, which 'batch_mean' depends on",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from expunge import checkpoints, tensors, train
+from expunge import checkpoints, identity, tensors, train
 from expunge.data import Data
 from expunge.errors import CorruptArtefact, NotFinite, UserError
 from expunge.files import canonical
@@ -338,9 +338,9 @@ class Slotted:
     ids=lambda v: type(v).__name__,
 )
 def test_settings_are_told_apart_and_have_no_address(value, other):
-    told = checkpoints.described(value)
-    assert told == checkpoints.described(copy.deepcopy(value))
-    assert told != checkpoints.described(other)
+    told = identity.described(value)
+    assert told == identity.described(copy.deepcopy(value))
+    assert told != identity.described(other)
     assert " at 0x" not in canonical(told)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ from torch import Tensor, nn
 from expunge import tensors
 from expunge.data import Data
 from expunge.files import digest
+from expunge.identity import built, content, described
 from expunge.recipe import Recipe
 from expunge.runtime import Runtime
 
 log = logging.getLogger(__name__)
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass
@@ -67,16 +65,19 @@ class Checkpoint:
         if runtime.workdir is None:
             return cls(None, runtime)
         settings = {**recipe.to_json(), "penalties": described(recipe.penalties)}
-        # Numbers in weights do not tell a rate of dropout, an activation or a frozen layer.
-        build = [_ADDRESS.sub("", repr(model)), sorted(tensors.parameters(model))]
-        parts: list[Any] = [settings, seed, tensors.weights_digest(model), build, described(task), runtime.precision]
+        parts: list[Any] = [
+            settings,
+            seed,
+            tensors.weights_digest(model),
+            built(model),
+            described(task),
+            runtime.precision,
+        ]
         if runtime.count > 1:
             parts.append(runtime.count)
         for part in (data, holdout):
             if part is not None:
-                content = [h.tolist() for h in part.fingerprints(b"", labelled=True)]
-                weight = None if part.all_weights is None else part.all_weights[part.positions].tolist()
-                parts += [part.ids, content, weight]
+                parts += content(part)
         return cls(Path(runtime.workdir) / f"fit-{digest(parts)[:24]}.safetensors", runtime)
 
     def store(self, model: nn.Module, optimizer: torch.optim.Optimizer, now: Progressed) -> None:
@@ -133,38 +134,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {}
     found, meta = tensors.load(path)
     return {name: found[name] for name in found}, meta
-
-
-def described(value: Any) -> Any:
-    """Return settings as JSON values that are the same in every process: an object as its type and its attributes.
-
-    >>> described(torch.nn.ReLU)
-    'torch.nn.modules.activation.ReLU'
-
-    Args:
-        value: a task, a penalty, or what they hold; a tensor or module counts by its values.
-
-    Returns:
-        JSON values.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, Tensor):
-        return tensors.tensor_digest(value)
-    if isinstance(value, Mapping):
-        return sorted([str(k), described(v)] for k, v in value.items())
-    if isinstance(value, Sequence):
-        return [described(v) for v in value]
-    if isinstance(value, set | frozenset):
-        return sorted((described(v) for v in value), key=str)
-    if hasattr(value, "__qualname__"):  # a class or a function
-        return f"{value.__module__}.{value.__qualname__}"
-    head = f"{type(value).__module__}.{type(value).__qualname__}"
-    if isinstance(value, nn.Module):
-        return [head, tensors.weights_digest(value)]
-    if hasattr(value, "tolist"):  # numpy
-        return [head, described(value.tolist())]
-    names = [*getattr(value, "__dict__", {}), *getattr(type(value), "__slots__", ())]
-    return [head, sorted([n, described(getattr(value, n))] for n in names if hasattr(value, n))]

@@ -62,6 +62,8 @@ class Runtime:
         workdir: folder for checkpoints of interrupted work; None keeps none.
         processes: None works with all processes that the launcher started; 1 works alone, whatever was started; any
             other number must be the number started.
+        checkpoint_every: seconds after which a long pass writes what it has to ``workdir``, to go on from there if it
+            is interrupted; 0 after every window of samples.
 
     Raises:
         UserError: an unknown device or precision, a non-positive size, another number of processes.
@@ -74,6 +76,7 @@ class Runtime:
     progress: Callable[[Progress], None] | bool | None = None
     workdir: Path | None = None
     processes: int | None = None
+    checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("memory", self.memory), ("processes", self.processes)):
@@ -83,6 +86,8 @@ class Runtime:
                 what = "memory in bytes," if name == "memory" else f"{name} of"
                 remedy = "give a positive number" + ("" if name == "batch_size" else " or None")
                 raise UserError(f"{what} 1 or more", repr(value), remedy)
+        if not isinstance(self.checkpoint_every, int | float) or not self.checkpoint_every >= 0:
+            raise UserError("checkpoint_every of 0 seconds or more", repr(self.checkpoint_every), "give a number")
         if self.precision not in ("full", "bf16"):
             raise UserError("precision 'full' or 'bf16'", repr(self.precision), "choose one of them")
         try:

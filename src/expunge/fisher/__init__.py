@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
-from textwrap import shorten
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge import identity
 from expunge.data import Batch, Data, id_texts
-from expunge.errors import Incompatible, UserError, suggest
+from expunge.errors import Incompatible, UserError
 from expunge.files import digest
-from expunge.fisher import batched, layers, reference
-from expunge.fisher.checks import Sums, check_data, check_model, check_sums, chosen, wide, zeros
-from expunge.fisher.quantities import Quantity, check_quantity, power, ready
+from expunge.fisher.checks import check_data, check_model, check_sums
+from expunge.fisher.checks import chosen as wanted_parameters
+from expunge.fisher.engine import Again, Chosen, Engine, check_engine
+from expunge.fisher.partial import Partial
+from expunge.fisher.quantities import MEANS, Quantity, check_quantity
+from expunge.fisher.sums import WINDOW, Sums
 from expunge.passes import SMALLER, Passes, whole
 from expunge.runtime import Runtime
 from expunge.task import Task
 from expunge.tensors import weights_digest
 
 __all__ = ["Diagonal", "Engine", "Quantity", "diagonal", "diagonals"]
-
-log = logging.getLogger(__name__)
-Engine = Literal["auto", "layers", "batched", "reference"]
-Step = Callable[[Batch], Sums]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Diagonal:
             Incompatible: as many samples are taken away as there are, or the quantity is not a sum over samples.
         """
         self._like(other)
-        if self.of == "batch_mean" or other.count >= self.count:
+        if self.of in MEANS or other.count >= self.count:
             got = f"{other.count} of {self.count} samples of '{self.of}'"
             raise Incompatible("fewer samples to take away than there are", got, "recompute the diagonal")
         left = {n: (s - other.sums[n]).clamp_min(0) for n, s in self.sums.items()}
@@ -159,31 +157,48 @@ def diagonals(
     with runtime.agreed():
         _check(model, task, data, groups, of, engine)
         model = runtime.placed(model)
-        wanted = chosen(model, params)
+        wanted = wanted_parameters(model, params)
         cells = _cells(data, groups)
         at = weights_digest(model)
     if runtime.count > 1:
         groups_of = sorted((sorted(names), order.tolist()) for names, order in cells.items())
         settings = digest(of, engine, sorted(wanted), runtime.batch_size, seed)
         runtime.same(weights=at, samples=digest(data.ids, groups_of), settings=settings)
-    with runtime.agreed():
-        with whole(f"one sample of {data.name}", SMALLER):
-            step = _plan(model, task, data, wanted, of, engine, runtime, seed)
-
-        def work(batch: Batch) -> tuple[int, Sums]:
-            return len(batch), step(ready(of, model, task, data, batch, runtime, seed))
-
-        sums = _passed(data, work, cells, wanted, runtime)
-    parts: dict[frozenset[str], Diagonal] = {}
-    for members, order in cells.items():
-        total = dict(zip(wanted, runtime.sum([sums[members][name] for name in wanted]), strict=True))
+    with runtime.agreed(), _eagerly():
+        with whole(f"two samples of {data.name}", SMALLER):
+            chosen = Chosen(model, task, data, wanted, of, engine, runtime, seed)
+        orders = [[sorted(names), order.tolist()] for names, order in cells.items()]
+        parts = [
+            at,
+            data.ids,
+            orders,
+            of,
+            engine,
+            sorted(wanted),
+            seed,
+            identity.described(task),
+            identity.built(model),
+        ]
+        partial = Partial(runtime, data, parts)
+        sums = _passed(data, chosen, list(cells.values()), runtime, partial)
+    parts_of: dict[frozenset[str], Diagonal] = {}
+    for (members, order), own in zip(cells.items(), sums, strict=True):
+        total = dict(zip(wanted, runtime.sum([own[name] for name in wanted]), strict=True))
         check_sums(total)
         batches = -(-len(order) // runtime.batch_size)
-        parts[members] = Diagonal(total, batches if of == "batch_mean" else len(order), of, at)
-    found = {"all": _joined(list(parts.values()))}
+        parts_of[members] = Diagonal(total, batches if of in MEANS else len(order), of, at)
+    partial.clear()
+    found = {"all": _joined(list(parts_of.values()))}
     for name in groups:
-        found[name] = _joined([d for members, d in parts.items() if name in members])
+        found[name] = _joined([d for members, d in parts_of.items() if name in members])
     return found
+
+
+def _eagerly() -> AbstractContextManager[object]:
+    """Run compiled models uncompiled: rules need the modules' own calls. Free where nothing was ever compiled."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _check(
@@ -192,29 +207,62 @@ def _check(
     check_model(model)
     check_data(data)
     check_quantity(of, task)
-    if engine not in ("auto", "layers", "batched", "reference"):
-        raise UserError("a known engine", repr(engine), suggest(engine, ["auto", "layers", "batched", "reference"]))
-    if of == "batch_mean" and groups:
-        raise UserError("no groups for 'batch_mean'", "some", "call diagonal once a group, its batches are its own")
+    check_engine(engine)
+    if of in MEANS and groups:
+        raise UserError(f"no groups for '{of}'", "some", "call diagonal once a group, its batches are its own")
 
 
 def _passed(
-    data: Data,
-    work: Callable[[Batch], tuple[int, Sums]],
-    cells: Mapping[frozenset[str], np.ndarray],
-    params: Mapping[str, nn.Parameter],
-    runtime: Runtime,
-) -> dict[frozenset[str], Sums]:
-    """Return the sums of each cell over this process's batches."""
-    passes, found = Passes(runtime), {}
+    data: Data, chosen: Chosen, cells: Sequence[np.ndarray], runtime: Runtime, partial: Partial
+) -> list[dict[str, Tensor]]:
+    """Return the sums of each cell over this process's batches, going on where an interrupted pass was."""
+    passes = Passes(runtime)
+    sums = [Sums(chosen.params, exact=chosen.exact) for _ in cells]
+    group, start, size = partial.load(sums)
+    passes.size = size or passes.size
+    window = max(1, WINDOW // runtime.batch_size) * runtime.batch_size
+    orders = [runtime.part(order) for order in cells]
+    done = sum(len(order) for order in orders[:group]) + start
     with runtime.tracking(f"importance of {data.name}", len(data)) as advance:
-        for members, order in cells.items():
-            total = found[members] = zeros(params)
-            for n, sums in passes.over(data, work, runtime.part(order)):
-                for name, value in sums.items():
-                    total[name] += value
-                advance(n * runtime.count)
-    return found
+        if done:
+            advance(done * runtime.count)
+        for at in range(group, len(orders)):
+            while start < len(orders[at]):
+                now = orders[at][start : start + window]
+                _window(data, chosen, now, passes, sums[at], lambda n: advance(n * runtime.count))
+                start, done = start + len(now), done + len(now)
+                partial.keep(at, start, done, passes.size, sums)
+            start = 0
+    return [one.totals() for one in sums]
+
+
+def _window(
+    data: Data, chosen: Chosen, order: np.ndarray, passes: Passes, sums: Sums, advance: Callable[[int], None]
+) -> None:
+    """Add a window of samples to the sums, again from its beginning where a batch of it was given up half-way."""
+    told = 0
+    while True:
+        failed, done = False, 0
+
+        def work(batch: Batch) -> int:
+            nonlocal failed
+            try:
+                chosen(batch, sums)
+            except Exception:
+                failed = True
+                raise
+            return len(batch)
+
+        with suppress(Again):
+            for n in passes.over(data, work, order):
+                done += n
+                if done > told:
+                    advance(done - told)
+                    told = done
+        if not failed:
+            sums.close()
+            return
+        sums.discard()
 
 
 def _cells(data: Data, groups: Mapping[str, Iterable[object]]) -> dict[frozenset[str], np.ndarray]:
@@ -240,121 +288,3 @@ def _joined(parts: Sequence[Diagonal]) -> Diagonal:
     for part in rest:
         first = first.merge(part)
     return first
-
-
-def _plan(
-    model: nn.Module,
-    task: Task,
-    data: Data,
-    params: Mapping[str, nn.Parameter],
-    of: Quantity,
-    engine: Engine,
-    runtime: Runtime,
-    seed: int,
-) -> Step:
-    """Choose the engine for each parameter; rules are tried on two samples and must agree with the reference."""
-    if of == "batch_mean":
-
-        def mean(batch: Batch) -> Sums:
-            with whole(f"a batch of {len(batch)} samples", "lower Runtime.batch_size, which 'batch_mean' depends on"):
-                return reference.batch_mean(model, task, batch, params, runtime)
-
-        return mean
-    if engine == "reference":
-        return lambda batch: reference.sums(model, task, batch, params, of, runtime)
-    if engine == "batched":
-        return lambda batch: batched.sums(model, task, batch, params, of, runtime)
-    few = ready(of, model, task, data, data.read(range(min(2, len(data)))), runtime, seed)
-    truth = reference.sums(model, task, few, params, of, runtime)
-    modules = _agreeing(model, task, few, params, of, runtime, truth)
-    names = {id(p): name for name, p in params.items()}
-    ruled = {names[id(p)] for m in modules.values() for p in m.parameters(recurse=False) if id(p) in names}
-    rest = {name: p for name, p in params.items() if name not in ruled}
-    fallback = _fallback(model, task, few, rest, of, runtime, truth)
-
-    watch = True
-
-    def step(batch: Batch) -> Sums:
-        nonlocal watch
-        first, watch = watch, False  # lost squares show in the first batch; to look in each costs as much as the rules
-        try:
-            found = layers.sums(model, task, batch, params, of, runtime, modules, first) if modules else {}
-        except layers.Reused:  # the model took another way on this batch
-            return reference.sums(model, task, batch, params, of, runtime)
-        return {**found, **(fallback(batch) if rest else {})}
-
-    return step
-
-
-def _agreeing(
-    model: nn.Module,
-    task: Task,
-    few: Batch,
-    params: Mapping[str, nn.Parameter],
-    of: str,
-    runtime: Runtime,
-    truth: Sums,
-) -> dict[str, nn.Module]:
-    modules = layers.used_once(model, task, few, runtime, layers.covered(model, params))
-    while modules:
-        try:
-            found = layers.sums(model, task, few, params, of, runtime, modules)
-            break
-        except layers.Reused as error:
-            modules.pop(error.name)
-    names = {id(p): name for name, p in params.items()}
-    noise = _noise(truth, params, of)
-    good = {}
-    for name, module in modules.items():
-        own = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
-        if all(_close(found[n], truth[n], params[n], runtime, noise) for n in own):
-            good[name] = module
-    return good
-
-
-def _noise(truth: Sums, params: Mapping[str, nn.Parameter], of: str) -> float:
-    """Return what rounding leaves where a gradient is 0, as an attention key's bias has it."""
-    eps = max(torch.finfo(p.dtype).eps for p in params.values())
-    return (8 * eps) ** power(of) * max(float(t.max()) for t in truth.values())
-
-
-def _close(a: Tensor, b: Tensor, parameter: Tensor, runtime: Runtime, noise: float) -> bool:
-    half = runtime.precision == "bf16" or parameter.dtype in (torch.bfloat16, torch.float16)
-    slack = 0.05 if half else 1e-3
-    return bool((a - b).abs().sum() <= slack * wide(b).abs().sum() + noise * b.numel())
-
-
-def _fallback(
-    model: nn.Module,
-    task: Task,
-    few: Batch,
-    rest: Mapping[str, nn.Parameter],
-    of: str,
-    runtime: Runtime,
-    truth: Sums,
-) -> Step:
-    slow = partial(_swap, reference.sums, model, task, rest, of, runtime)
-    if not rest:
-        return slow
-    try:
-        found, noise = batched.sums(model, task, few, rest, of, runtime), _noise(truth, rest, of)
-        if all(_close(found[n], truth[n], rest[n], runtime, noise) for n in rest):
-            log.info("no layer rule for %d parameters (%s, ...): vmap computes them", len(rest), next(iter(rest)))
-            return partial(_swap, batched.sums, model, task, rest, of, runtime)
-        why = "other values than one backward pass a sample"
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        why = shorten(str(error), 80, placeholder=" ...")
-    log.warning("vmap refuses this model (%s): one backward pass a sample computes %d parameters", why, len(rest))
-    return slow
-
-
-def _swap(
-    engine: Callable[..., Sums],
-    model: nn.Module,
-    task: Task,
-    params: Mapping[str, nn.Parameter],
-    of: str,
-    runtime: Runtime,
-    batch: Batch,
-) -> Sums:
-    return engine(model, task, batch, params, of, runtime)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from expunge.data import Batch
-from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
+from expunge.fisher.checks import warn_underflow, wide
+from expunge.fisher.kernels import raised
 from expunge.fisher.quantities import power, scalars, verify
 from expunge.runtime import Runtime
 from expunge.task import Task
@@ -33,13 +34,13 @@ class _Objective(nn.Module):
 
 def sums(
     model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
-) -> Sums:
+) -> dict[str, Tensor]:
     """Return what `reference.sums` returns, several samples at a time.
 
     Raises:
         RuntimeError: vmap cannot trace the model (in-place code, data-dependent branches).
     """
-    total = zeros(params)
+    total = {n: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for n, p in params.items()}
     with torch.no_grad(), runtime.autocast():
         outputs, _ = task.forward(model, batch)
         verify(of, task, outputs, batch)
@@ -62,9 +63,7 @@ def sums(
                 g = wide(grads[f"model.{name}"])
                 if power(of) == 2:
                     warn_underflow(g, name)
-                    total[name] += g.square().sum(dim=0)
-                else:
-                    total[name] += g.abs().sum(dim=0)
+                total[name] += raised(g, power(of)).sum(dim=0)
     return total
 
 

@@ -12,9 +12,8 @@ from expunge import passes
 from expunge.copies import check_made
 from expunge.data import Data
 from expunge.errors import NotFinite, UserError, listing, suggest
+from expunge.runtime import Runtime
 from expunge.tensors import check_finite, parameters
-
-Sums = dict[str, Tensor]
 
 
 def check_model(model: nn.Module) -> None:
@@ -80,6 +79,43 @@ def warn_underflow(gradient: Tensor, what: str) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
+def check_alone(alone: Tensor, together: Tensor, again: Tensor, data: Data, runtime: Runtime) -> None:
+    """Refuse a model whose outputs do not repeat, or whose output for a sample depends on the others of its batch.
+
+    Args:
+        alone: outputs of the first and last sample, each in a batch of its own.
+        together: of both in one batch.
+        again: the same once more.
+        data: where they come from.
+        runtime: for the precision.
+
+    Raises:
+        UserError: names the sample.
+    """
+    half = runtime.precision == "bf16" or alone.dtype in (torch.bfloat16, torch.float16)
+    slack = 0.1 if half else 1e-3
+    alone, together, again = (wide(t).reshape(len(t), -1) for t in (alone, together, again))
+
+    def apart(left: Tensor, right: Tensor) -> list[int]:
+        size = torch.nan_to_num(right, posinf=0, neginf=0).abs().max()
+        close = torch.isclose(left, right, rtol=slack, atol=slack * float(size), equal_nan=True)
+        return (~close).any(dim=1).nonzero().flatten().tolist()
+
+    where = (0, len(data) - 1)
+    if odd := apart(again, together):
+        got = f"another one for {data.ids[where[odd[0]]]} the second time"
+        raise UserError("the same output each time in eval mode", got, "switch dropout, noise and sampling off")
+    if odd := apart(alone, together):
+        got = f"another output for {data.ids[where[odd[0]]]} alone than in company of a second sample"
+        remedy = "compute each sample by itself (no batch statistics, no attention or ranking over the batch)"
+        raise UserError("a model whose outputs do not depend on the other samples of a batch", got, remedy)
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """Return about 65,536 entries at most, evenly spaced: enough to compare two engines by."""
+    return tensor.reshape(-1)[:: 1 + tensor.numel() // 2**16]
+
+
 def least(tensor: Tensor) -> Tensor:
     """Return each sample's smallest nonzero magnitude, (B,), 1 where there is none."""
     flat = wide(tensor).reshape(len(tensor), -1).abs()
@@ -90,8 +126,3 @@ def least(tensor: Tensor) -> Tensor:
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 or wider: squares are never taken in half precision."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-def zeros(params: Mapping[str, Tensor]) -> Sums:
-    """Return float64 zeros in the shape of the parameters."""
-    return {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in params.items()}

@@ -1,51 +1,121 @@
 """One backward pass for the whole batch: rules turn each layer's input and output gradient into its sum.
 
-Parameter gradients are switched off, so autograd computes only the gradients that flow between layers.
+Parameter gradients are switched off, so autograd computes only the gradients that flow between layers. A parameter
+that its module's own code uses (a class token, a scale) is replaced by a row of it for each sample, whose gradient
+is the per-sample gradient.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from expunge.data import Batch
-from expunge.fisher.checks import Sums, least, warn_underflow, zeros
+from expunge.fisher.attention import attend, described
+from expunge.fisher.checks import warn_underflow, wide
+from expunge.fisher.kernels import Dense, Gradient, Outer, Part, together
 from expunge.fisher.quantities import power, scalars, verify
-from expunge.fisher.rules import RULES
+from expunge.fisher.rules import Rule, rule_of
+from expunge.fisher.sums import Sums
 from expunge.runtime import Runtime
 from expunge.task import Task
 
 
-def covered(model: nn.Module, params: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
-    """Return the modules with a rule that alone own some of the parameters, by name."""
-    names = {id(p): name for name, p in params.items()}
-    owned = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    owners: dict[str, nn.Module] = {}
+@dataclass(frozen=True)
+class Bare:
+    """A parameter that its module's own code uses, with a row for each sample put in its place.
+
+    Args:
+        module: the parameter's owner.
+        attribute: its name there.
+        lead: dimensions of size 1 between batch and parameter; None where its own first dimension, of size 1,
+            becomes the batch.
+    """
+
+    module: nn.Module
+    attribute: str
+    lead: int | None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter itself."""
+        return self.module._parameters[self.attribute]  # type: ignore[return-value]
+
+    def rows(self, n: int) -> Tensor:
+        """Return n rows as a tensor of which gradients can be asked."""
+        p = self.parameter.detach()
+        if self.lead is not None:
+            p = p.reshape((1,) * (self.lead + 1) + tuple(p.shape))
+        return p.expand(n, *p.shape[1:]).requires_grad_()
+
+
+@dataclass
+class Served:
+    """The parameters that rules serve.
+
+    Args:
+        names: of those with a rule, by id of the parameter.
+        modules: that own them, by name.
+        bare: those used by their module's own code, by name.
+        spread: ids of modules that run once for all samples, as on positions; their output gets a row a sample.
+        trial: whether ``spread`` is still to be found out.
+    """
+
+    names: dict[int, str] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    bare: dict[str, Bare] = field(default_factory=dict)
+    spread: set[int] = field(default_factory=set)
+    trial: bool = True
+
+    def known(self) -> set[str]:
+        """Return the names of all of them."""
+        return {*self.names.values(), *self.bare}
+
+
+def own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that a rule for the module would serve, by attribute."""
+    found = dict(module.named_parameters(recurse=False))
+    if isinstance(module, nn.MultiheadAttention):  # its last projection is never called as a module
+        found |= {f"out_proj.{n}": p for n, p in module.out_proj.named_parameters(recurse=False)}
+    return found
+
+
+def covered(model: nn.Module, params: Mapping[str, nn.Parameter]) -> Served:
+    """Return the parameters that are owned by modules with rules only."""
+    wanted, found = {id(p): name for name, p in params.items()}, Served()
+    inner = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    owners: Counter[int] = Counter()
+    ruled: Counter[int] = Counter()
     for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) in names]
-        if own and type(module) in RULES and _plain(module) and all(owned[id(p)] == 1 for p in own):
-            owners[name] = module
-    return owners
+        if id(module) in inner:
+            continue
+        mine = own(module)
+        owners.update(id(p) for p in mine.values())
+        if any(id(p) in wanted for p in mine.values()) and _ruled(module):
+            found.modules[name] = module
+            ruled.update(id(p) for p in mine.values())
+    found.names = {key: wanted[key] for key in ruled if key in wanted and ruled[key] == owners[key]}
+    return found
 
 
-def _plain(module: nn.Module) -> bool:
-    """Return whether the module is in the configuration that its rule describes."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return module.running_mean is not None
-    if isinstance(module, nn.Embedding):
-        return not module.scale_grad_by_freq and module.max_norm is None
-    return True
+def _ruled(module: nn.Module) -> bool:
+    if type(module) is nn.MultiheadAttention:
+        return described(module) and "forward" not in vars(module)
+    return rule_of(module) is not None
 
 
 class Uses(TorchFunctionMode):
-    """Counts the operations that each parameter enters: a rule knows of one, its own layer's."""
+    """Counts the operations that each parameter enters: a rule knows of one a call, its own layer's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,113 +130,236 @@ class Uses(TorchFunctionMode):
         return found
 
 
-def used_once(
-    model: nn.Module, task: Task, batch: Batch, runtime: Runtime, modules: Mapping[str, nn.Module]
-) -> dict[str, nn.Module]:
-    """Return the modules whose parameters enter one operation of a forward pass each, and none behind their back."""
-    with torch.enable_grad(), runtime.autocast(), Uses() as uses:
-        task.forward(model, batch)
-    return {n: m for n, m in modules.items() if all(uses.count[id(p)] == 1 for p in m.parameters(recurse=False))}
+def uses(model: nn.Module, task: Task, batch: Batch, runtime: Runtime) -> tuple[Counter[int], Counter[int], Tensor]:
+    """Return how many operations each parameter enters in a forward pass, how many calls explain, and the outputs."""
+    calls: Counter[int] = Counter()
+
+    def hook(module: nn.Module, *rest: Any) -> None:
+        calls.update(id(p) for p in own(module).values())
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if own(module):
+                stack.callback(module.register_forward_hook(hook).remove)
+        with torch.enable_grad(), runtime.autocast(), Uses() as seen:
+            outputs, _ = task.forward(model, batch)
+    return seen.count, calls, outputs.detach()
 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
+    """Switch parameter gradients off, and with them the fused encoder layers that would then pass by all hooks."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for p, _ in flags:
             p.requires_grad_(False)
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for p, flag in flags:
             p.requires_grad_(flag)
 
 
-class Reused(Exception):
-    """A layer did not run once on one row a sample, or its input changed in place: its rule does not hold.
+class Unruled(Exception):
+    """A layer did not run on rows of the samples: its rule does not hold.
 
     Args:
-        name: the module's name.
+        module: the module.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(type(module).__name__)
+        self.module = module
 
 
-def _warn(module: nn.Module, a: Tensor, delta: Tensor, name: str) -> None:
-    """Warn of lost squares: of δ, and where the gradient is a product δ·a also of a and of the product."""
-    factors = [least(delta)]
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        factors += [least(a), factors[0] * least(a)]
-    for factor in factors:
-        warn_underflow(factor, name)
+class Changed(Unruled):
+    """A layer's input was changed in place after it ran; sums are spoiled."""
 
 
-def sums(
+Make = Callable[[Tensor, Tensor], Mapping[str, Gradient]]
+
+
+class _Pass:
+    """The taps of one forward and backward pass over a batch."""
+
+    def __init__(self, samples: int, served: Served, sums: Sums, of: str, runtime: Runtime, watch: bool) -> None:
+        self.samples, self.served, self.sums, self.budget = samples, served, sums, runtime.budget()
+        self.power, self.watch = power(of), watch and power(of) == 2
+        self.anchor = torch.zeros((), device=runtime.torch_device, requires_grad=True)
+        self.calls: Counter[int] = Counter()
+        self.pending: dict[str, list[Gradient]] = {}
+
+    def called(self, module: nn.Module) -> None:
+        """Count a call, so that gradients of a parameter used again are summed before they are squared."""
+        self.calls.update(id(p) for p in own(module).values())
+
+    def tap(self, module: nn.Module, a: Tensor, out: Tensor, make: Make) -> Tensor:
+        """Return the output of a layer, watched for its gradient, from which ``make`` gives those of parameters."""
+        if a.dim() == 0 or out.dim() == 0 or len(a) != len(out):
+            raise Unruled(module)
+        a = a.detach()
+        if len(a) == 1 < self.samples:
+            self._spread(module)
+            a, out = (t.expand(self.samples, *t.shape[1:]) for t in (a, out))
+        times, odd = divmod(len(a), self.samples)
+        if odd or not times:
+            raise Unruled(module)
+        version, held = a._version, [a]
+        if not out.requires_grad:
+            out = out + self.anchor.to(out.dtype)
+
+        def backward(delta: Tensor) -> None:
+            (a,) = held
+            if a._version != version:
+                raise Changed(module)
+            with torch.no_grad():
+                for attribute, gradient in make(a, delta).items():
+                    self._receive(module, attribute, gradient if times == 1 else gradient.fold(times))
+
+        out.register_hook(backward)
+        return out
+
+    def _spread(self, module: nn.Module) -> None:
+        """Allow a module that ran once for all samples; of others one row is a way that some samples did not take."""
+        if self.served.trial:
+            self.served.spread.add(id(module))
+        elif id(module) not in self.served.spread:
+            raise Unruled(module)
+
+    def _receive(self, module: nn.Module, attribute: str, gradient: Gradient) -> None:
+        p = module.get_parameter(attribute)
+        name = self.served.names.get(id(p))
+        if name is None:
+            return
+        if self.watch:
+            for factor in gradient.factors():
+                warn_underflow(factor, name)
+        if self.calls[id(p)] > 1:
+            self.pending.setdefault(name, []).append(gradient)
+            return
+        self.add(name, gradient)
+
+    def add(self, name: str, gradient: Gradient) -> None:
+        """Add the powers of one parameter's gradients."""
+        with self.sums.open(name) as total:
+            gradient.add(total, self.power, self.budget)
+
+    def finish(self, leaves: Mapping[str, Tensor]) -> None:
+        """Add what had to wait for the end of a backward pass."""
+        for name, parts in self.pending.items():
+            self.add(name, together(parts))
+        self.pending.clear()
+        for name, leaf in leaves.items():
+            if leaf.grad is None:
+                continue
+            grad, leaf.grad = wide(leaf.grad), None
+            if self.watch:
+                warn_underflow(grad, name)
+            self.add(name, Dense(grad.reshape(self.samples, *self.served.bare[name].parameter.shape)))
+
+
+def _hook(now: _Pass, rule: Rule) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        now.called(module)
+        a = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(a, Tensor):
+            raise Unruled(module)
+        return now.tap(module, a, out, partial(rule, module))
+
+    return hook
+
+
+def _attention(now: _Pass, module: nn.MultiheadAttention) -> Callable[..., Any]:
+    """Return a forward of the module whose projections have taps."""
+
+    def project(x: Tensor, weight: str, bias: str | None, rows: slice | None = None) -> Tensor:
+        def part(name: str) -> tuple[nn.Parameter, Tensor]:
+            p = module.get_parameter(name)
+            return p, p if rows is None or len(p) == rows.stop - rows.start else p[rows]
+
+        names = {weight: part(weight), **({} if bias is None else {bias: part(bias)})}
+
+        def make(a: Tensor, delta: Tensor) -> dict[str, Gradient]:
+            left = wide(delta)
+            found: dict[str, Gradient] = {weight: Outer(left, wide(a))}
+            if bias is not None:
+                found[bias] = Dense(left.sum(dim=1))
+            for name, (p, some) in names.items():
+                if some is not p and rows is not None:
+                    found[name] = Part(found[name], rows.start, tuple(p.shape))
+            return found
+
+        out = F.linear(x, names[weight][1], None if bias is None else names[bias][1])
+        return now.tap(module, x, out, make)
+
+    def forward(query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if query.dim() != 3:
+            raise Unruled(module)
+        now.called(module)
+        return attend(module, project, query, *args, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def _replaced(module: nn.Module, attribute: str, value: Any) -> Iterator[None]:
+    """Let an attribute of a module be something else, without a trace in its parameters."""
+    module.__dict__[attribute] = value
+    try:
+        yield
+    finally:
+        del module.__dict__[attribute]
+
+
+@contextmanager
+def substituted(bare: Mapping[str, Bare], n: int) -> Iterator[dict[str, Tensor]]:
+    """Put n rows in the place of each parameter, and yield them."""
+    leaves = {name: one.rows(n) for name, one in bare.items()}
+    with ExitStack() as stack:
+        for name, one in bare.items():
+            stack.enter_context(_replaced(one.module, one.attribute, leaves[name]))
+        yield leaves
+
+
+def accumulate(
     model: nn.Module,
     task: Task,
     batch: Batch,
-    params: Mapping[str, nn.Parameter],
     of: str,
     runtime: Runtime,
-    modules: Mapping[str, nn.Module],
+    served: Served,
+    sums: Sums,
     watch: bool = True,
-) -> Sums:
-    """Return what `reference.sums` returns, for the parameters of ``modules``.
+) -> None:
+    """Add Σ_s |∂q_s/∂θ|^p over the batch for the parameters that rules serve.
 
     With ``watch`` squares that underflow are looked for and warned of, which costs some passes over activations.
 
     Raises:
-        Reused: a module's rule does not hold on this batch.
+        Unruled: a module's rule does not hold on this batch.
     """
-    names = {id(p): name for name, p in params.items()}
-    own = {name for m in modules.values() for p in m.parameters(recurse=False) if (name := names.get(id(p)))}
-    total = zeros({name: params[name] for name in sorted(own)})
-    calls = dict.fromkeys(modules, 0)
-    device = next(iter(params.values())).device
-    anchor = torch.zeros((), device=device, requires_grad=True)
-
-    def hook(name: str) -> Any:
-        def forward(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            calls[name] += 1
-            shared = bool(args) and isinstance(module, nn.Embedding) and len(args[0]) == 1
-            if calls[name] > 1 or not args or (len(args[0]) != len(batch) and not shared):
-                raise Reused(name)
-            a = args[0].detach()
-            if shared:  # positions looked up once for all samples: a row a sample keeps their gradients apart
-                a, out = (t.expand(len(batch), *t.shape[1:]) for t in (a, out))
-            version = a._version
-            if not out.requires_grad:
-                out = out + anchor.to(out.dtype)
-
-            def backward(delta: Tensor) -> None:
-                if a._version != version:
-                    raise Reused(name)
-                if watch and power(of) == 2:
-                    _warn(module, a, delta, name)
-                with torch.no_grad():
-                    for key, value in RULES[type(module)](module, a, delta, power(of)).items():
-                        target = names.get(id(getattr(module, key)))
-                        if target is not None:
-                            total[target] += value
-
-            out.register_hook(backward)
-            return out
-
-        return forward
-
+    now = _Pass(len(batch), served, sums, of, runtime, watch)
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))
-        for name, module in modules.items():
-            stack.callback(module.register_forward_hook(hook(name)).remove)
+        for module in served.modules.values():
+            if isinstance(module, nn.MultiheadAttention):
+                stack.enter_context(_replaced(module, "forward", _attention(now, module)))
+                continue
+            rule = rule_of(module)
+            assert rule is not None
+            stack.callback(module.register_forward_hook(_hook(now, rule), with_kwargs=True).remove)
+        leaves = stack.enter_context(substituted(served.bare, len(batch)))
         with torch.enable_grad():
             with runtime.autocast():
                 outputs, _ = task.forward(model, batch)
                 verify(of, task, outputs, batch)
                 each = scalars(of, task, outputs, batch)
+            for module in served.modules.values():
+                if any(now.calls[id(p)] == 0 for p in own(module).values()):
+                    raise Unruled(module)
             for q in each:
-                torch.autograd.backward(q.sum(), inputs=[anchor], retain_graph=q is not each[-1])
-    unused = [name for name, n in calls.items() if n == 0]
-    if unused:
-        raise Reused(unused[0])
-    return total
+                inputs = [now.anchor, *leaves.values()]
+                torch.autograd.backward(q.sum(), inputs=inputs, retain_graph=q is not each[-1])
+                now.finish(leaves)

@@ -13,8 +13,11 @@ from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
 from expunge.task import Classification, Task, check_targets
 
-Quantity = Literal["loss", "sampled_loss", "true", "output_norm", "batch_mean"]
-QUANTITIES: tuple[Quantity, ...] = ("loss", "sampled_loss", "true", "output_norm", "batch_mean")
+Quantity = Literal["loss", "sampled_loss", "true", "output_norm", "batch_mean", "batch_mean_norm"]
+QUANTITIES: tuple[Quantity, ...] = ("loss", "sampled_loss", "true", "output_norm", "batch_mean", "batch_mean_norm")
+MEANS = ("batch_mean", "batch_mean_norm")
+"""Quantities of the mean over a batch, as published code computes them: not the Fisher, and not sums over samples."""
+_UNLABELLED = ("output_norm", "true", "batch_mean_norm")
 
 
 def check_quantity(of: str, task: Task) -> None:
@@ -32,7 +35,7 @@ def check_quantity(of: str, task: Task) -> None:
 
 def power(of: str) -> int:
     """Return 1 where gradients are taken absolute, 2 where they are squared."""
-    return 1 if of == "output_norm" else 2
+    return 1 if of in ("output_norm", "batch_mean_norm") else 2
 
 
 def scalars(of: str, task: Task, outputs: Tensor, batch: Batch) -> list[Tensor]:
@@ -47,7 +50,7 @@ def scalars(of: str, task: Task, outputs: Tensor, batch: Batch) -> list[Tensor]:
     Raises:
         UserError: the quantity needs labels and the batch has none.
     """
-    if of == "output_norm":
+    if of in ("output_norm", "batch_mean_norm"):
         each = [outputs.flatten(1).square().sum(dim=1)]
     elif of == "true":
         root = outputs.detach().softmax(dim=1).sqrt()
@@ -73,7 +76,7 @@ def ready(of: str, model: nn.Module, task: Task, data: Data, batch: Batch, runti
         UserError: labels are missing.
     """
     batch = batch.to(runtime.torch_device)
-    if of in ("output_norm", "true"):
+    if of in _UNLABELLED:
         return batch
     if of != "sampled_loss":
         if batch.target is None:
@@ -95,7 +98,7 @@ def verify(of: str, task: Task, outputs: Tensor, batch: Batch) -> None:
     Raises:
         UserError: says which.
     """
-    if of in ("output_norm", "true") or batch.target is None:
+    if of in _UNLABELLED or batch.target is None:
         return
     check_targets(task, outputs, batch.target)
     with torch.no_grad():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.data import Batch
-from expunge.fisher.checks import Sums, warn_underflow, wide, zeros
+from expunge.fisher.checks import sample, warn_underflow, wide
+from expunge.fisher.kernels import raised
 from expunge.fisher.quantities import power, scalars, verify
 from expunge.runtime import Runtime
 from expunge.task import Task
@@ -16,7 +17,7 @@ from expunge.task import Task
 
 def sums(
     model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
-) -> Sums:
+) -> dict[str, Tensor]:
     """Return Σ_s |∂q_s/∂θ|^p over the samples of a batch, one backward pass each.
 
     Args:
@@ -30,7 +31,30 @@ def sums(
     Returns:
         Float64 tensors in the parameters' shapes.
     """
-    total = zeros(params)
+    total = {n: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for n, p in params.items()}
+    for _, found in _each(model, task, batch, params, of, runtime):
+        for name, grad in found:
+            total[name] += raised(grad, power(of))
+    return total
+
+
+def tried(
+    model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the outputs of samples, each alone, and `checks.sample` of what `sums` returns."""
+    total = {n: sample(torch.zeros(p.shape, dtype=torch.float64, device=p.device)) for n, p in params.items()}
+    outputs: list[Tensor] = []
+    for out, found in _each(model, task, batch, params, of, runtime):
+        outputs.append(out)
+        for name, grad in found:
+            total[name] += raised(sample(grad), power(of)).double()
+    return torch.cat(outputs[:: max(1, len(outputs) // len(batch))]), total
+
+
+def _each(
+    model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
+) -> Iterator[tuple[Tensor, list[tuple[str, Tensor]]]]:
+    """Yield, for each sample and each of its scalars, the outputs and the gradients, float32 or wider."""
     for row in range(len(batch)):
         one = _row(batch, row)
         with torch.enable_grad(), runtime.autocast():
@@ -38,38 +62,38 @@ def sums(
             verify(of, task, outputs, one)
             each = [q.sum() for q in scalars(of, task, outputs, one)]
         for q in each:
-            grads = torch.autograd.grad(q, list(params.values()), retain_graph=True, allow_unused=True)
-            for name, grad in zip(params, grads, strict=True):
-                if grad is None:
-                    continue
-                if power(of) == 2:
-                    warn_underflow(wide(grad), name)
-                    total[name] += wide(grad).square()
-                else:
-                    total[name] += wide(grad).abs()
-    return total
+            grads = torch.autograd.grad(q, list(params.values()), retain_graph=q is not each[-1], allow_unused=True)
+            found = [(n, wide(g)) for n, g in zip(params, grads, strict=True) if g is not None]
+            if power(of) == 2:
+                for name, grad in found:
+                    warn_underflow(grad, name)
+            yield outputs.detach(), found
 
 
 def batch_mean(
-    model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], runtime: Runtime
-) -> Sums:
-    """Return the square of the batch-mean gradient: the published code's quantity, not the Fisher diagonal.
+    model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
+) -> dict[str, Tensor]:
+    """Return |∂/∂θ mean_s q_s|^p of a batch: the published codes' quantity, not the Fisher diagonal.
 
     It changes with batch size and order, and weighs every batch alike whatever its size.
+
+    Args:
+        model: in eval mode.
+        task: how to run it.
+        batch: the samples, targets ready.
+        params: the parameters by name.
+        of: ``batch_mean`` (the loss, squared) or ``batch_mean_norm`` (‖f‖², absolute).
+        runtime: for precision.
 
     Returns:
         Float64 tensors in the parameters' shapes.
     """
     with torch.enable_grad(), runtime.autocast():
         outputs, _ = task.forward(model, batch)
-        verify("loss", task, outputs, batch)
-        mean = scalars("loss", task, outputs, batch)[0].mean()
+        verify(of, task, outputs, batch)
+        mean = scalars(of, task, outputs, batch)[0].mean()
     grads = torch.autograd.grad(mean, list(params.values()), allow_unused=True)
-    total = zeros(params)
-    for name, grad in zip(params, grads, strict=True):
-        if grad is not None:
-            total[name] += wide(grad).square()
-    return total
+    return {n: raised(g.double(), power(of)) for n, g in zip(params, grads, strict=True) if g is not None}
 
 
 def _row(batch: Batch, row: int) -> Batch:
