@@ -3,11 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+RIVALS := .venv-bench
 # One torch thread per process: on a shared machine two can be many times slower than one.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types bench wheel format clean
+.PHONY: demo test test-slow lint types bench bench-fisher wheel format clean
 
 demo: $(STAMP)
 	$(BIN)/expunge demo
@@ -28,6 +29,10 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/fisher.py
 
+# Beside its rivals, in an environment of their own; ARGS="--rows mlp-1024 --repeats 3" for a part of it.
+bench-fisher: $(RIVALS)/.installed
+	$(RIVALS)/bin/python benchmarks/fisher.py $(ARGS)
+
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
@@ -36,10 +41,16 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist expunge-demo
+	rm -rf $(VENV) $(RIVALS) dist expunge-demo
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Expected Python 3.11 as '$(PYTHON)', found none: install it or run make PYTHON=/path/to/python3.11." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(RIVALS)/.installed: pyproject.toml constraints.txt benchmarks/rivals.txt
+	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[hf]"
+	$(RIVALS)/bin/python -m pip install --quiet --no-deps --requirement benchmarks/rivals.txt
 	touch $@
