@@ -115,6 +115,96 @@ class Attention(nn.Module):
         return self.head(self.attention(x, x, x, need_weights=False)[0].mean(dim=1))
 
 
+class Masked(nn.Module):
+    """Attention of queries to other keys and values of other widths, with a mask of each kind."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.first = options.get("batch_first", False)
+        self.attention, self.head = nn.MultiheadAttention(4, 2, **options), nn.Linear(4, K)
+        width = 2 if "kdim" in options else 4
+        self.keys, self.values = nn.Linear(4, width, bias=False), nn.Linear(4, width)  # keys' bias changes nothing
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.tensor([[0, -torch.inf, 0], [-0.5, 0, 0], [0, 0, 0]], dtype=x.dtype)
+        triple = (x, self.keys(x), self.values(x))
+        if not self.first:
+            triple = tuple(t.transpose(0, 1) for t in triple)
+        last = torch.where(x[:, :1, 0] > 0, -torch.inf, 0.0).to(x.dtype)
+        padding = torch.cat([torch.zeros_like(x[:, :2, 0]), last], dim=1)
+        out, weights = self.attention(*triple, key_padding_mask=padding, attn_mask=mask)
+        out = out if self.first else out.transpose(0, 1)
+        return self.head(out.mean(dim=1) + weights.mean(dim=(1, 2), keepdim=True)[:, 0])
+
+
+class Decoder(nn.Module):
+    """Self-attention and attention to memory by one module, keys being the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True, bias=False), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        y = self.attention(x, x, x, attn_mask=causal, is_causal=True, need_weights=False)[0]
+        each = causal.expand(2 * len(x), *causal.shape)
+        y = y + self.attention(y, x, x, attn_mask=each, need_weights=True, average_attn_weights=False)[0]
+        return self.head(torch.tanh(y).mean(dim=1))
+
+
+class Tokens(nn.Module):
+    """A class token, positions, a scale a channel and one number, used by the module's own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.place = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 4, 4))
+        self.gamma, self.heat = nn.Parameter(torch.rand(4)), nn.Parameter(torch.tensor(0.5))
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.place
+        x = x + self.gamma * torch.tanh(self.a(x))
+        return self.head(x.mean(dim=1)) * self.heat.exp()
+
+
+class Recurrent(nn.Module):
+    """Each layer with parameters runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Linear(40, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = torch.tanh(self.norm(self.conv(x)))
+        return self.head(x.flatten(1))
+
+
+class Frames(nn.Module):
+    """Frames folded into the batch for layers of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.a = nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Linear(6, 4)
+        self.last, self.head = nn.LayerNorm(4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.norm(self.conv(x.flatten(0, 1)))).flatten(1)
+        return self.head(self.last(self.a(y)).unflatten(0, x.shape[:2]).mean(dim=1))
+
+
+class Bidirectional(nn.Module):
+    """One embedding looked up twice, and a table of positions without a batch that has the samples' number of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word, self.place, self.head = nn.Embedding(5, 4), nn.Embedding(2, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = self.word(x) + self.word(x.flip(1)).cos()
+        return self.head(torch.tanh(there[:, :2] + self.place(torch.arange(2))).mean(dim=1))
+
+
 class Branch(nn.Module):
     """A Python branch on a value: vmap cannot trace it."""
 
@@ -250,6 +340,22 @@ def convolution(**options: Any) -> Case:
     return Case(build, lambda: torch.randn(N, 4, 6, 5))
 
 
+def pooled(dimensions: int, channels: int) -> tuple[nn.Module, ...]:
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dimensions - 1]
+    return pool(2), nn.Flatten(), nn.Linear(channels * 2**dimensions, K)
+
+
+def spatial(dimensions: int, transposed: bool = False, **options: Any) -> Case:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    layer = kinds[transposed][dimensions - 1]
+    options = {"kernel_size": 2, **options}
+    size = (6, 5, 4)[:dimensions]
+    return Case(
+        lambda: nn.Sequential(layer(4, 2, **options), nn.Tanh(), *pooled(dimensions, 2)),
+        lambda: torch.randn(N, 4, *size),
+    )
+
+
 def flat() -> Tensor:
     return torch.randn(N, 4)
 
@@ -365,6 +471,30 @@ CASES: dict[str, Case] = {
         sequence,
     ),
     "frozen": Case(frozen_first, flat),
+    **{f"conv{n}d": spatial(n) for n in (1, 3)},
+    "conv1d_groups": spatial(1, groups=2, kernel_size=2, stride=2, padding=1, padding_mode="replicate"),
+    "conv3d_dilated": spatial(3, kernel_size=(1, 2, 2), dilation=(1, 1, 2), padding=(0, 1, 1)),
+    **{f"transposed{n}d": spatial(n, transposed=True) for n in (1, 2, 3)},
+    "transposed2d_odd": spatial(
+        2, transposed=True, groups=2, kernel_size=(3, 2), stride=2, padding=1, output_padding=(1, 0), dilation=(1, 2)
+    ),
+    "batchnorm3d": Case(lambda: nn.Sequential(nn.BatchNorm3d(2), *pooled(3, 2)), lambda: torch.randn(N, 2, 3, 2, 4)),
+    "instancenorm": Case(
+        lambda: nn.Sequential(nn.InstanceNorm2d(2, affine=True), nn.Tanh(), *pooled(2, 2)),
+        lambda: torch.randn(N, 2, 3, 4),
+    ),
+    "rmsnorm": Case(lambda: nn.Sequential(nn.RMSNorm(4), nn.Tanh(), Positions(), nn.Linear(4, K)), sequence),
+    "prelu": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, K)), flat),
+    "prelu_channels": Case(lambda: nn.Sequential(nn.PReLU(2), *pooled(2, 2)), image),
+    "attention_masked": Case(Masked, sequence),
+    "attention_batch_first": Case(lambda: Masked(batch_first=True, bias=False), sequence),
+    "attention_widths": Case(lambda: Masked(kdim=2, vdim=2, batch_first=True), sequence),
+    "attention_twice": Case(Decoder, sequence),
+    "attention_extra_key": Case(lambda: Masked(add_bias_kv=True, batch_first=True), sequence),
+    "tokens": Case(Tokens, sequence),
+    "recurrent": Case(Recurrent, image),
+    "frames": Case(Frames, lambda: torch.randn(N, 3, 2, 3, 2)),
+    "bidirectional": Case(Bidirectional, tokens),
     "branch": Case(Branch, flat, vmap=False),
     "writes_buffer": Case(WritesBuffer, flat, vmap=False),
     "routed": Case(Routed, routed, vmap=False),
@@ -390,3 +520,9 @@ def deep(dtype: torch.dtype = torch.float64, classes: int = 3) -> nn.Module:
     torch.manual_seed(11)
     body = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
     return nn.Sequential(body, nn.Linear(6, classes)).to(dtype)
+
+
+def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Return the largest relative difference over tensors, scaled by each tensor's largest entry."""
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp_min(1e-12)) for k in b)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cases import CASES, QUIET, Case, K, N, blobs, deep
+from cases import CASES, QUIET, Case, K, N, blobs, deep, gap
 from expunge.data import Data
 from expunge.errors import Incompatible, NotFinite, UserError
 from expunge.fisher import Diagonal, diagonal, diagonals
@@ -24,12 +24,6 @@ from expunge.tensors import weights_digest
 
 ENGINES = ("auto", "layers", "batched", "reference")
 PAIRS = [(name, of) for name, case in CASES.items() for of in case.quantities()]
-
-
-def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Return the largest relative difference over tensors, scaled by each tensor's largest entry."""
-    assert a.keys() == b.keys()
-    return max(float((a[k] - b[k]).abs().max() / b[k].abs().max().clamp_min(1e-12)) for k in b)
 
 
 def logits_of(model: nn.Module, x: Any) -> Tensor:

@@ -8,7 +8,7 @@ squared into the sum; on a GPU as many samples at once as the memory budget allo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from expunge.fisher.checks import least
 
+Budget = Callable[[], int]
 TILE = 2**22  # bytes of one sample's product; larger ones leave the cache and are mapped anew by the allocator
 _SMALL = 2**16  # bytes of a product below which several samples are multiplied in one call
 _CHUNK = 2_400_000  # bytes of unfolded patches, or of factors made contiguous, at once
@@ -57,7 +58,12 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return left @ right.T
 
 
-def add_products(total: Tensor, left: Tensor, right: Tensor, power: int, budget: int) -> None:
+def parallel(tensor: Tensor) -> bool:
+    """Return whether many samples are better multiplied at once: on a GPU."""
+    return tensor.is_cuda
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor, power: int, budget: Budget) -> None:
     """Add Σ_s |left_s·right_sᵀ|^p to the sum (O, I), in place.
 
     Args:
@@ -65,14 +71,14 @@ def add_products(total: Tensor, left: Tensor, right: Tensor, power: int, budget:
         left: (B, O, T).
         right: (B, I, T).
         power: p.
-        budget: bytes that the products of several samples may take at once.
+        budget: gives the bytes that the products of several samples may take at once; asked on a GPU only.
     """
     size = total.numel() * left.element_size()
-    if left.is_cuda or size <= _SMALL:
-        step = max(1, (budget if left.is_cuda else 4 * _SMALL) // size)
+    if parallel(left) or size <= _SMALL:
+        step = max(1, (budget() if parallel(left) else 4 * _SMALL) // size)
         for at in slices(len(left), step):
             values = torch.bmm(left[at], right[at].transpose(1, 2))
-            if left.is_cuda:  # one kernel that reads the products once
+            if parallel(left):  # one kernel that reads the products once
                 total += raised(torch.linalg.vector_norm(values, power, dim=0), power)
             else:
                 total += raised(values, power).sum(dim=0)
@@ -108,7 +114,7 @@ class Gradient(ABC):
         """Return the gradients of some samples, (b, *shape)."""
 
     @abstractmethod
-    def add(self, total: Tensor, power: int, budget: int) -> None:
+    def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Add Σ_s |g_s|^power to the sum of the parameter's shape, in place."""
 
     @abstractmethod
@@ -142,9 +148,9 @@ class Dense(Gradient):
         """Return some of the values."""
         return self.values[at]
 
-    def add(self, total: Tensor, power: int, budget: int) -> None:
+    def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Add their powers."""
-        if self.values.is_cuda or total.numel() * self.values.element_size() <= _SMALL:
+        if parallel(self.values) or total.numel() * self.values.element_size() <= _SMALL:
             total += raised(self.values, power).sum(dim=0)
             return
         for value in self.values:
@@ -186,11 +192,11 @@ class Outer(Gradient):
         """Return the matrices (b, O, I)."""
         return torch.bmm(self.left[at].transpose(1, 2), self.right[at])
 
-    def add(self, total: Tensor, power: int, budget: int) -> None:
+    def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Add the powers; at one position (Δ∘Δ)ᵀ(A∘A), one product for all samples."""
         if self.left.shape[1] == 1:
             left, right = raised(self.left[:, 0], power), raised(self.right[:, 0], power)
-            if left.is_cuda or total.dtype != left.dtype:
+            if parallel(left) or total.dtype != left.dtype:
                 total += left.T @ right
             elif left.dtype == torch.float32:
                 total += product(left.T, right.T)
@@ -198,7 +204,7 @@ class Outer(Gradient):
                 total.addmm_(left.T, right)
             return
         row = self.left[0].numel() + self.right[0].numel()
-        limit = budget // 4 if self.left.is_cuda else _CHUNK
+        limit = budget() // 4 if parallel(self.left) else _CHUNK
         for at in slices(len(self), max(1, limit // (row * self.left.element_size()))):
             left, right = (t[at].transpose(1, 2).contiguous() for t in (self.left, self.right))
             add_products(total, left, right, power, budget)
@@ -282,9 +288,9 @@ class Patches(Gradient):
             both.append(t.permute(0, 2, 3, 1, 4).flatten(3))
         return both[0], both[1]
 
-    def _step(self, budget: int) -> int:
+    def _step(self, budget: Budget) -> int:
         patches = self.right.shape[1] * prod(self.window.kernel) * prod(self.left.shape[2:]) * self.times
-        limit = budget // 2 if self.left.is_cuda else _CHUNK
+        limit = budget() // 2 if parallel(self.left) else _CHUNK
         return max(1, limit // (patches * self.left.element_size()))
 
     def each(self, at: slice) -> Tensor:
@@ -292,7 +298,7 @@ class Patches(Gradient):
         left, right = self._pairs(at)
         return (left @ right.transpose(2, 3)).reshape(-1, *self.shape)
 
-    def add(self, total: Tensor, power: int, budget: int) -> None:
+    def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Add the powers, a chunk of unfolded samples at a time."""
         flat = total.view(self.groups, self.shape[0] // self.groups, -1)
         few = flat[0].numel() * self.left.element_size() <= _SMALL
@@ -355,7 +361,7 @@ class Rows(Gradient):
             out[:, self.padding] = 0
         return out
 
-    def add(self, total: Tensor, power: int, budget: int) -> None:
+    def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Add the powers of the rows read, each sample's repeats summed first."""
         offset = torch.arange(len(self), device=self.index.device).unsqueeze(1) * self.rows
         keys, where = (self.index + offset).reshape(-1).unique(return_inverse=True)
@@ -400,7 +406,7 @@ class Part(Gradient):
         out[:, self.start : self.start + found.shape[1]] = found
         return out
 
-    def add(self, total: Tensor, power: int, budget: int) -> None:
+    def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Add the powers to those rows."""
         self.inner.add(total[self.start : self.start + self.inner.shape[0]], power, budget)
 
@@ -438,10 +444,10 @@ class Several(Gradient):
             first = first + value
         return first
 
-    def add(self, total: Tensor, power: int, budget: int) -> None:
+    def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Sum over uses, then add the powers."""
         size = total.numel() * total.element_size()
-        step = max(1, (budget // 4 if total.is_cuda else _SMALL) // size)
+        step = max(1, (budget() // 4 if parallel(total) else _SMALL) // size)
         for at in slices(len(self), step):
             Dense(self.each(at)).add(total, power, budget)
 

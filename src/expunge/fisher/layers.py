@@ -76,6 +76,20 @@ class Served:
     bare: dict[str, Bare] = field(default_factory=dict)
     spread: set[int] = field(default_factory=set)
     trial: bool = True
+    _own: dict[int, dict[str, nn.Parameter]] = field(default_factory=dict)
+    _rules: dict[int, Rule | None] = field(default_factory=dict)
+
+    def own(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """Return `own` of a module, found once."""
+        if id(module) not in self._own:
+            self._own[id(module)] = own(module)
+        return self._own[id(module)]
+
+    def rule(self, module: nn.Module) -> Rule | None:
+        """Return the rule of a module, found once."""
+        if id(module) not in self._rules:
+            self._rules[id(module)] = rule_of(module)
+        return self._rules[id(module)]
 
     def known(self) -> set[str]:
         """Return the names of all of them."""
@@ -185,7 +199,7 @@ class _Pass:
     """The taps of one forward and backward pass over a batch."""
 
     def __init__(self, samples: int, served: Served, sums: Sums, of: str, runtime: Runtime, watch: bool) -> None:
-        self.samples, self.served, self.sums, self.budget = samples, served, sums, runtime.budget()
+        self.samples, self.served, self.sums, self.budget = samples, served, sums, runtime.budget
         self.power, self.watch = power(of), watch and power(of) == 2
         self.anchor = torch.zeros((), device=runtime.torch_device, requires_grad=True)
         self.calls: Counter[int] = Counter()
@@ -193,7 +207,7 @@ class _Pass:
 
     def called(self, module: nn.Module) -> None:
         """Count a call, so that gradients of a parameter used again are summed before they are squared."""
-        self.calls.update(id(p) for p in own(module).values())
+        self.calls.update(id(p) for p in self.served.own(module).values())
 
     def tap(self, module: nn.Module, a: Tensor, out: Tensor, make: Make) -> Tensor:
         """Return the output of a layer, watched for its gradient, from which ``make`` gives those of parameters."""
@@ -229,7 +243,7 @@ class _Pass:
             raise Unruled(module)
 
     def _receive(self, module: nn.Module, attribute: str, gradient: Gradient) -> None:
-        p = module.get_parameter(attribute)
+        p = self.served.own(module).get(attribute)
         name = self.served.names.get(id(p))
         if name is None:
             return
@@ -347,9 +361,10 @@ def accumulate(
             if isinstance(module, nn.MultiheadAttention):
                 stack.enter_context(_replaced(module, "forward", _attention(now, module)))
                 continue
-            rule = rule_of(module)
+            rule = served.rule(module)
             assert rule is not None
-            stack.callback(module.register_forward_hook(_hook(now, rule), with_kwargs=True).remove)
+            handle = module.register_forward_hook(_hook(now, rule), with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
         leaves = stack.enter_context(substituted(served.bare, len(batch)))
         with torch.enable_grad():
             with runtime.autocast():
@@ -357,7 +372,7 @@ def accumulate(
                 verify(of, task, outputs, batch)
                 each = scalars(of, task, outputs, batch)
             for module in served.modules.values():
-                if any(now.calls[id(p)] == 0 for p in own(module).values()):
+                if any(now.calls[id(p)] == 0 for p in served.own(module).values()):
                     raise Unruled(module)
             for q in each:
                 inputs = [now.anchor, *leaves.values()]

@@ -26,8 +26,8 @@ class Sums:
 
     A window's terms are added in float32 (float64 for float64 parameters, or with ``exact``) in one copy of the
     parameters on their device, then to float64 totals. On a GPU short of memory the totals are held by the CPU; where
-    that one is short too they are pairs: a float32 sum and a bfloat16 carry, 6 bytes a parameter with a relative
-    error of about 2⁻³².
+    that one is short too they are pairs: a float32 sum and a bfloat16 carry, 6 bytes a parameter, rounded by about
+    2⁻³² at each window and to float32 at the end.
 
     Args:
         params: what is summed for, by name.

@@ -1,0 +1,290 @@
+"""Which engine serves which parameter, and what the trial on two samples finds out before a pass begins."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cases import CASES, QUIET, K, N, Positions, blobs, deep, gap
+from expunge.data import Data
+from expunge.errors import UserError
+from expunge.fisher import diagonal
+from expunge.fisher.checks import chosen
+from expunge.fisher.engine import Chosen
+from expunge.runtime import Runtime
+from expunge.task import Classification
+
+D = torch.float64
+WITHOUT_RULE = {
+    "embedding_by_frequency": {"0.weight"},
+    "input_overwritten": {"b.bias"},
+    "functional": {"a.weight"},
+    "functional_unseen_at_first": {"a.weight"},
+    "writes_buffer": {"scale"},
+    "routed": {"expert.weight", "expert.bias"},
+    "flattened": {"place.weight"},
+    "bidirectional": {"place.weight"},
+    "attention_extra_key": {f"attention.{n}" for n in ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v")}
+    | {"attention.out_proj.weight", "attention.out_proj.bias"},
+}
+
+
+def engines(model: nn.Module, task: Any, data: Data) -> Chosen:
+    return Chosen(model, task, data, chosen(model, None), "loss", "auto", QUIET, 0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_has_a_rule_is_served_by_it(name: str):
+    model, data = CASES[name].make()
+    found = engines(model, CASES[name].task, data)
+    rest = {*found.batched, *found.reference}
+    assert rest == WITHOUT_RULE.get(name, set())
+    assert found.served.known() == {n for n, p in model.named_parameters() if p.requires_grad} - rest
+
+
+SMALL = {"num_labels": K, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 12}
+IDS = torch.arange(N * 6).reshape(N, 6) * 7 % 29 + 1
+TOKENS = {"input_ids": IDS, "attention_mask": (torch.arange(6) < torch.tensor([[4], [6]] * (N // 2))).long()}
+PIXELS = {"pixel_values": torch.linspace(-1, 1, N * 192, dtype=D).reshape(N, 3, 8, 8).sin()}
+
+
+def named(name: str) -> tuple[nn.Module, Any]:
+    """Return a tiny network of transformers with inputs for it."""
+    torch.manual_seed(0)
+    t = transformers
+    if name == "vit":
+        return t.ViTForImageClassification(t.ViTConfig(image_size=8, patch_size=4, **SMALL)), PIXELS
+    if name == "bert":
+        return t.BertForSequenceClassification(t.BertConfig(vocab_size=30, max_position_embeddings=8, **SMALL)), TOKENS
+    if name == "albert":  # one layer's weights are used by all layers
+        return t.AlbertForSequenceClassification(
+            t.AlbertConfig(vocab_size=30, max_position_embeddings=8, embedding_size=4, **SMALL)
+        ), TOKENS
+    if name == "llama":
+        return t.LlamaForSequenceClassification(t.LlamaConfig(vocab_size=30, pad_token_id=0, **SMALL)), TOKENS
+    config = t.GPT2Config(vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=8, pad_token_id=0, num_labels=K)
+    return t.GPT2ForSequenceClassification(config), TOKENS
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "albert", "llama", "gpt2"])
+def test_transformers_are_served_by_rules_alone(name: str):
+    model, inputs = named(name)
+    model, data = model.double().eval(), Data.from_arrays(inputs, torch.arange(N) % K)
+    found = engines(model, Classification(), data)
+    assert not found.batched
+    assert not found.reference
+    truth = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
+    for size in (1, 3, 8):
+        fast = diagonal(model, Classification(), data, runtime=Runtime(batch_size=size, progress=False))
+        assert gap(fast.values, truth.values) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_adapters_are_served_by_rules_alone(name: str):
+    base, inputs = named(name)
+    targets = {"bert": ["query", "value", "word_embeddings"], "gpt2": ["c_attn"]}[name]
+    config = peft.LoraConfig(r=2, target_modules=targets[:2], fan_in_fan_out=name == "gpt2", lora_dropout=0.1)
+    model = peft.get_peft_model(base, config).double().eval()
+    for n, p in model.named_parameters():
+        if "lora_B" in n:
+            nn.init.normal_(p)
+    data = Data.from_arrays(inputs, torch.arange(N) % K)
+    found = engines(model, Classification(), data)
+    assert found.served.known() == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all("lora" in n for n in found.served.known())
+    truth = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
+    assert gap(diagonal(model, Classification(), data, runtime=QUIET).values, truth.values) < 1e-10
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_compiled_model_has_the_rules_of_its_own_modules(ran: bool):
+    model, data = deep().eval(), blobs(N)
+    want = diagonal(model, Classification(), data, engine="reference", runtime=QUIET).values
+    compiled = torch.compile(model, backend="eager")
+    if ran:
+        compiled(data.read(range(N)).inputs)
+    assert not engines(model, Classification(), data).batched
+    found = diagonal(compiled, Classification(), data, runtime=QUIET).values
+    assert gap({k.removeprefix("_orig_mod."): v for k, v in found.items()}, want) < 1e-10
+    inside = nn.Sequential(torch.compile(model[0], backend="eager"), model[1]).eval()
+    found = diagonal(inside, Classification(), data, runtime=QUIET).values
+    assert gap({k.replace("_orig_mod.", ""): v for k, v in found.items()}, want) < 1e-10
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    draw=st.data(),
+    dimensions=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
+    transposed=st.booleans(),
+    n=st.integers(1, 5),
+    size=st.integers(1, 4),
+)
+def test_convolutions_of_any_shape_equal_the_reference(draw, dimensions, groups, bias, transposed, n, size):
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.draw(st.integers(low, high)) for _ in range(dimensions))
+
+    kernel, stride, dilation = each(1, 3), each(1, 3), each(1, 2)
+    padding = tuple(min(p, k // 2) for p, k in zip(each(0, 2), kernel, strict=True))
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
+    kinds = (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        if transposed
+        else (
+            nn.Conv1d,
+            nn.Conv2d,
+            nn.Conv3d,
+        )
+    )
+    if not transposed:
+        options["padding_mode"] = draw.draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    torch.manual_seed(0)
+    layer = kinds[dimensions - 1](4, 4, kernel, bias=bias, **options)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.LazyLinear(K)).double().eval()
+    x = torch.randn(n, 4, *(draw.draw(st.integers(5, 6)) for _ in range(dimensions)), dtype=D)
+    model(x)
+    data = Data.from_arrays(x, torch.arange(n) % K)
+    truth = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
+    found = diagonal(model, Classification(), data, engine="layers", runtime=Runtime(batch_size=size, progress=False))
+    assert gap(found.values, truth.values) < 1e-10
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lead=st.lists(st.integers(1, 3), max_size=3),
+    norm=st.sampled_from(["none", "layer", "rms"]),
+    bias=st.booleans(),
+    n=st.integers(1, 6),
+    size=st.integers(1, 4),
+    of=st.sampled_from(["loss", "output_norm"]),
+)
+def test_layers_at_any_positions_equal_the_reference(lead, norm, bias, n, size, of):
+    torch.manual_seed(0)
+    after = {"none": nn.Identity, "layer": lambda: nn.LayerNorm(5, bias=bias), "rms": lambda: nn.RMSNorm(5)}[norm]()
+    model = nn.Sequential(nn.Linear(4, 5, bias=bias), after, nn.Tanh(), nn.Flatten(), nn.LazyLinear(K)).double().eval()
+    x = torch.randn(n, *lead, 4, dtype=D)
+    model(x)
+    data = Data.from_arrays(x, torch.arange(n) % K)
+    truth = diagonal(model, Classification(), data, of=of, engine="reference", runtime=QUIET)
+    runtime = Runtime(batch_size=size, progress=False)
+    found = diagonal(model, Classification(), data, of=of, engine="layers", runtime=runtime)
+    assert gap(found.values, truth.values) < 1e-10
+
+
+class Centred(nn.Module):
+    """Takes the batch's mean away: what a sample's output is depends on its company."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x - x.mean(dim=0))
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(x, 0.5))  # also in eval mode
+
+
+@pytest.mark.parametrize("engine", ["auto", "layers", "batched", "reference"])
+def test_samples_coupled_by_their_batch_are_refused(engine: Any):
+    said = "do not depend on the other samples of a batch, got another output for train/0 alone than in company"
+    with pytest.raises(UserError, match=said):
+        diagonal(Centred().double().eval(), Classification(), blobs(4), engine=engine)
+    with pytest.raises(UserError, match="the same output each time in eval mode.*switch dropout"):
+        diagonal(Noisy().double().eval(), Classification(), blobs(4), engine=engine)
+
+
+class Turning(nn.Module):
+    """From the third call on, changes a layer's input in place after the layer has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, K)
+        self.b.weight.requires_grad_(False)  # so that autograd itself needs no input of b
+        self.armed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(x)
+        z = torch.tanh(x) + y
+        if self.armed:
+            with torch.no_grad():
+                x.add_(0)  # the same values, but nobody can tell
+        return self.head(z)
+
+
+def test_an_input_changed_behind_the_rules_sends_the_pass_to_the_reference(caplog: pytest.LogCaptureFixture):
+    torch.manual_seed(0)
+    model, data = Turning().double().eval(), blobs(N)
+    want = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
+    assert engines(model, Classification(), data).served.known() == {*want.sums}
+
+    class Later(Classification):
+        calls = 0
+
+        def forward(self, model: nn.Module, batch: Any, taps: Any = ()) -> Any:
+            type(self).calls += 1
+            model.armed = type(self).calls > 6  # after the trial and some batches of one window
+            return super().forward(model, batch, taps)
+
+    with caplog.at_level(logging.WARNING):
+        found = diagonal(model, Later(), data, runtime=QUIET)
+    assert "Linear does not see its input as it was: one backward pass a sample computes 5 parameters" in caplog.text
+    assert gap(found.values, want.values) < 1e-10
+
+
+class Seldom(nn.Module):
+    """A side path for exactly one sample: one row is not a row for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.head = nn.Linear(4, 4), nn.Linear(4, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 3:
+            return self.head(x + torch.cat([self.side(x[:1]), self.side(x[1:])]))
+        return self.head(x + self.side(x))
+
+
+def test_a_way_not_taken_in_the_trial_goes_to_the_reference():
+    torch.manual_seed(0)
+    model, data = Seldom().double().eval(), blobs(N)
+    want = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
+    assert gap(diagonal(model, Classification(), data, runtime=QUIET).values, want.values) < 1e-10
+
+
+def test_user_hooks_and_replaced_forwards_keep_their_meaning():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Positions(), nn.Linear(4, K)).double().eval()
+    model[0].register_forward_hook(lambda module, args, out: 2 * out)
+    inner = model[3].forward
+    model[3].forward = lambda x: inner(x.abs())  # as libraries do that move weights between devices
+    data = Data.from_arrays(torch.randn(N, 3, 4, dtype=D), torch.arange(N) % K)
+    want = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
+    found = engines(model, Classification(), data)
+    assert {*found.batched} == {"3.weight"}
+    assert gap(diagonal(model, Classification(), data, runtime=QUIET).values, want.values) < 1e-10
+
+
+def test_fused_encoder_layers_are_left_as_they_were():
+    case = CASES["encoder_layer"]
+    model, data = case.make()
+    before = torch.backends.mha.get_fastpath_enabled()
+    diagonal(model, case.task, data, runtime=QUIET)
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    assert all("forward" not in vars(m) for m in model.modules())
