@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from expunge import train
 from expunge.checkpoints import Checkpoint
+from expunge.fisher.partial import Partial
 from projects import Copy
 from shell import expunge, listing, refused, sentence
 
@@ -114,6 +115,40 @@ def test_a_training_that_is_interrupted_goes_on_and_ends_with_the_same_weights(
     assert not list((place / "half").iterdir())
     one, two = (load_file(place / n / "model.safetensors") for n in ("whole", "expunge-work"))
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_pass_that_is_interrupted_goes_on_and_ends_with_the_same_sums(
+    ready: Copy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = ready({"runtime.batch_size": 4, "runtime.checkpoint_every": 0})
+    monkeypatch.setattr("expunge.fisher.WINDOW", 4)
+    code, _, err = expunge("prepare", "-o", "whole", cwd=place)
+    assert code == 0, err
+    keep, written = Partial.keep, []
+
+    def cut(self: Partial, *words: Any) -> None:
+        keep(self, *words)
+        written.append(words[1])
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    before = listing(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "keep", cut)
+        code, _, err = expunge("prepare", "-o", "new", cwd=place)
+    assert code == 130
+    assert written == [4, 8, 12]
+    assert not (place / "new").exists()
+    assert len(list((place / ".new.partial").glob("importance-*"))) == 1
+    code, _, err = expunge("--verbose", "prepare", "-o", "new", cwd=place)
+    assert code == 0, err
+    assert "after 12 samples" in err + caplog.text
+    assert not (place / ".new.partial").exists()
+    one, two = (load_file(place / n / "state.safetensors") for n in ("whole", "new"))
+    sums = [k for k in one if k.startswith("importance/")]
+    assert sums
+    assert all(torch.equal(one[k], two[k]) for k in sums)
+    assert {*listing(place)} >= {*before}
 
 
 def test_a_checkpoint_cut_short_is_named(fresh: Copy, monkeypatch: pytest.MonkeyPatch) -> None:

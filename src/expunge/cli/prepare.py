@@ -32,11 +32,16 @@ def prepare(
 
     Model and data come from the project file (see [bold]expunge init[/bold]) or from [bold]--data[/bold]. Writes a
     folder with [bold]model.safetensors[/bold], [bold]state.safetensors[/bold] and [bold]record.json[/bold], which
-    [bold]expunge forget --start[/bold] reads; a transformers checkpoint keeps its tokenizer and processor.
+    [bold]expunge forget --start[/bold] reads; a transformers checkpoint keeps its tokenizer and processor. Interrupted
+    or killed, the same command goes on where it was, from a hidden folder beside the output (or [bold]workdir[/bold]
+    in [runtime]) that is written every minute and removed at the end.
 
     Raises:
         UserError: the network is to be trained, and nobody said how.
     """
+    from dataclasses import replace as changed
+    from shutil import rmtree
+
     from expunge.cli import _jobs
     from expunge.cli._request import settings as read_settings
     from expunge.errors import UserError
@@ -49,6 +54,9 @@ def prepare(
     made = place.method(method, fields)
     runtime = place.runtime(chosen.device, runs)
     replace = False if plan else _jobs.free(chosen, output)
+    partial = output.with_name(f".{output.name}.partial") if runtime.workdir is None and not plan else None
+    if partial is not None:
+        runtime = changed(runtime, workdir=partial)
     train, trained = place.train, place.trains
     model = place.blank() if trained else place.trained(runtime, seed)
     place.check_splits(model)
@@ -76,6 +84,8 @@ def prepare(
     if not runtime.main:
         return
     _jobs.write(output, place, ready.model, ready.state, record, {}, replace)
+    if partial is not None:
+        rmtree(partial, ignore_errors=True)
     lines = [f"Prepared {made.name} on {len(train)} samples in {ready.seconds:.3g} s: {output}", ready.note]
     if record["test_accuracy"] is not None:  # a wrong order of classes or a wrong normalisation shows here
         lines.append(f"The network is right on {100 * record['test_accuracy']:.1f} % of the test data.")

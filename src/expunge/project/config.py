@@ -171,12 +171,14 @@ class RuntimeSection(Section):
         precision: ``full`` or ``bf16``.
         memory: bytes that per-sample gradients may use at once.
         workdir: folder for checkpoints of interrupted work.
+        checkpoint_every: seconds between two checkpoints of a long pass; 0 after every window of samples.
     """
 
     batch_size: Count = 256
     precision: Literal["full", "bf16"] = "full"
     memory: Count | None = None
     workdir: Word | None = None
+    checkpoint_every: Annotated[float, Field(ge=0)] = 60.0
 
 
 class PolicySection(Section):
