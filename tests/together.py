@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge import tensors
+from expunge import processes, tensors
 from expunge.data import Batch, Data
 from expunge.errors import ExpungeError, UserError
 from expunge.evidence import collect
@@ -261,4 +261,5 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(120, exit=True)  # rather than wait for another process for ever
     torch.set_num_threads(1)
+    processes.EXCHANGE = 64  # some parameters travel alone
     main(Path(sys.argv[1]))

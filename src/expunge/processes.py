@@ -19,6 +19,9 @@ from expunge.errors import ExpungeError, UserError
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one that edits alone may take hours. A process that dies ends the wait."""
 
+EXCHANGE = 2**24
+"""Numbers that travel in one exchange, or one tensor if that has more."""
+
 
 def launch(cpu: bool) -> PartialState:
     """Join the other processes of the launch, once, and return what the launcher started.
@@ -44,9 +47,21 @@ def _together() -> Iterator[None]:
 
 
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return each tensor summed over processes, in one exchange; at least in float32, back in its own dtype."""
-    if not tensors:
-        return []
+    """Return each tensor summed over processes; at least in float32, back in its own dtype.
+
+    Small tensors share an exchange; large ones go one by one, so that no second copy of a large model is made.
+    """
+    found: list[Tensor] = []
+    some: list[Tensor] = []
+    for tensor in tensors:
+        if some and sum(t.numel() for t in some) + tensor.numel() > EXCHANGE:
+            found += _exchanged(some)
+            some = []
+        some.append(tensor)
+    return found + (_exchanged(some) if some else [])
+
+
+def _exchanged(tensors: Sequence[Tensor]) -> list[Tensor]:
     wide = fold(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     flat = torch.cat([t.detach().reshape(-1).to(PartialState().device, wide) for t in tensors])
     with _together():

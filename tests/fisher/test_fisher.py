@@ -167,6 +167,33 @@ def test_batch_mean_gives_three_answers_for_one_data_set(order: list[int], size:
     torch.testing.assert_close(exact, torch.full((2, 2), 0.375, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("order", "row"), [([0, 1, 2, 3], (3.0, 6.0)), ([0, 2, 1, 3], (4.0, 6.0))])
+def test_the_label_free_mean_over_batches_gives_other_answers_by_order(order: list[int], row: tuple[float, float]):
+    model, x, _ = parity()
+    data = Data.from_arrays(x[order])
+    runtime = Runtime(batch_size=2, progress=False)
+    found = diagonal(model, Classification(), data, of="batch_mean_norm", runtime=runtime)
+    assert found.count == 2
+    torch.testing.assert_close(found.values["weight"], torch.tensor([row, row], dtype=torch.float64))
+    exact = diagonal(model, Classification(), data, of="output_norm", runtime=runtime).values["weight"]
+    torch.testing.assert_close(exact, torch.tensor([[4.0, 6.0]] * 2, dtype=torch.float64))
+    last = diagonal(
+        model, Classification(), data.subset(data.ids[order.index(3) : order.index(3) + 1]), of="output_norm"
+    )
+    torch.testing.assert_close(last.values["weight"], torch.tensor([[0.0, 16.0]] * 2, dtype=torch.float64))
+
+
+def test_sums_without_the_forgotten_give_the_rest():
+    model, x, y = parity()
+    data = Data.from_arrays(x, y)
+    both = diagonals(model, Classification(), data, groups={"forget": data.ids[3:]}, runtime=QUIET)
+    rest = both["all"].subtract(both["forget"])
+    assert both["all"].sums["weight"][0].tolist() == pytest.approx([1.5, 1.5])
+    assert both["forget"].sums["weight"][0].tolist() == pytest.approx([0, 1])
+    assert rest.count == 3
+    assert rest.values["weight"][0].tolist() == pytest.approx([0.5, 1 / 6])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_true_is_the_expectation_over_classes(engine: str):
     model = nn.Linear(2, 2, bias=False).double().eval()
@@ -329,7 +356,7 @@ class Trap(nn.Sequential):
 
 
 @pytest.mark.parametrize("grad_mode", [True, False])
-@pytest.mark.parametrize("of", ["loss", "sampled_loss", "output_norm", "batch_mean"])
+@pytest.mark.parametrize("of", ["loss", "sampled_loss", "output_norm", "batch_mean", "batch_mean_norm"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_everything_is_left_as_found(engine: str, of: str, grad_mode: bool):
     torch.manual_seed(0)

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from cases import blobs, deep, gap
+from expunge.fisher import diagonal
 from expunge.fisher import sums as module
-from expunge.fisher.sums import Sums
+from expunge.fisher.sums import Sums, place
+from expunge.runtime import Runtime
+from expunge.task import Classification
 
 D = torch.float64
 
@@ -96,9 +100,20 @@ def test_a_state_goes_on_where_it_was(pairs: bool):
 
 def test_little_memory_holds_totals_as_pairs(monkeypatch: pytest.MonkeyPatch):
     class Little:
-        available = 8 * 7 * 2 - 1  # less than twice the float64 totals of seven numbers
+        available = 8 * 7 * 2 * 3 - 1  # less than twice three float64 totals of seven numbers
 
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: Little)
-    assert Sums(params()).pairs
-    Little.available += 1
-    assert not Sums(params()).pairs
+    assert place(params(), 3) == (torch.device("cpu"), True)
+    assert place(params(), 2) == (torch.device("cpu"), False)
+
+
+def test_a_pass_short_of_memory_gives_the_same_diagonal(monkeypatch: pytest.MonkeyPatch):
+    model, data = deep(torch.float32).eval(), blobs(40, dtype=torch.float32)
+    runtime = Runtime(batch_size=2, progress=False)
+    monkeypatch.setattr("expunge.fisher.WINDOW", 2)
+    want = diagonal(model, Classification(), data, runtime=runtime)
+    monkeypatch.setattr("expunge.fisher.place", lambda params, times: (torch.device("cpu"), True))
+    found = diagonal(model, Classification(), data, runtime=runtime)
+    assert all(v.dtype == torch.float32 for v in found.sums.values())
+    assert gap({k: v.double() for k, v in found.values.items()}, want.values) < 1e-6
+    assert found.merge(found).count == 80

@@ -20,7 +20,7 @@ from expunge.fisher.checks import chosen as wanted_parameters
 from expunge.fisher.engine import Again, Chosen, Engine, check_engine
 from expunge.fisher.partial import Partial
 from expunge.fisher.quantities import MEANS, Quantity, check_quantity
-from expunge.fisher.sums import WINDOW, Sums
+from expunge.fisher.sums import WINDOW, Sums, place
 from expunge.passes import SMALLER, Passes, whole
 from expunge.runtime import Runtime
 from expunge.task import Task
@@ -34,8 +34,8 @@ class Diagonal:
     """Sums over samples of powers of per-sample gradients, at stated weights.
 
     Args:
-        sums: float64 tensors in the parameters' shapes.
-        count: samples behind them (batches for ``batch_mean``).
+        sums: float64 tensors in the parameters' shapes; float32, rounded once at the end, where memory was short.
+        count: samples behind them (batches for ``batch_mean`` and ``batch_mean_norm``).
         of: the quantity.
         at: digest of the weights they were taken at.
     """
@@ -47,7 +47,7 @@ class Diagonal:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The mean over samples, sums / count, float64."""
+        """The mean over samples, sums / count."""
         return {name: s / self.count for name, s in self.sums.items()}
 
     def merge(self, other: Diagonal) -> Diagonal:
@@ -96,13 +96,16 @@ def diagonal(
         task: gives outputs and the per-sample loss.
         data: N samples, labelled for ``loss`` and ``batch_mean``.
         of: ``loss`` (empirical Fisher); ``sampled_loss`` (labels drawn from the model, seeded by sample id);
-            ``true`` (expectation over the model's class probabilities); ``output_norm`` (q = ‖f‖², absolute
-            gradients, needs no labels); ``batch_mean`` (the square of the batch-mean gradient, averaged over
-            batches of ``runtime.batch_size`` in data order: what published code computes, not the Fisher).
-        engine: ``layers`` (rules a layer, the rest batched), ``batched`` (vmap), ``reference`` (one backward a
-            sample), ``auto`` (the fastest that agrees with ``reference`` on one sample).
+            ``true`` (expectation over the model's class probabilities, one backward pass a class); ``output_norm``
+            (q = ‖f‖², absolute gradients, needs no labels); ``batch_mean`` and ``batch_mean_norm`` (the square of the
+            batch-mean gradient of the loss, or the absolute one of ‖f‖², averaged over batches of
+            ``runtime.batch_size`` in data order: what published code computes, not the Fisher).
+        engine: ``layers`` (rules a layer, the rest batched), ``batched`` (vmap), ``reference`` (one backward pass a
+            sample), ``auto`` (as ``layers``). A rule serves a parameter only where it agrees with ``reference`` on
+            the first and the last sample.
         params: names of the parameters wanted; all trainable ones by default.
-        runtime: device, batch size, memory, precision, progress.
+        runtime: device, batch size, memory, precision, progress, and ``workdir``, from which an interrupted pass
+            goes on to the same bits.
         seed: of ``sampled_loss``.
 
     Returns:
@@ -131,16 +134,17 @@ def diagonals(
 ) -> dict[str, Diagonal]:
     """Return the diagonals of the data (``all``) and of groups of its samples from one pass over it.
 
-    Several processes share the pass: each takes every count-th batch, the sums are added in float64 and every
-    process returns the diagonals of the whole. Where memory runs out the batches are halved, except for
-    ``batch_mean``, whose value depends on them.
+    Squares are summed in float32 within 256 samples (or a batch, if that is more) and in float64 across. Several
+    processes share the pass: each takes every count-th batch, and every one returns the diagonals of the whole. Where
+    memory runs out the batches are halved, except for means over batches, whose value depends on them. With
+    ``runtime.workdir`` sums are written every ``runtime.checkpoint_every`` seconds and removed at the end.
 
     Args:
         model: as in `diagonal`.
         task: as in `diagonal`.
         data: as in `diagonal`.
         groups: ids by group name; groups may overlap.
-        of: as in `diagonal`; ``batch_mean`` takes no groups.
+        of: as in `diagonal`; means over batches take no groups.
         engine: as in `diagonal`.
         params: as in `diagonal`.
         runtime: as in `diagonal`.
@@ -150,8 +154,10 @@ def diagonals(
         A diagonal under ``all`` and under each group's name.
 
     Raises:
-        UserError: unknown quantity, engine or parameter; a group named ``all``, empty, or with unknown ids; processes
+        UserError: unknown quantity, engine or parameter; a group named ``all``, empty, or with unknown ids; a model
+            in train mode, with random outputs, or whose outputs depend on the other samples of a batch; processes
             that were given different weights, samples or settings; memory too small for one sample.
+        NotFinite: NaN or infinite gradients, by parameter.
     """
     runtime = runtime or Runtime()
     with runtime.agreed():
@@ -164,6 +170,8 @@ def diagonals(
         groups_of = sorted((sorted(names), order.tolist()) for names, order in cells.items())
         settings = digest(of, engine, sorted(wanted), runtime.batch_size, seed)
         runtime.same(weights=at, samples=digest(data.ids, groups_of), settings=settings)
+    device, pairs = place(wanted, len(cells))
+    pairs = any(runtime.gathered(pairs))
     with runtime.agreed(), _eagerly():
         with whole(f"two samples of {data.name}", SMALLER):
             chosen = Chosen(model, task, data, wanted, of, engine, runtime, seed)
@@ -180,7 +188,7 @@ def diagonals(
             identity.built(model),
         ]
         partial = Partial(runtime, data, parts)
-        sums = _passed(data, chosen, list(cells.values()), runtime, partial)
+        sums = _passed(data, chosen, list(cells.values()), runtime, partial, device, pairs)
     parts_of: dict[frozenset[str], Diagonal] = {}
     for (members, order), own in zip(cells.items(), sums, strict=True):
         total = dict(zip(wanted, runtime.sum([own[name] for name in wanted]), strict=True))
@@ -213,11 +221,17 @@ def _check(
 
 
 def _passed(
-    data: Data, chosen: Chosen, cells: Sequence[np.ndarray], runtime: Runtime, partial: Partial
+    data: Data,
+    chosen: Chosen,
+    cells: Sequence[np.ndarray],
+    runtime: Runtime,
+    partial: Partial,
+    device: torch.device,
+    pairs: bool,
 ) -> list[dict[str, Tensor]]:
     """Return the sums of each cell over this process's batches, going on where an interrupted pass was."""
     passes = Passes(runtime)
-    sums = [Sums(chosen.params, exact=chosen.exact) for _ in cells]
+    sums = [Sums(chosen.params, exact=chosen.exact, device=device, pairs=pairs) for _ in cells]
     group, start, size = partial.load(sums)
     passes.size = size or passes.size
     window = max(1, WINDOW // runtime.batch_size) * runtime.batch_size

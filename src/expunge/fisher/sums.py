@@ -15,10 +15,24 @@ WINDOW = 256
 """Samples, or one batch if that is more, that are summed in float32 before the sum goes to float64."""
 
 
-def short_of(bytes_wanted: int, device: torch.device) -> bool:
+def _short(bytes_wanted: int, device: torch.device) -> bool:
     """Return whether fewer bytes than twice these are free on a device."""
     free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     return bool(free < 2 * bytes_wanted)
+
+
+def place(params: Mapping[str, Tensor], times: int = 1) -> tuple[torch.device, bool]:
+    """Return where totals are held, and whether memory for float64 is too short there so that they are pairs.
+
+    Args:
+        params: what is summed for.
+        times: how many sums of all of them.
+    """
+    size = 8 * times * sum(p.numel() for p in params.values())
+    device = next(iter(params.values())).device
+    if device.type != "cpu" and _short(size, device):
+        device = torch.device("cpu")
+    return device, _short(size, device)
 
 
 class Sums:
@@ -32,20 +46,24 @@ class Sums:
     Args:
         params: what is summed for, by name.
         exact: add in float64 from the start.
-        pairs: hold the totals as pairs; by memory if None.
+        device: where the totals are held; with the parameters if None.
+        pairs: hold the totals as pairs.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], *, exact: bool = False, pairs: bool | None = None) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        *,
+        exact: bool = False,
+        device: torch.device | None = None,
+        pairs: bool = False,
+    ) -> None:
         self._kind = {n: torch.float64 if exact else wide(p.new_empty(0)).dtype for n, p in params.items()}
         self._like = dict(params)
         self._recent: dict[str, Tensor] = {}
         self._used: set[str] = set()
-        size = 8 * sum(p.numel() for p in params.values())
-        device = next(iter(params.values())).device
-        if device.type != "cpu" and short_of(size, device):
-            device = torch.device("cpu")
-        self._device = device
-        self.pairs = short_of(size, device) if pairs is None else pairs
+        self._device = device or next(iter(params.values())).device
+        self.pairs = pairs
         self._total: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     @contextmanager

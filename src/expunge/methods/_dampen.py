@@ -166,11 +166,12 @@ class Dampening(Method):
         alpha = self._alpha(session, stored, forget)
         # Where only forgotten samples move a weight its ratio is n/n_f up to rounding, which must not decide.
         cut = math.inf if _bounded(stored, forget, alpha) else alpha
-        total, found = Count(), forget.values
+        total = Count()
         with torch.no_grad():
             for name, theta in parameters(session.model).items():
                 reference = stored.sums[name].to(theta.device) / stored.count
-                new, count = dampen(theta, found[name], reference, cut, self.dampening, self.unseen)
+                found = forget.sums[name].to(theta.device) / forget.count
+                new, count = dampen(theta, found, reference, cut, self.dampening, self.unseen)
                 theta.copy_(new)
                 session.record("counts", {"tensor": name, **vars(count)}, step=len(session.log.get("counts", [])))
                 total += count
