@@ -57,6 +57,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+import expunge
 from expunge.data import Batch, Data
 from expunge.fisher import diagonal
 from expunge.runtime import Runtime, peak_memory
@@ -190,7 +191,8 @@ class Case:
     """One row at hand: its model, its data, and a function for each engine that passes over some batches."""
 
     def __init__(self, row: Row, setting: Setting) -> None:
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")  # of rivals: their first layer
+        for text in ("Full backward hook is firing", "Extension saving to"):  # rivals on first layers, on missing rules
+            warnings.filterwarnings("ignore", message=text)
         torch.set_num_threads(setting.threads)
         torch.manual_seed(0)
         self.row, self.runtime = row, setting.runtime(row.batch)
@@ -276,7 +278,7 @@ def _functional(case: Case, model: nn.Module) -> Runner:
     each = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def step(inputs: Any, target: Tensor) -> dict[str, Tensor]:
-        return {name: g.square_().sum(dim=0) for name, g in each(weights, inputs, target).items()}
+        return {name: g.square().sum(dim=0) for name, g in each(weights, inputs, target).items()}
 
     return step
 
@@ -304,7 +306,7 @@ def _opacus(case: Case, model: nn.Module) -> Runner:
     def step(inputs: Any, target: Tensor) -> dict[str, Tensor]:
         wrapped.zero_grad()
         F.cross_entropy(case.forward(wrapped, inputs), target, reduction="sum").backward()
-        return {name: g.square_().sum(dim=0) for name, g in _kept(model, "grad_sample").items()}
+        return {name: g.square().sum(dim=0) for name, g in _kept(model, "grad_sample").items()}
 
     return step
 
@@ -502,14 +504,14 @@ def machine(setting: Setting) -> str:
 
 
 def commit() -> str:
-    """Return the short commit, and whether the code differs from it."""
+    """Return the short commit of the package that was imported, and whether its code differs from it."""
+    folder = Path(str(expunge.__file__)).parent
 
     def git(*words: str) -> str:
-        folder = Path(__file__).parent.parent
         said = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
         return said.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "src", "benchmarks")
+    changed = git("status", "--porcelain", "--", ".")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with local changes" if changed else "")
 
 
@@ -535,18 +537,18 @@ def main() -> None:
     # All processes that measure memory inherit it; this one has read its own settings already.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)}
     setting = Setting(Runtime(device=args.device).torch_device, args.precision, args.threads)
-    found: dict[str, dict[str, Found]] = {}
+    where, found = machine(setting), {}  # the commit at the start: it may move on meanwhile
     begun = time.perf_counter()
     for name in args.rows:
         say(f"{name}: checking values ({(time.perf_counter() - begun) / 60:.1f} min so far)")
         found[name] = race(Case(ROWS[name], setting), args.engines, args.repeats)
         gc.collect()
     repeats = f"median of {args.repeats} interleaved repeats (smallest–largest)"
-    print(f"Time as a multiple of a plain pass, {repeats}. {machine(setting)}.\n")
+    print(f"Time as a multiple of a plain pass, {repeats}. {where}.\n")
     show(time_table(found, args.engines, setting))
     print(*remarks(found), sep="\n", end="\n\n", flush=True)
     if not args.skip_memory:
-        print(f"Peak memory as a multiple of a plain pass. {machine(setting)}.\n", flush=True)
+        print(f"Peak memory as a multiple of a plain pass. {where}.\n", flush=True)
         show(memory_table(found, args.engines, setting))
     say(f"{(time.perf_counter() - begun) / 60:.1f} min")
 
