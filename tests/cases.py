@@ -180,6 +180,37 @@ class Recurrent(nn.Module):
         return self.head(x.flatten(1))
 
 
+class Viewed(nn.Module):
+    """Convolutions followed by a view, which channels last in memory do not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 2, bias=False), nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.b(torch.tanh(self.a(x)))).view(len(x), -1))
+
+
+def photographs() -> nn.Module:
+    """Convolutions of every kind that channels last in memory meet: strides, edges, dilation, groups, one channel."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 4, (3, 2), stride=(2, 1), padding=(2, 1), padding_mode="reflect", bias=False),
+        nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 6, 2, dilation=2, padding="same"),
+        nn.PReLU(6),
+        nn.Conv2d(6, 4, 1, groups=2),
+        nn.ConvTranspose2d(4, 3, 2, stride=2, bias=False),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, K),
+    )
+
+
 class Frames(nn.Module):
     """Frames folded into the batch for layers of each kind."""
 
@@ -494,6 +525,8 @@ CASES: dict[str, Case] = {
     "tokens": Case(Tokens, sequence),
     "recurrent": Case(Recurrent, image),
     "frames": Case(Frames, lambda: torch.randn(N, 3, 2, 3, 2)),
+    "viewed": Case(Viewed, image),
+    "photographs": Case(photographs, lambda: torch.randn(N, 1, 7, 6)),
     "bidirectional": Case(Bidirectional, tokens),
     "branch": Case(Branch, flat, vmap=False),
     "writes_buffer": Case(WritesBuffer, flat, vmap=False),

@@ -50,6 +50,15 @@ def test_what_has_a_rule_is_served_by_it(name: str):
     assert found.served.known() == {n for n, p in model.named_parameters() if p.requires_grad} - rest
 
 
+@pytest.mark.parametrize(("name", "last"), [("photographs", True), ("viewed", False), ("conv", False)])
+def test_channels_come_last_where_several_convolutions_allow_it(name: str, last: bool):
+    model, data = CASES[name].make()
+    assert engines(model, CASES[name].task, data).served.last == last
+    assert data.read(range(2)).inputs.is_contiguous()
+    found = diagonal(model, CASES[name].task, data, runtime=QUIET)
+    assert all(v.is_contiguous() for v in found.sums.values())
+
+
 SMALL = {"num_labels": K, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 12}
 IDS = torch.arange(N * 6).reshape(N, 6) * 7 % 29 + 1
 TOKENS = {"input_ids": IDS, "attention_mask": (torch.arange(6) < torch.tensor([[4], [6]] * (N // 2))).long()}

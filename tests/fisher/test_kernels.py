@@ -107,6 +107,20 @@ def test_depthwise_groups_equal_the_general_way(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found, dense(g).square().sum(dim=0))
 
 
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_channels_last_in_memory_give_the_same_sums(power: int, last: bool, regime: None):
+    plain = conv()
+    left, right = (t.contiguous(memory_format=torch.channels_last) for t in (plain.left, plain.right))
+    total = torch.ones(plain.shape, dtype=D)
+    if last:
+        total = total.contiguous(memory_format=torch.channels_last)
+    for made in (Patches(left, right, plain.window), Patches(plain.left, right, plain.window)):
+        made.add(total, power, lambda: 700)
+    want = 1 + 2 * dense(plain).abs().pow(power).sum(dim=0)
+    torch.testing.assert_close(total, want, rtol=1e-12, atol=1e-12)
+
+
 @settings(max_examples=50, deadline=None)
 @given(m=st.integers(1, 9), n=st.integers(1, 9), k=st.integers(1, 9), turned=st.booleans())
 def test_the_fast_product_is_a_product(m: int, n: int, k: int, turned: bool):

@@ -159,11 +159,16 @@ class _Trial:
         served = layers.covered(c.model, c.params)
         served.names = {key: name for key, name in served.names.items() if 0 < counts[key] == calls[key]}
         served.bare = self._bare({*c.params} - {*served.names.values()})
-        served = self._agreeing(served)
-        c.served = served
+        served.last = self._images(served)
+        c.served = served = self._agreeing(served)
         rest = {n: p for n, p in c.params.items() if n not in served.known()}
         if rest:
             self._rest(rest)
+
+    def _images(self, served: Served) -> bool:
+        """Return whether convolutions of images on a CPU make up enough of the model to lay channels out last."""
+        many = sum(type(m) is nn.Conv2d and m.groups == 1 for m in served.modules.values())
+        return many > 1 and self.outputs.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
     def _agreeing(self, served: Served) -> Served:
         """Drop modules whose rule does not hold and parameters that do not agree, until all do."""
@@ -180,10 +185,13 @@ class _Trial:
             except Unruled as error:
                 self._without(served, {id(error.module)})
                 continue
-            except Exception:
-                if not served.spread:
+            except Exception:  # the model's own code did not expect channels last, or a row a sample
+                if not served.last and not served.spread:
                     raise
-                self._without(served, served.spread)  # the model's own code did not expect a row a sample
+                if served.last:
+                    served.last = False
+                else:
+                    self._without(served, served.spread)
                 continue
             found = sums.window()
             good = {name for name in served.known() if self.close(found, name)}

@@ -21,7 +21,8 @@ from expunge.fisher.checks import least
 
 Budget = Callable[[], int]
 TILE = 2**22  # bytes of one sample's product; larger ones leave the cache and are mapped anew by the allocator
-_SMALL = 2**16  # bytes of a product below which several samples are multiplied in one call
+_SMALL = 2**18  # bytes of a product up to which several samples may be multiplied in one call,
+_LIGHT = 2**20  # where one has at most so many multiplications: beyond, one product at a time is the faster
 _CHUNK = 2_400_000  # bytes of unfolded patches, or of factors made contiguous, at once
 
 
@@ -74,14 +75,15 @@ def add_products(total: Tensor, left: Tensor, right: Tensor, power: int, budget:
         budget: gives the bytes that the products of several samples may take at once; asked on a GPU only.
     """
     size = total.numel() * left.element_size()
-    if parallel(left) or size <= _SMALL:
+    light = size <= _SMALL and total.numel() * left.shape[2] <= _LIGHT
+    if parallel(left) or light:
         step = max(1, (budget() if parallel(left) else 4 * _SMALL) // size)
         for at in slices(len(left), step):
             values = torch.bmm(left[at], right[at].transpose(1, 2))
             if parallel(left):  # one kernel that reads the products once
                 total += raised(torch.linalg.vector_norm(values, power, dim=0), power)
             else:
-                total += raised(values, power).sum(dim=0)
+                total += (values.mul_(values) if power == 2 else values.abs_()).sum(dim=0)
         return
     rows = max(1, TILE // (total.shape[1] * left.element_size()))
     for at in slices(total.shape[0], rows):
@@ -250,6 +252,22 @@ class Window:
         view = a.as_strided(size, (first, channel, *inner, *outer), a.storage_offset())
         return view.reshape(*a.shape[:2], -1, prod(out))
 
+    def rows(self, a: Tensor, out: tuple[int, ...]) -> Tensor:
+        """Return the same of an image whose channels come last in memory: (B, L, K·C)."""
+        if any(self.pad):
+            a = F.pad(a, self.pad, self.mode)
+        a = a.contiguous(memory_format=torch.channels_last)
+        first, channel, *steps = a.stride()
+        size = (len(a), *out, *self.kernel, a.shape[1])
+        inner = (d * s for d, s in zip(self.dilation, steps, strict=True))
+        outer = (d * s for d, s in zip(self.stride, steps, strict=True))
+        view = a.as_strided(size, (first, *outer, *inner, channel), a.storage_offset())
+        return view.reshape(len(a), prod(out), -1)
+
+
+def _last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
 
 @dataclass(frozen=True)
 class Patches(Gradient):
@@ -300,8 +318,16 @@ class Patches(Gradient):
 
     def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Add the powers, a chunk of unfolded samples at a time."""
+        if self.groups == self.times == 1 and _last(self.left) and _last(self.right):
+            self._add_last(total, power, budget)
+            return
+        if not total.is_contiguous():
+            plain = torch.zeros_like(total, memory_format=torch.contiguous_format)
+            self.add(plain, power, budget)
+            total += plain
+            return
         flat = total.view(self.groups, self.shape[0] // self.groups, -1)
-        few = flat[0].numel() * self.left.element_size() <= _SMALL
+        few = 16 * flat[0].numel() * self.left.element_size() <= _SMALL
         for at in slices(len(self), self._step(budget)):
             left, right = self._pairs(at)
             if self.groups > 1 and few:
@@ -309,6 +335,17 @@ class Patches(Gradient):
                 continue
             for group, part in enumerate(flat):
                 add_products(part, left[:, group], right[:, group], power, budget)
+
+    def _add_last(self, total: Tensor, power: int, budget: Budget) -> None:
+        """Add the powers where channels come last in memory, into a sum that may have them last too."""
+        here = total if _last(total) else torch.zeros_like(total, memory_format=torch.channels_last)
+        flat = here.permute(0, 2, 3, 1).view(len(here), -1)
+        places = (self.left.shape[2], self.left.shape[3])
+        for at in slices(len(self), self._step(budget)):
+            right = self.window.rows(self.right[at], places).transpose(1, 2)
+            add_products(flat, self.left[at].flatten(2), right, power, budget)
+        if here is not total:
+            total += here
 
     def _grouped(self, left: Tensor, right: Tensor, power: int) -> Tensor:
         if left.shape[2] == 1:  # depthwise: a product of a vector with a few others

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,7 @@ class Served:
         bare: those used by their module's own code, by name.
         spread: ids of modules that run once for all samples, as on positions; their output gets a row a sample.
         trial: whether ``spread`` is still to be found out.
+        last: whether images go in with channels last in memory, which convolutions on a CPU are faster with.
     """
 
     names: dict[int, str] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class Served:
     bare: dict[str, Bare] = field(default_factory=dict)
     spread: set[int] = field(default_factory=set)
     trial: bool = True
+    last: bool = False
     _own: dict[int, dict[str, nn.Parameter]] = field(default_factory=dict)
     _rules: dict[int, Rule | None] = field(default_factory=dict)
 
@@ -337,6 +339,15 @@ def substituted(bare: Mapping[str, Bare], n: int) -> Iterator[dict[str, Tensor]]
         yield leaves
 
 
+def _images_last(inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return {name: _images_last(value) for name, value in inputs.items()}
+    if inputs.dim() != 4:
+        return inputs
+    found = torch.empty_like(inputs, memory_format=torch.channels_last)  # of one channel, contiguous() would keep
+    return found.copy_(inputs)  # strides that tell convolutions nothing
+
+
 def accumulate(
     model: nn.Module,
     task: Task,
@@ -355,6 +366,8 @@ def accumulate(
         Unruled: a module's rule does not hold on this batch.
     """
     now = _Pass(len(batch), served, sums, of, runtime, watch)
+    if served.last:
+        batch, sums.last = replace(batch, inputs=_images_last(batch.inputs)), True
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))
         for module in served.modules.values():

@@ -48,7 +48,12 @@ class Sums:
         exact: add in float64 from the start.
         device: where the totals are held; with the parameters if None.
         pairs: hold the totals as pairs.
+
+    Attributes:
+        last: whether kernels of images are summed with channels last in memory, as their terms come.
     """
+
+    last: bool = False
 
     def __init__(
         self,
@@ -71,7 +76,9 @@ class Sums:
         """Yield the window's sum of one parameter, to add to in place."""
         if name not in self._recent:
             like = self._like[name]
-            self._recent[name] = torch.zeros(like.shape, dtype=self._kind[name], device=like.device)
+            layout = torch.channels_last if self.last and like.dim() == 4 else torch.contiguous_format
+            recent = torch.empty(like.shape, dtype=self._kind[name], device=like.device, memory_format=layout)
+            self._recent[name] = recent.zero_()
         self._used.add(name)
         yield self._recent[name]
 
@@ -102,9 +109,9 @@ class Sums:
     def _held(self, name: str) -> tuple[Tensor, Tensor | None]:
         if name not in self._total:
             pair = self.pairs and self._kind[name] == torch.float32
-            shape, kind = self._like[name].shape, torch.float32 if pair else torch.float64
-            low = torch.zeros(shape, dtype=torch.bfloat16, device=self._device) if pair else None
-            self._total[name] = torch.zeros(shape, dtype=kind, device=self._device), low
+            like, kind = self._recent.get(name, self._like[name]), torch.float32 if pair else torch.float64
+            low = torch.zeros_like(like, dtype=torch.bfloat16, device=self._device) if pair else None
+            self._total[name] = torch.zeros_like(like, dtype=kind, device=self._device), low
         return self._total[name]
 
     @staticmethod
@@ -118,16 +125,16 @@ class Sums:
 
     def totals(self) -> dict[str, Tensor]:
         """Return the sums by name, float64 (rounded once to float32 where they were held as pairs)."""
-        return {name: self._held(name)[0] for name in self._like}
+        return {name: self._held(name)[0].contiguous() for name in self._like}
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a later `load` needs, at the end of a window."""
         found = {}
         for name in self._like:
             high, low = self._held(name)
-            found[f"high/{name}"] = high
+            found[f"high/{name}"] = high.contiguous()
             if low is not None:
-                found[f"low/{name}"] = low
+                found[f"low/{name}"] = low.contiguous()
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
