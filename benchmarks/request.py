@@ -47,6 +47,7 @@ from expunge.zoo import Problem
 from expunge.zoo import load as load_problem
 from fisher import Setting, machine, say, show
 
+ENOUGH = 4.0  # seconds
 TRIAL = 4  # steps on which the variants of the plain loop are compared
 REQUESTS = (1, 10, 100)
 
@@ -81,14 +82,28 @@ def timed(device: str, call: Callable[..., Any], *args: Any, **named: Any) -> tu
     return time.perf_counter() - start, value
 
 
-def extended(run: Callable[[int], float], wanted: int, part: int, unit: str) -> Time:
-    """Return the time for all that is wanted: measured, or linear from a part and a fourth of the part."""
+def extended(run: Callable[[int], float], wanted: int, part: int, unit: str, most: int | None = None) -> Time:
+    """Return the time for all that is wanted: measured, or linear from a part and a fourth of the part.
+
+    A part that takes less than ENOUGH seconds says little and is made larger, up to ``most``.
+    """
     if not part or wanted <= part:
         return Time(run(wanted))
-    few = max(1, part // 4)
-    low, high = run(few), run(part)
+    most = min(wanted, most or wanted)
+    part = min(part, most)
+    run(max(1, part // 4))  # first calls choose kernels and take memory
+    while True:
+        few = max(1, part // 4)
+        low, high = run(few), run(part)
+        if high >= ENOUGH or part == most:
+            break
+        part = min(most, 4 * part)
+    if part == wanted:
+        return Time(high)
     slope = (high - low) / (part - few)
-    return Time(low + slope * (wanted - few), f"estimated from {few:,} and {part:,} {unit} of {wanted:,}")
+    if slope <= 0:
+        raise SystemExit(f"No time can be told from {part:,} {unit}: give --steps 0 and --part 0 to measure all.")
+    return Time(high + slope * (wanted - part), f"estimated from {few:,} and {part:,} {unit} of {wanted:,}")
 
 
 @dataclass(frozen=True)
@@ -268,14 +283,13 @@ def break_even(once: float, each: float, retraining: float) -> str:
 def study(problem: Problem, args: argparse.Namespace, runtime: Runtime) -> None:
     case = Study(problem, args.forget, runtime)
     where = machine(Setting(runtime.torch_device, runtime.precision, args.threads))
-    steps = args.steps and min(args.steps, case.each)
-    own = extended(case.fit, case.steps, steps, "steps")
+    own = extended(case.fit, case.steps, args.steps, "steps", most=case.each)  # a part of it is one epoch at most
     ready = extended(case.prepare, len(problem.train), args.part and max(args.part, 4 * args.forget), "samples")
     edit, done = case.unlearn()
     part = args.part and max(args.part, 8 * args.forget)
     audit = extended(lambda rows: case.audit(rows, done), case.rows, part, "samples")
     loop, variant = fastest(problem, case.retain, case.recipe, runtime.torch_device)
-    plain = extended(lambda n: case.timed(loop.run, n)[0], case.steps, steps, "steps")
+    plain = extended(lambda n: case.timed(loop.run, n)[0], case.steps, args.steps, "steps")
     weights = sum(p.numel() for p in case.trained.parameters())
     print(
         f"{problem.network} ({weights:,} weights) on {problem.name}, {len(problem.train):,} training samples, ", end=""
