@@ -148,11 +148,22 @@ WORDS, LENGTH = 8192, 128
 def _bert() -> nn.Module:
     import transformers
 
-    from expunge.zoo.transformer import TextClassifier
+    class Rows(transformers.BertForSequenceClassification):
+        """BERT with a row of positions and of the attention mask for each sample: its rivals can do no other."""
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            rows, length = input_ids.shape
+            hidden = (1 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=hidden.expand(rows, 1, length, length),
+                token_type_ids=torch.zeros_like(input_ids),
+                position_ids=torch.arange(length, device=input_ids.device).expand(rows, length),
+            )
 
     sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
     tokens = {"vocab_size": WORDS, "max_position_embeddings": LENGTH, "type_vocab_size": 1}
-    return TextClassifier(transformers.BertConfig(**_bare(**sizes, **tokens)))
+    return Rows(transformers.BertConfig(**_bare(**sizes, **tokens)))
 
 
 def _texts(n: int) -> dict[str, Tensor]:
@@ -182,8 +193,8 @@ ROWS = {
     "convnet": Row("zoo `convnet`, 32×32", _small("convnet", 3, 32, 32), _images(3, 32, 32), 64, 16),
 }
 NOTES = (
-    "¹ `expunge.zoo.transformer.TextClassifier`, transformers' BERT with a row of positions and of the attention mask "
-    "for each sample, as rules and vmap ask; texts of 32 to 128 tokens, padded.",
+    "¹ transformers' BERT with a row of positions and of the attention mask for each sample, as the rivals ask; texts "
+    "of 32 to 128 tokens, padded.",
 )
 
 

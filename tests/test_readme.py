@@ -11,7 +11,9 @@ from torch import nn
 
 from expunge import methods
 from expunge.data import Data
+from expunge.fisher import diagonal, kernels, rules
 from expunge.methods import load
+from expunge.scenario import forget_ids
 from expunge.task import Classification
 from expunge.unlearn import prepare, unlearn
 
@@ -52,6 +54,29 @@ def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, object] = {}
     exec(code, scope)
     assert "Value(x=" in capsys.readouterr().out
+
+
+def test_the_page_on_the_diagonal_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight.unsqueeze(0)
+
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+    train = Data.from_arrays(torch.randn(20, 2, 4), torch.arange(20) % 3)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Scale(), nn.Flatten(), nn.Linear(8, 3)).eval()
+    scope = {"model": model, "train": train, "case": forget_ids(train, train.ids[:3]), "Classification": Classification}
+    scope |= {"rule": rules.rule, "Dense": kernels.Dense}
+    Scale.__module__, Scale.__qualname__ = "my_package.layers", "Scale"
+    for code in blocks("docs/fisher.md", "python"):
+        exec(code, scope)
+    assert scope["rest"].count == 17
+    assert rules.rule_of(model[2]) is scope["scale"]
+    found, want = (diagonal(model, Classification(), train, engine=e).values for e in ("layers", "reference"))
+    torch.testing.assert_close(found["2.weight"], want["2.weight"], rtol=1e-5, atol=1e-9)
 
 
 def test_every_relative_link_leads_somewhere() -> None:

@@ -16,6 +16,8 @@ from expunge.fisher.quantities import power, scalars, verify
 from expunge.runtime import Runtime
 from expunge.task import Task
 
+_CACHED = 2**26  # bytes of gradients at once on a CPU, where more are slower, not faster
+
 
 class _Objective(nn.Module):
     """The quantity of one sample as a module, so that `functional_call` can swap the model's parameters."""
@@ -46,7 +48,8 @@ def sums(
         verify(of, task, outputs, batch)
     picks = outputs.shape[1] if of == "true" else 1
     width = 3 * max(1, sum(p.numel() * p.element_size() for p in params.values()))
-    chunk = max(1, min(len(batch), runtime.budget() // width))
+    room = runtime.budget() if outputs.is_cuda else min(runtime.budget(), _CACHED)
+    chunk = max(1, min(len(batch), room // width))
     inner = {f"model.{name}": p.detach() for name, p in params.items()}
     for pick in range(picks):
         objective = _Objective(model, task, of, pick)
