@@ -277,6 +277,42 @@ def test_a_way_not_taken_in_the_trial_goes_to_the_reference():
     assert gap(diagonal(model, Classification(), data, runtime=QUIET).values, want.values) < 1e-10
 
 
+class Turned(nn.Module):
+    """Gives a layer rows that are not samples, but as many: its rule does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)  # sample by sample
+        mixed = torch.cat([rows[::2], rows[1::2]])  # no longer
+        out = torch.tanh(self.a(mixed / 4))
+        back = torch.empty_like(out)
+        back[::2], back[1::2] = out[: len(out) // 2], out[len(out) // 2 :]
+        return back.unflatten(0, x.shape[:2]).sum(dim=1)
+
+
+@pytest.mark.parametrize("of", ["loss", "output_norm"])
+def test_a_trial_sees_wrong_rules_where_the_loss_has_no_gradient(of: Any):
+    """The first and the last sample are learnt so well that their gradients are 0 in float32."""
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Turned(), nn.Linear(4, K)).eval()
+    x = torch.randn(N, 4, 4)
+    scale = torch.ones(N, 1, 1)
+    scale[[0, -1]] = 1e4
+    with torch.no_grad():
+        y = model(scale * x).argmax(dim=1)
+    y[1:-1] = torch.arange(N - 2) % K
+    data = Data.from_arrays(scale * x, y)
+    ends = diagonal(model, Classification(), data.subset([data.ids[0], data.ids[-1]]), engine="reference")
+    assert float(ends.values["0.a.weight"].max()) == 0
+    want = diagonal(model, Classification(), data, of=of, engine="reference", runtime=QUIET)
+    found = diagonal(model, Classification(), data, of=of, runtime=QUIET)
+    assert gap(found.values, want.values) < 1e-4
+
+
 def test_user_hooks_and_replaced_forwards_keep_their_meaning():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Positions(), nn.Linear(4, K)).double().eval()

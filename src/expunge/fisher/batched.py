@@ -22,22 +22,28 @@ _CACHED = 2**26  # bytes of gradients at once on a CPU, where more are slower, n
 class _Objective(nn.Module):
     """The quantity of one sample as a module, so that `functional_call` can swap the model's parameters."""
 
-    def __init__(self, model: nn.Module, task: Task, of: str, pick: int) -> None:
+    def __init__(self, model: nn.Module, task: Task, of: str, pick: int, probe: bool) -> None:
         super().__init__()
-        self.model, self.task, self.of, self.pick = model, task, of, pick
+        self.model, self.task, self.of, self.pick, self.probe = model, task, of, pick, probe
 
     def forward(self, inputs: Any, target: Tensor | None, weight: Tensor | None) -> Tensor:
         one = {k: v.unsqueeze(0) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.unsqueeze(0)
         label = None if target is None else target.unsqueeze(0)
         batch = Batch(one, label, None if weight is None else weight.unsqueeze(0), torch.zeros(1, dtype=torch.long))
         outputs, _ = self.task.forward(self.model, batch)
-        return scalars(self.of, self.task, outputs, batch)[self.pick].squeeze(0)
+        return scalars(self.of, self.task, outputs, batch, self.probe)[self.pick].squeeze(0)
 
 
 def sums(
-    model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    params: Mapping[str, nn.Parameter],
+    of: str,
+    runtime: Runtime,
+    probe: bool = False,
 ) -> dict[str, Tensor]:
-    """Return what `reference.sums` returns, several samples at a time.
+    """Return what `reference.sums` returns, several samples at a time; of the probed quantity with ``probe``.
 
     Raises:
         RuntimeError: vmap cannot trace the model (in-place code, data-dependent branches).
@@ -52,7 +58,7 @@ def sums(
     chunk = max(1, min(len(batch), room // width))
     inner = {f"model.{name}": p.detach() for name, p in params.items()}
     for pick in range(picks):
-        objective = _Objective(model, task, of, pick)
+        objective = _Objective(model, task, of, pick, probe)
 
         def value(p: dict[str, Tensor], x: Any, y: Any, w: Any, f: _Objective = objective) -> Tensor:
             with runtime.autocast():
@@ -64,7 +70,7 @@ def sums(
                 grads = mapped(inner, *_slice(batch, slice(start, start + chunk)))
             for name in params:
                 g = wide(grads[f"model.{name}"])
-                if power(of) == 2:
+                if power(of) == 2 and not probe:
                     warn_underflow(g, name)
                 total[name] += raised(g, power(of)).sum(dim=0)
     return total

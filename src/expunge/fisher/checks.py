@@ -79,14 +79,14 @@ def warn_underflow(gradient: Tensor, what: str) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-def check_alone(alone: Tensor, together: Tensor, again: Tensor, data: Data, runtime: Runtime) -> None:
+def check_alone(alone: Tensor, together: Tensor, again: Tensor, names: Sequence[str], runtime: Runtime) -> None:
     """Refuse a model whose outputs do not repeat, or whose output for a sample depends on the others of its batch.
 
     Args:
-        alone: outputs of the first and last sample, each in a batch of its own.
+        alone: outputs of two samples, each in a batch of its own.
         together: of both in one batch.
         again: the same once more.
-        data: where they come from.
+        names: their ids.
         runtime: for the precision.
 
     Raises:
@@ -101,12 +101,11 @@ def check_alone(alone: Tensor, together: Tensor, again: Tensor, data: Data, runt
         close = torch.isclose(left, right, rtol=slack, atol=slack * float(size), equal_nan=True)
         return (~close).any(dim=1).nonzero().flatten().tolist()
 
-    where = (0, len(data) - 1)
     if odd := apart(again, together):
-        got = f"another one for {data.ids[where[odd[0]]]} the second time"
+        got = f"another one for {names[odd[0]]} the second time"
         raise UserError("the same output each time in eval mode", got, "switch dropout, noise and sampling off")
     if odd := apart(alone, together):
-        got = f"another output for {data.ids[where[odd[0]]]} alone than in company of a second sample"
+        got = f"another output for {names[odd[0]]} alone than in company of a second sample"
         remedy = "compute each sample by itself (no batch statistics, no attention or ranking over the batch)"
         raise UserError("a model whose outputs do not depend on the other samples of a batch", got, remedy)
 

@@ -357,10 +357,12 @@ def accumulate(
     served: Served,
     sums: Sums,
     watch: bool = True,
+    probe: bool = False,
 ) -> None:
     """Add Σ_s |∂q_s/∂θ|^p over the batch for the parameters that rules serve.
 
-    With ``watch`` squares that underflow are looked for and warned of, which costs some passes over activations.
+    With ``watch`` squares that underflow are looked for and warned of, which costs some passes over activations; with
+    ``probe`` the quantity is the probed one.
 
     Raises:
         Unruled: a module's rule does not hold on this batch.
@@ -383,7 +385,7 @@ def accumulate(
             with runtime.autocast():
                 outputs, _ = task.forward(model, batch)
                 verify(of, task, outputs, batch)
-                each = scalars(of, task, outputs, batch)
+                each = scalars(of, task, outputs, batch, probe)
             for module in served.modules.values():
                 if any(now.calls[id(p)] == 0 for p in served.own(module).values()):
                     raise Unruled(module)

@@ -38,11 +38,13 @@ def power(of: str) -> int:
     return 1 if of in ("output_norm", "batch_mean_norm") else 2
 
 
-def scalars(of: str, task: Task, outputs: Tensor, batch: Batch) -> list[Tensor]:
+def scalars(of: str, task: Task, outputs: Tensor, batch: Batch, probe: bool = False) -> list[Tensor]:
     """Return the scalars (B,) of each sample; their squared gradients are summed over the list.
 
     ``true`` gives √p_c(x)·ℓ(x, c) for every class c, p without gradient, so that the squares sum to
     Σ_c p_c (∂ℓ(x, c)/∂θ)².
+
+    With ``probe`` a fixed combination of the outputs is added, so that a trial sees gradients where the loss has none.
 
     Returns:
         One tensor (B,), or one a class.
@@ -64,6 +66,9 @@ def scalars(of: str, task: Task, outputs: Tensor, batch: Batch) -> list[Tensor]:
         each = [task.loss(outputs, batch.target)]
     if batch.weight is not None:
         each = [q * batch.weight.to(q) for q in each]
+    if probe:
+        flat = outputs.flatten(1)
+        each[0] = each[0] + (flat * torch.arange(1, flat.shape[1] + 1, device=flat.device).to(flat).cos()).sum(dim=1)
     return each
 
 

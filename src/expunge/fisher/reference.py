@@ -41,10 +41,10 @@ def sums(
 def tried(
     model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the outputs of samples, each alone, and `checks.sample` of what `sums` returns."""
+    """Return the outputs of samples, each alone, and `checks.sample` of what `sums` returns for the probed quantity."""
     total = {n: sample(torch.zeros(p.shape, dtype=torch.float64, device=p.device)) for n, p in params.items()}
     outputs: list[Tensor] = []
-    for out, found in _each(model, task, batch, params, of, runtime):
+    for out, found in _each(model, task, batch, params, of, runtime, probe=True):
         outputs.append(out)
         for name, grad in found:
             total[name] += raised(sample(grad), power(of)).double()
@@ -52,7 +52,13 @@ def tried(
 
 
 def _each(
-    model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    params: Mapping[str, nn.Parameter],
+    of: str,
+    runtime: Runtime,
+    probe: bool = False,
 ) -> Iterator[tuple[Tensor, list[tuple[str, Tensor]]]]:
     """Yield, for each sample and each of its scalars, the outputs and the gradients, float32 or wider."""
     for row in range(len(batch)):
@@ -60,11 +66,11 @@ def _each(
         with torch.enable_grad(), runtime.autocast():
             outputs, _ = task.forward(model, one)
             verify(of, task, outputs, one)
-            each = [q.sum() for q in scalars(of, task, outputs, one)]
+            each = [q.sum() for q in scalars(of, task, outputs, one, probe)]
         for q in each:
             grads = torch.autograd.grad(q, list(params.values()), retain_graph=q is not each[-1], allow_unused=True)
             found = [(n, wide(g)) for n, g in zip(params, grads, strict=True) if g is not None]
-            if power(of) == 2:
+            if power(of) == 2 and not probe:
                 for name, grad in found:
                     warn_underflow(grad, name)
             yield outputs.detach(), found
