@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ def built(model: nn.Module) -> list[Any]:
     return [_ADDRESS.sub("", repr(model)), sorted(tensors.parameters(model))]
 
 
-def described(value: Any) -> Any:
+def described(value: Any, inside: tuple[int, ...] = ()) -> Any:
     """Return settings as JSON values that are the same in every process: an object as its type and its attributes.
 
     >>> described(torch.nn.ReLU)
@@ -34,6 +36,7 @@ def described(value: Any) -> Any:
 
     Args:
         value: a task, a penalty, or what they hold; a tensor or module counts by its values.
+        inside: ids of the objects that hold it; one of them again is named, not followed.
 
     Returns:
         JSON values.
@@ -44,18 +47,25 @@ def described(value: Any) -> Any:
         return repr(value)
     if isinstance(value, Tensor):
         return tensors.tensor_digest(value)
+    if id(value) in inside:
+        return type(value).__qualname__
+    inside = (*inside, id(value))
     if isinstance(value, Mapping):
-        return sorted([str(k), described(v)] for k, v in value.items())
+        return sorted([str(k), described(v, inside)] for k, v in value.items())
     if isinstance(value, Sequence):
-        return [described(v) for v in value]
+        return [described(v, inside) for v in value]
     if isinstance(value, set | frozenset):
-        return sorted((described(v) for v in value), key=str)
+        return sorted((described(v, inside) for v in value), key=str)
+    if isinstance(value, partial):
+        return ["partial", *(described(v, inside) for v in (value.func, value.args, value.keywords))]
+    if isinstance(value, logging.Logger):
+        return value.name
     if hasattr(value, "__qualname__"):  # a class or a function
         return f"{value.__module__}.{value.__qualname__}"
     head = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, nn.Module):
         return [head, tensors.weights_digest(value)]
     if hasattr(value, "tolist"):  # numpy
-        return [head, described(value.tolist())]
+        return [head, described(value.tolist(), inside)]
     names = [*getattr(value, "__dict__", {}), *getattr(type(value), "__slots__", ())]
-    return [head, sorted([n, described(getattr(value, n))] for n in names if hasattr(value, n))]
+    return [head, sorted([n, described(getattr(value, n), inside)] for n in names if hasattr(value, n))]

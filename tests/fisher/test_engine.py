@@ -244,16 +244,13 @@ def test_an_input_changed_behind_the_rules_sends_the_pass_to_the_reference(caplo
     assert engines(model, Classification(), data).served.known() == {*want.sums}
 
     class Later(Classification):
-        calls = 0
-
         def forward(self, model: nn.Module, batch: Any, taps: Any = ()) -> Any:
-            type(self).calls += 1
-            model.armed = type(self).calls > 6  # after the trial and some batches of one window
+            model.armed = len(batch) == 2  # the last batch of a window
             return super().forward(model, batch, taps)
 
     with caplog.at_level(logging.WARNING):
         found = diagonal(model, Later(), data, runtime=QUIET)
-    assert "Linear does not see its input as it was: one backward pass a sample computes 5 parameters" in caplog.text
+    assert "Linear does not do what its rule says: one backward pass a sample computes 5 parameters" in caplog.text
     assert gap(found.values, want.values) < 1e-10
 
 

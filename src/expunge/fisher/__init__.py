@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge import identity
+from expunge import __version__, identity
 from expunge.data import Batch, Data, id_texts
 from expunge.errors import Incompatible, UserError
 from expunge.files import digest
@@ -175,19 +176,12 @@ def diagonals(
     with runtime.agreed(), _eagerly():
         with whole(f"two samples of {data.name}", SMALLER):
             chosen = Chosen(model, task, data, wanted, of, engine, runtime, seed)
-        orders = [[sorted(names), order.tolist()] for names, order in cells.items()]
-        parts = [
-            at,
-            data.ids,
-            orders,
-            of,
-            engine,
-            sorted(wanted),
-            seed,
-            identity.described(task),
-            identity.built(model),
-        ]
-        partial = Partial(runtime, data, parts)
+        parts: list[Any] = []
+        if runtime.workdir is not None:
+            orders = [[sorted(names), order.tolist()] for names, order in cells.items()]
+            how = [of, engine, sorted(wanted), seed, WINDOW, __version__]
+            parts = [at, data.ids, orders, how, identity.described(task), identity.built(model)]
+        partial = Partial(runtime, data, parts, chosen.mark)
         sums = _passed(data, chosen, list(cells.values()), runtime, partial, device, pairs)
     parts_of: dict[frozenset[str], Diagonal] = {}
     for (members, order), own in zip(cells.items(), sums, strict=True):

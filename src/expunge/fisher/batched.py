@@ -52,7 +52,7 @@ def sums(
     with torch.no_grad(), runtime.autocast():
         outputs, _ = task.forward(model, batch)
         verify(of, task, outputs, batch)
-    picks = outputs.shape[1] if of == "true" else 1
+    picks = outputs.shape[1] if of == "true" and not probe else 1
     width = 3 * max(1, sum(p.numel() * p.element_size() for p in params.values()))
     room = runtime.budget() if outputs.is_cuda else min(runtime.budget(), _CACHED)
     chunk = max(1, min(len(batch), room // width))

@@ -49,6 +49,9 @@ def chosen(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parame
         UserError: a name is unknown or frozen, or nothing is trainable.
     """
     known = parameters(model)
+    bent = [name for name, p in known.items() if p.is_complex() and (names is None or name in names)]
+    if bent:
+        raise UserError("real parameters", f"complex ones: {listing(bent)}", "name others by params=")
     if not known:
         raise UserError("a model with trainable parameters", "none", "call requires_grad_(True) on some")
     if names is None:
@@ -59,6 +62,17 @@ def chosen(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parame
         if name not in known:
             raise UserError("names of trainable parameters", f"unknown '{name}'", suggest(name, known))
     return {name: known[name] for name in names}
+
+
+def check_flows(scalars: Sequence[Tensor]) -> None:
+    """Refuse outputs that no gradient leads to.
+
+    Raises:
+        UserError: says so.
+    """
+    if not all(q.requires_grad for q in scalars):
+        remedy = "call it outside torch.inference_mode, and let the model's forward neither detach nor use no_grad"
+        raise UserError("outputs with a gradient to the parameters", "outputs without", remedy)
 
 
 def check_sums(sums: Mapping[str, Tensor]) -> None:
@@ -120,6 +134,11 @@ def least(tensor: Tensor) -> Tensor:
     flat = wide(tensor).reshape(len(tensor), -1).abs()
     found = flat.masked_fill_(flat == 0, torch.inf).amin(dim=1)
     return found.masked_fill_(found.isinf(), 1)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a dense tensor; embeddings may give sparse gradients."""
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Which engine computes which parameter: rules are tried on two samples and must agree with the reference."""
+"""Which engine computes which parameter: rules are tried on a few samples and must agree with the reference."""
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping
 from textwrap import shorten
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Batch, Data
-from expunge.errors import UserError, suggest
+from expunge.errors import ExpungeError, UserError, listing, suggest
 from expunge.fisher import batched, layers, reference
 from expunge.fisher.checks import check_alone, sample, wide
 from expunge.fisher.layers import Bare, Served, Unruled
@@ -26,6 +27,7 @@ Engine = Literal["auto", "layers", "batched", "reference"]
 ENGINES: tuple[Engine, ...] = ("auto", "layers", "batched", "reference")
 _KINDS = 16  # kinds of parameters without a rule for which a row a sample is tried
 _LEADS = (None, 0, 1, 2, 3)
+_TRIAL = (6, 2)  # samples of a trial, fewer where memory is short
 
 
 class Again(Exception):
@@ -48,7 +50,7 @@ class Chosen:
     Args:
         model: in eval mode.
         task: how to run it.
-        data: on two of whose samples the engines are tried, the first and the last if they show all gradients.
+        data: on some of whose samples the engines are tried, the first and the last among them if they show enough.
         params: the parameters wanted, by name.
         of: the quantity.
         engine: what was asked for.
@@ -70,28 +72,47 @@ class Chosen:
         self.model, self.task, self.data, self.of, self.runtime, self.seed = model, task, data, of, runtime, seed
         self.params = dict(params)
         self.served, self.batched, self.reference = Served(), dict[str, nn.Parameter](), dict[str, nn.Parameter]()
+        self._told = False
         self._watch = True  # lost squares show in the first batch; to look in each costs as much as the rules
-        if of in MEANS:
+        self.mark: list[float] = []
+        for size in _TRIAL:
+            try:
+                self._choose(engine, min(size, len(data)))
+                break
+            except Exception as error:
+                if size == _TRIAL[-1] or not out_of_memory(error):
+                    raise
+            gc.collect()
+
+    def _choose(self, engine: Engine, size: int) -> None:
+        if self.of in MEANS:
             return
-        at, few, alone, truth = self._tried()
-        counts, calls, outputs = layers.uses(model, task, few, runtime)
-        names = [data.ids[i] for i in at]
-        check_alone(alone, outputs, layers.uses(model, task, few, runtime)[2], names, runtime)
-        if engine == "reference":
+        with layers.watching(self.model) as alone_calls:
+            at, few, alone, truth = self._tried(size)
+        counts, calls, outputs = layers.uses(self.model, self.task, few, self.runtime)
+        again = layers.uses(self.model, self.task, few, self.runtime)[2]
+        check_alone(alone, outputs, again, [self.data.ids[i] for i in at], self.runtime)
+        self.mark = [float(v) for v in (*wide(alone).double().reshape(-1)[:64], *(t.sum() for t in truth.values()))]
+        hidden = {n for m in self.model.modules() for n, v in vars(m).items() if _hides(v)}
+        if hidden:
+            log.warning(
+                "%s is no parameter but asks for gradients: one backward pass a sample", listing(sorted(hidden))
+            )
+        if engine == "reference" or hidden:
             self.reference = self.params
         elif engine == "batched":
             self.batched = self.params
         else:
-            _Trial(self, few, truth, outputs).rules(counts, calls)
+            _Trial(self, few, truth, outputs).rules(counts, calls, _rows_alone(alone_calls.rows, len(at)))
 
-    def _tried(self) -> tuple[list[int], Batch, Tensor, dict[str, Tensor]]:
-        """Return two samples that show a gradient of as many parameters as can be, and the reference's sums on them."""
+    def _tried(self, size: int) -> tuple[list[int], Batch, Tensor, dict[str, Tensor]]:
+        """Return samples of which two at least show a gradient of each parameter if that can be, and their sums."""
         n, found = len(self.data), []
-        for pair in dict.fromkeys([(0, n - 1), (n // 3, 2 * n // 3), (n // 4, 3 * n // 4), (n // 5, n // 2)]):
-            at = sorted(set(pair))
+        for shift in (0.0, 0.5):
+            at = sorted({min(n - 1, round((k + shift) * (n - 1) / max(1, size - 1))) for k in range(size)})
             few = self._ready(self.data.read(at))
-            alone, truth = reference.tried(self.model, self.task, few, self.params, self.of, self.runtime)
-            dark = sum(not bool(t.any()) for t in truth.values())
+            alone, truth, shares = reference.tried(self.model, self.task, few, self.params, self.of, self.runtime)
+            dark = sum(sum(share > 0.01 * sum(each) for share in each) < min(2, len(at)) for each in shares.values())
             found.append((dark, at, few, alone, truth))
             if dark == 0:
                 break
@@ -131,17 +152,43 @@ class Chosen:
             layers.accumulate(self.model, self.task, batch, self.of, self.runtime, self.served, sums, watch)
         except layers.Changed as error:
             names = self.served.known()
-            log.warning(
-                "%s does not see its input as it was: one backward pass a sample computes %d parameters",
-                type(error.module).__name__,
-                len(names),
-            )
-            self.reference |= {n: self.params[n] for n in names}
-            self.served = Served()
+            text = "%s does not do what its rule says: one backward pass a sample computes %d parameters"
+            log.warning(text, type(error.module).__name__, len(names))
+            self._demote()
             raise Again from error
-        except Unruled:  # the model took another way on this batch
+        except Unruled as error:  # the model took another way on this batch
+            if not self._told:
+                text = "%s takes another way on some batches: one backward pass a sample computes %d parameters there"
+                log.warning(text, type(error.module).__name__, len(self.served.known()))
+                self._told = True
             some = {n: self.params[n] for n in self.served.known()}
             _add(sums, reference.sums(self.model, self.task, batch, some, self.of, self.runtime))
+        except Exception as error:
+            if out_of_memory(error) or isinstance(error, ExpungeError) or not self.served.bold():
+                raise
+            log.warning("the model does not take its inputs as rules give them (%s)", shorten(str(error), 80))
+            self._demote()
+            raise Again from error
+
+    def _demote(self) -> None:
+        """Leave the rules, for the reference."""
+        self.reference |= {n: self.params[n] for n in self.served.known()}
+        self.served = Served()
+
+
+def _hides(value: object) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.requires_grad
+
+
+def _rows_alone(rows: Mapping[int, list[int]], samples: int) -> dict[int, list[int]]:
+    """Return the rows that each sample alone gives a module, call by call; those of which it varies are left out."""
+    found = {}
+    for key, each in rows.items():
+        calls, odd = divmod(len(each), samples)
+        parts = [each[i * calls : (i + 1) * calls] for i in range(samples)]
+        if not odd and all(part == parts[0] for part in parts) and 0 not in parts[0]:
+            found[key] = parts[0]
+    return found
 
 
 def _add(sums: Sums, found: Mapping[str, Tensor]) -> None:
@@ -168,12 +215,19 @@ class _Trial:
         a = sample(found[name]).to(b)
         return bool((a - b).abs().sum() <= slack * b.abs().sum() + self.noise * b.numel())
 
-    def rules(self, counts: Mapping[int, int], calls: Mapping[int, int]) -> None:
+    def rules(self, counts: Mapping[int, int], calls: Mapping[int, int], rows: dict[int, list[int]]) -> None:
         """Give each parameter to the fastest engine that agrees with the reference on it."""
         c = self.chosen
+        if any(isinstance(m, torch.jit.ScriptModule) for m in c.model.modules()):  # takes no hooks
+            self._rest(c.params)
+            return
         served = layers.covered(c.model, c.params)
+        served.rows = rows
+        uneven = {id(p) for m in served.modules.values() if id(m) not in rows for p in layers.own(m).values()}
+        served.names = {key: name for key, name in served.names.items() if key not in uneven}
         served.names = {key: name for key, name in served.names.items() if 0 < counts[key] == calls[key]}
-        served.bare = self._bare({*c.params} - {*served.names.values()})
+        self.ways = self._bare({*c.params} - {*served.names.values()})
+        served.bare = {name: ways.pop(0) for name, ways in self.ways.items()}
         served.last = self._images(served)
         c.served = served = self._agreeing(served)
         rest = {n: p for n, p in c.params.items() if n not in served.known()}
@@ -200,13 +254,15 @@ class _Trial:
             except Unruled as error:
                 self._without(served, {id(error.module)})
                 continue
-            except Exception:  # the model's own code did not expect channels last, or a row a sample
-                if not served.last and not served.spread:
+            except Exception as error:  # the model's own code did not expect channels last, or a row a sample
+                if out_of_memory(error) or not served.bold():
                     raise
                 if served.last:
                     served.last = False
-                else:
+                elif served.spread:
                     self._without(served, served.spread)
+                else:
+                    served.bare = {}
                 continue
             found = sums.window()
             good = {name for name in served.known() if self.close(found, name)}
@@ -216,7 +272,9 @@ class _Trial:
                 own = {served.names.get(id(p), "") for p in layers.own(module).values()} - {""}
                 good -= own if not own <= good else set()
             served.names = {key: name for key, name in served.names.items() if name in good}
-            served.bare = {name: one for name, one in served.bare.items() if name in good}
+            bare = {name: one for name, one in served.bare.items() if name in good}
+            wrong = {*served.bare} - good  # another way to put rows in their place may be right
+            served.bare = bare | {name: self.ways[name].pop(0) for name in wrong if self.ways[name]}
         served.trial = False
         return served
 
@@ -226,8 +284,8 @@ class _Trial:
         served.names = {key: name for key, name in served.names.items() if key not in gone}
         served.spread = set()
 
-    def _bare(self, names: set[str]) -> dict[str, Bare]:
-        """Return the parameters without a rule in whose place a row for each sample gives the same outputs."""
+    def _bare(self, names: set[str]) -> dict[str, list[Bare]]:
+        """Return, for parameters without a rule, the ways to put a row for each sample that give the same outputs."""
         c = self.chosen
         owners: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in c.model.modules():
@@ -240,15 +298,15 @@ class _Trial:
             if len(owners.get(id(p), [])) == 1 and 4 * bytes_wanted <= c.runtime.budget():
                 module, attribute = owners[id(p)][0]
                 kinds.setdefault((type(module), attribute, tuple(p.shape)), []).append(name)
-        found: dict[str, Bare] = {}
+        found: dict[str, list[Bare]] = {}
         for alike in list(kinds.values())[:_KINDS]:
             for lead in _LEADS:
                 if lead is None and (c.params[alike[0]].dim() == 0 or len(c.params[alike[0]]) != 1):
                     continue
                 trial = {n: Bare(*owners[id(c.params[n])][0], lead) for n in alike}
                 if self._same_outputs(trial):
-                    found |= trial
-                    break
+                    for name, one in trial.items():
+                        found.setdefault(name, []).append(one)
         return found
 
     def _same_outputs(self, bare: Mapping[str, Bare]) -> bool:

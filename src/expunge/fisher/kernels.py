@@ -438,8 +438,7 @@ class Part(Gradient):
 
     def each(self, at: slice) -> Tensor:
         """Return gradients of the whole parameter, 0 in the other rows."""
-        found = self.inner.each(at)
-        out = found.new_zeros(len(found), *self.shape)
+        out = (found := self.inner.each(at)).new_zeros(at.stop - at.start, *self.shape)
         out[:, self.start : self.start + found.shape[1]] = found
         return out
 
@@ -452,7 +451,7 @@ class Part(Gradient):
         return Part(self.inner.fold(times), self.start, self.shape)
 
     def factors(self) -> list[Tensor]:
-        """Return those of the rows' gradients."""
+        """Return theirs."""
         return self.inner.factors()
 
 
@@ -477,9 +476,7 @@ class Several(Gradient):
     def each(self, at: slice) -> Tensor:
         """Return the sums (b, *shape)."""
         first, *rest = (part.each(at) for part in self.parts)
-        for value in rest:
-            first = first + value
-        return first
+        return sum(rest, first)
 
     def add(self, total: Tensor, power: int, budget: Budget) -> None:
         """Sum over uses, then add the powers."""

@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from expunge.data import Batch
 from expunge.fisher.attention import attend, described
 from expunge.fisher.checks import warn_underflow, wide
 from expunge.fisher.kernels import Dense, Gradient, Outer, Part, together
-from expunge.fisher.quantities import power, scalars, verify
+from expunge.fisher.quantities import power, scalars, unfused, verify
 from expunge.fisher.rules import Rule, rule_of
 from expunge.fisher.sums import Sums
+from expunge.passes import out_of_memory
 from expunge.runtime import Runtime
 from expunge.task import Task
 
@@ -67,6 +67,7 @@ class Served:
         names: of those with a rule, by id of the parameter.
         modules: that own them, by name.
         bare: those used by their module's own code, by name.
+        rows: by id of a module, the rows that one sample gives it, call by call; n samples must give n times these.
         spread: ids of modules that run once for all samples, as on positions; their output gets a row a sample.
         trial: whether ``spread`` is still to be found out.
         last: whether images go in with channels last in memory, which convolutions on a CPU are faster with.
@@ -75,6 +76,7 @@ class Served:
     names: dict[int, str] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     bare: dict[str, Bare] = field(default_factory=dict)
+    rows: dict[int, list[int]] = field(default_factory=dict)
     spread: set[int] = field(default_factory=set)
     trial: bool = True
     last: bool = False
@@ -92,6 +94,10 @@ class Served:
         if id(module) not in self._rules:
             self._rules[id(module)] = rule_of(module)
         return self._rules[id(module)]
+
+    def bold(self) -> bool:
+        """Return whether the model's own code gets tensors that it may not expect: other layouts, rows a sample."""
+        return bool(self.last or self.spread or self.bare)
 
     def known(self) -> set[str]:
         """Return the names of all of them."""
@@ -139,43 +145,72 @@ class Uses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, and run the operation; reading a shape or dtype gives no tensor and is no use."""
-        found = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(found)):
-            leaves = tree_leaves((args, kwargs))
-            self.count.update({id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter)})
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        several = isinstance(found, tuple | list) and any(isinstance(f, Tensor) for f in found)
+        if several or isinstance(found, Tensor):
+            for value in (*args, *kwargs.values()):
+                for leaf in value if isinstance(value, tuple | list) else (value,):
+                    if isinstance(leaf, nn.Parameter):
+                        self.count[id(leaf)] += 1
         return found
 
 
-def uses(model: nn.Module, task: Task, batch: Batch, runtime: Runtime) -> tuple[Counter[int], Counter[int], Tensor]:
-    """Return how many operations each parameter enters in a forward pass, how many calls explain, and the outputs."""
-    calls: Counter[int] = Counter()
+@dataclass
+class Calls:
+    """What is seen of the modules with parameters while `watching`.
 
-    def hook(module: nn.Module, *rest: Any) -> None:
-        calls.update(id(p) for p in own(module).values())
+    Args:
+        rows: by id of a module, the rows of its input, call by call; 0 where it has none.
+        count: by id of a parameter, calls of modules that own it.
+    """
+
+    rows: dict[int, list[int]] = field(default_factory=dict)
+    count: Counter[int] = field(default_factory=Counter)
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[Calls]:
+    """Note the calls of modules with parameters."""
+    seen = Calls()
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        seen.count.update(id(p) for p in own(module).values())
+        a = _input(args, kwargs)
+        inner = isinstance(module, nn.MultiheadAttention)  # its projections get batches, whatever comes first outside
+        seen.rows.setdefault(id(module), []).append(1 if inner else 0 if a is None or a.dim() == 0 else len(a))
 
     with ExitStack() as stack:
         for module in model.modules():
             if own(module):
-                stack.callback(module.register_forward_hook(hook).remove)
-        with torch.enable_grad(), runtime.autocast(), Uses() as seen:
-            outputs, _ = task.forward(model, batch)
-    return seen.count, calls, outputs.detach()
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        yield seen
+
+
+def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    a = args[0] if args else next(iter(kwargs.values()), None)
+    return a if isinstance(a, Tensor) else None
+
+
+def uses(model: nn.Module, task: Task, batch: Batch, runtime: Runtime) -> tuple[Counter[int], Counter[int], Tensor]:
+    """Return how many operations each parameter enters in a forward pass, how many calls explain, and the outputs."""
+    with watching(model) as calls, torch.enable_grad(), runtime.autocast(), Uses() as seen:
+        outputs, _ = task.forward(model, batch)
+    return seen.count, calls.count, outputs.detach()
 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Switch parameter gradients off, and with them the fused encoder layers that would then pass by all hooks."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for p, _ in flags:
-            p.requires_grad_(False)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for p, flag in flags:
-            p.requires_grad_(flag)
+    with unfused():
+        try:
+            for p, _ in flags:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p, flag in flags:
+                p.requires_grad_(flag)
 
 
 class Unruled(Exception):
@@ -191,7 +226,7 @@ class Unruled(Exception):
 
 
 class Changed(Unruled):
-    """A layer's input was changed in place after it ran; sums are spoiled."""
+    """A rule failed on the way back, as where a layer's input was changed in place: sums are spoiled."""
 
 
 Make = Callable[[Tensor, Tensor], Mapping[str, Gradient]]
@@ -205,23 +240,36 @@ class _Pass:
         self.power, self.watch = power(of), watch and power(of) == 2
         self.anchor = torch.zeros((), device=runtime.torch_device, requires_grad=True)
         self.calls: Counter[int] = Counter()
+        self.entered: Counter[int] = Counter()
+        self.order: Counter[int] = Counter()
+        self.broken: nn.Module | None = None
         self.pending: dict[str, list[Gradient]] = {}
 
     def called(self, module: nn.Module) -> None:
         """Count a call, so that gradients of a parameter used again are summed before they are squared."""
         self.calls.update(id(p) for p in self.served.own(module).values())
 
+    def refuse(self, module: nn.Module) -> NoReturn:
+        """Say that a rule does not hold; remembered, as the model's own code may catch it.
+
+        Raises:
+            Unruled: always.
+        """
+        self.broken = module
+        raise Unruled(module)
+
     def tap(self, module: nn.Module, a: Tensor, out: Tensor, make: Make) -> Tensor:
         """Return the output of a layer, watched for its gradient, from which ``make`` gives those of parameters."""
+        if not torch.is_grad_enabled():
+            return out  # nothing flows back from here
         if a.dim() == 0 or out.dim() == 0 or len(a) != len(out):
-            raise Unruled(module)
-        a = a.detach()
-        if len(a) == 1 < self.samples:
+            self.refuse(module)
+        a, times = a.detach(), self._times(module)
+        if len(a) == times == 1 < self.samples:
             self._spread(module)
             a, out = (t.expand(self.samples, *t.shape[1:]) for t in (a, out))
-        times, odd = divmod(len(a), self.samples)
-        if odd or not times:
-            raise Unruled(module)
+        if len(a) != times * self.samples:
+            self.refuse(module)
         version, held = a._version, [a]
         if not out.requires_grad:
             out = out + self.anchor.to(out.dtype)
@@ -230,19 +278,57 @@ class _Pass:
             (a,) = held
             if a._version != version:
                 raise Changed(module)
-            with torch.no_grad():
-                for attribute, gradient in make(a, delta).items():
-                    self._receive(module, attribute, gradient if times == 1 else gradient.fold(times))
+            try:
+                with torch.no_grad():
+                    for attribute, gradient in make(a, delta).items():
+                        self._receive(module, attribute, gradient if times == 1 else gradient.fold(times))
+            except (RuntimeError, IndexError, ValueError) as error:
+                if out_of_memory(error):
+                    raise
+                raise Changed(module) from error  # a shape that the rule does not know
 
-        out.register_hook(backward)
+        try:
+            out.register_hook(backward)
+        except RuntimeError:  # inside a transformation of the model's own
+            self.refuse(module)
         return out
+
+    def _times(self, module: nn.Module) -> int:
+        """Return the rows that one sample gives the module at this call."""
+        rows = self.served.rows.get(id(module), [1])
+        at = self.order[id(module)]
+        self.order[id(module)] += 1
+        if isinstance(module, nn.MultiheadAttention):
+            return 1
+        if at >= len(rows):
+            self.refuse(module)
+        return rows[at]
 
     def _spread(self, module: nn.Module) -> None:
         """Allow a module that ran once for all samples; of others one row is a way that some samples did not take."""
         if self.served.trial:
             self.served.spread.add(id(module))
         elif id(module) not in self.served.spread:
-            raise Unruled(module)
+            self.refuse(module)
+
+    def check(self, count: Mapping[int, int]) -> None:
+        """Refuse a forward pass in which a parameter entered other operations than its layers' calls.
+
+        Args:
+            count: operations that each parameter entered.
+
+        Raises:
+            Unruled: a parameter was used behind its layer's back, or a layer not at all.
+        """
+        if self.broken is not None:
+            raise Unruled(self.broken)
+        for module in self.served.modules.values():
+            for p in self.served.own(module).values():
+                if self.calls[id(p)] == 0 or (id(p) in self.served.names and count[id(p)] != self.entered[id(p)]):
+                    raise Unruled(module)
+        for bare in self.served.bare.values():
+            if count[id(bare.parameter)]:
+                raise Unruled(bare.module)
 
     def _receive(self, module: nn.Module, attribute: str, gradient: Gradient) -> None:
         p = self.served.own(module).get(attribute)
@@ -279,9 +365,10 @@ class _Pass:
 def _hook(now: _Pass, rule: Rule) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
         now.called(module)
-        a = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(a, Tensor):
-            raise Unruled(module)
+        now.entered.update(id(p) for p in now.served.own(module).values())
+        a = _input(args, kwargs)
+        if a is None:
+            now.refuse(module)
         return now.tap(module, a, out, partial(rule, module))
 
     return hook
@@ -293,6 +380,7 @@ def _attention(now: _Pass, module: nn.MultiheadAttention) -> Callable[..., Any]:
     def project(x: Tensor, weight: str, bias: str | None, rows: slice | None = None) -> Tensor:
         def part(name: str) -> tuple[nn.Parameter, Tensor]:
             p = module.get_parameter(name)
+            now.entered[id(p)] += 1
             return p, p if rows is None or len(p) == rows.stop - rows.start else p[rows]
 
         names = {weight: part(weight), **({} if bias is None else {bias: part(bias)})}
@@ -312,7 +400,7 @@ def _attention(now: _Pass, module: nn.MultiheadAttention) -> Callable[..., Any]:
 
     def forward(query: Tensor, *args: Any, **kwargs: Any) -> Any:
         if query.dim() != 3:
-            raise Unruled(module)
+            now.refuse(module)
         now.called(module)
         return attend(module, project, query, *args, **kwargs)
 
@@ -383,12 +471,11 @@ def accumulate(
         leaves = stack.enter_context(substituted(served.bare, len(batch)))
         with torch.enable_grad():
             with runtime.autocast():
-                outputs, _ = task.forward(model, batch)
+                with Uses() as seen:
+                    outputs, _ = task.forward(model, batch)
+                now.check(seen.count)
                 verify(of, task, outputs, batch)
                 each = scalars(of, task, outputs, batch, probe)
-            for module in served.modules.values():
-                if any(now.calls[id(p)] == 0 for p in served.own(module).values()):
-                    raise Unruled(module)
             for q in each:
                 inputs = [now.anchor, *leaves.values()]
                 torch.autograd.backward(q.sum(), inputs=inputs, retain_graph=q is not each[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from expunge import identity, tensors
 from expunge.data import Data
+from expunge.errors import CorruptArtefact, Incompatible
 from expunge.files import digest
 from expunge.fisher.sums import Sums
 from expunge.runtime import Runtime
@@ -26,10 +28,11 @@ class Partial:
         runtime: folder, seconds between two writes, this process's place.
         data: what is passed over.
         parts: JSON values that decide the sums: weights, ids, groups, quantity, engine, settings.
+        mark: outputs and sums on some samples: hooks, attributes and transforms decide the sums too.
     """
 
-    def __init__(self, runtime: Runtime, data: Data, parts: Sequence[Any]) -> None:
-        self.data, self.every, self._content = data, runtime.checkpoint_every, ""
+    def __init__(self, runtime: Runtime, data: Data, parts: Sequence[Any], mark: Sequence[float]) -> None:
+        self.data, self.every, self._content, self._mark = data, runtime.checkpoint_every, "", list(mark)
         self.path: Path | None = None
         if runtime.workdir is not None:
             name = digest([*parts, runtime.batch_size, runtime.precision, runtime.count, runtime.rank])[:24]
@@ -47,13 +50,21 @@ class Partial:
         """
         if self.path is None or not self.path.exists():
             return 0, 0, None
-        found, meta = tensors.load(self.path)
+        try:
+            found, meta = tensors.load(self.path)
+            state = {name: found[name] for name in found}
+        except (CorruptArtefact, Incompatible) as error:
+            log.warning("%s cannot be read (%s): beginning anew", self.path.name, type(error).__name__)
+            return 0, 0, None
         if meta["content"] != self._digest():
             log.warning("other content under the ids of %s than in %s: beginning anew", self.data.name, self.path.name)
             return 0, 0, None
+        if not self._marked(meta["mark"]):
+            log.warning("the model gives other values on %s than in %s: beginning anew", self.data.name, self.path.name)
+            return 0, 0, None
         for at in range(meta["group"] + 1):
             head = f"{at}/"
-            sums[at].load({n.removeprefix(head): found[n] for n in found if n.startswith(head)})
+            sums[at].load({n.removeprefix(head): t for n, t in state.items() if n.startswith(head)})
         log.info("resuming the pass over %s after %d samples, from %s", self.data.name, meta["done"], self.path.name)
         return meta["group"], meta["start"], meta["size"]
 
@@ -70,8 +81,14 @@ class Partial:
         if self.path is None or time.monotonic() - self._last < self.every:
             return
         state = {f"{at}/{n}": t for at in range(group + 1) for n, t in sums[at].state().items()}
-        meta = {"content": self._digest(), "group": group, "start": start, "done": done, "size": size}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        meta = {
+            "content": self._digest(),
+            "mark": self._mark,
+            "group": group,
+            "start": start,
+            "done": done,
+            "size": size,
+        }
         tensors.save(self.path, state, meta, overwrite=True)
         self._last = time.monotonic()
 
@@ -79,6 +96,10 @@ class Partial:
         """Remove the file, once the pass has ended."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+    def _marked(self, mark: Sequence[float]) -> bool:
+        pairs = zip(mark, self._mark, strict=False)
+        return len(mark) == len(self._mark) and all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6) for a, b in pairs)
 
     def _digest(self) -> str:
         self._content = self._content or digest(identity.content(self.data))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -38,6 +40,17 @@ def power(of: str) -> int:
     return 1 if of in ("output_norm", "batch_mean_norm") else 2
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Switch fused encoder layers off: they pass by all hooks, and zero positions that are padded."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def scalars(of: str, task: Task, outputs: Tensor, batch: Batch, probe: bool = False) -> list[Tensor]:
     """Return the scalars (B,) of each sample; their squared gradients are summed over the list.
 
@@ -52,7 +65,9 @@ def scalars(of: str, task: Task, outputs: Tensor, batch: Batch, probe: bool = Fa
     Raises:
         UserError: the quantity needs labels and the batch has none.
     """
-    if of in ("output_norm", "batch_mean_norm"):
+    if probe and of == "true":
+        each = [torch.zeros_like(outputs[:, 0])]
+    elif of in ("output_norm", "batch_mean_norm"):
         each = [outputs.flatten(1).square().sum(dim=1)]
     elif of == "true":
         root = outputs.detach().softmax(dim=1).sqrt()
@@ -88,7 +103,7 @@ def ready(of: str, model: nn.Module, task: Task, data: Data, batch: Batch, runti
             remedy = "use output_norm or sampled_loss"
             raise UserError(f"labels for the quantity '{of}'", f"none in {data.name}", remedy)
         return batch
-    with torch.no_grad(), runtime.autocast():
+    with unfused(), torch.no_grad(), runtime.autocast():
         outputs, _ = task.forward(model, batch)
     rows = []
     for row, name in zip(outputs.split(1), data.all_ids[data.positions[batch.index.numpy()]], strict=True):

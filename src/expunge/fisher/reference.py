@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Batch
-from expunge.fisher.checks import sample, warn_underflow, wide
+from expunge.fisher.checks import check_flows, plain, sample, warn_underflow, wide
 from expunge.fisher.kernels import raised
 from expunge.fisher.quantities import power, scalars, verify
 from expunge.runtime import Runtime
@@ -32,7 +32,7 @@ def sums(
         Float64 tensors in the parameters' shapes.
     """
     total = {n: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for n, p in params.items()}
-    for _, found in _each(model, task, batch, params, of, runtime):
+    for _, _, found in _each(model, task, batch, params, of, runtime):
         for name, grad in found:
             total[name] += raised(grad, power(of))
     return total
@@ -40,15 +40,22 @@ def sums(
 
 def tried(
     model: nn.Module, task: Task, batch: Batch, params: Mapping[str, nn.Parameter], of: str, runtime: Runtime
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the outputs of samples, each alone, and `checks.sample` of what `sums` returns for the probed quantity."""
+) -> tuple[Tensor, dict[str, Tensor], dict[str, list[float]]]:
+    """Return the outputs of samples, each alone, and of the probed quantity what `sums` gives.
+
+    Returns:
+        Outputs; `checks.sample` of the sums by parameter; the share of each sample in them, all entries added.
+    """
     total = {n: sample(torch.zeros(p.shape, dtype=torch.float64, device=p.device)) for n, p in params.items()}
+    shares = {n: [0.0] * len(batch) for n in params}
     outputs: list[Tensor] = []
-    for out, found in _each(model, task, batch, params, of, runtime, probe=True):
+    for row, out, found in _each(model, task, batch, params, of, runtime, probe=True):
         outputs.append(out)
         for name, grad in found:
-            total[name] += raised(sample(grad), power(of)).double()
-    return torch.cat(outputs[:: max(1, len(outputs) // len(batch))]), total
+            term = raised(sample(grad), power(of)).double()
+            total[name] += term
+            shares[name][row] += float(term.sum())
+    return torch.cat(outputs), total, shares
 
 
 def _each(
@@ -59,21 +66,22 @@ def _each(
     of: str,
     runtime: Runtime,
     probe: bool = False,
-) -> Iterator[tuple[Tensor, list[tuple[str, Tensor]]]]:
-    """Yield, for each sample and each of its scalars, the outputs and the gradients, float32 or wider."""
+) -> Iterator[tuple[int, Tensor, list[tuple[str, Tensor]]]]:
+    """Yield, for each sample and each of its scalars, row, outputs and gradients, float32 or wider."""
     for row in range(len(batch)):
         one = _row(batch, row)
         with torch.enable_grad(), runtime.autocast():
             outputs, _ = task.forward(model, one)
             verify(of, task, outputs, one)
             each = [q.sum() for q in scalars(of, task, outputs, one, probe)]
+        check_flows(each)
         for q in each:
             grads = torch.autograd.grad(q, list(params.values()), retain_graph=q is not each[-1], allow_unused=True)
-            found = [(n, wide(g)) for n, g in zip(params, grads, strict=True) if g is not None]
+            found = [(n, wide(plain(g))) for n, g in zip(params, grads, strict=True) if g is not None]
             if power(of) == 2 and not probe:
                 for name, grad in found:
                     warn_underflow(grad, name)
-            yield outputs.detach(), found
+            yield row, outputs.detach(), found
 
 
 def batch_mean(
@@ -98,8 +106,9 @@ def batch_mean(
         outputs, _ = task.forward(model, batch)
         verify(of, task, outputs, batch)
         mean = scalars(of, task, outputs, batch)[0].mean()
+    check_flows([mean])
     grads = torch.autograd.grad(mean, list(params.values()), allow_unused=True)
-    return {n: raised(g.double(), power(of)) for n, g in zip(params, grads, strict=True) if g is not None}
+    return {n: raised(plain(g).double(), power(of)) for n, g in zip(params, grads, strict=True) if g is not None}
 
 
 def _row(batch: Batch, row: int) -> Batch:

@@ -147,7 +147,7 @@ def instance_norm(module: nn.InstanceNorm2d, a: Tensor, delta: Tensor) -> dict[s
 
 def _scaled(module: Any, normal: Tensor, delta: Tensor) -> dict[str, Gradient]:
     """Return the gradients of a scale and a shift for each channel of (B, C, ...)."""
-    normal, delta = (wide(t).flatten(2) for t in (normal, delta))
+    normal, delta = (wide(t).reshape(*t.shape[:2], -1) for t in (normal, delta))
     return _with_bias(module, Dense((normal * delta).sum(dim=2)), delta.sum(dim=2))
 
 
