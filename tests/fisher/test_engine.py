@@ -12,6 +12,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from cases import CASES, QUIET, K, N, Positions, blobs, deep, gap
 from expunge.data import Data
@@ -319,8 +322,136 @@ def test_user_hooks_and_replaced_forwards_keep_their_meaning():
     data = Data.from_arrays(torch.randn(N, 3, 4, dtype=D), torch.arange(N) % K)
     want = diagonal(model, Classification(), data, engine="reference", runtime=QUIET)
     found = engines(model, Classification(), data)
-    assert {*found.batched} == {"3.weight"}
+    assert {*found.batched} == {"3.weight", "3.bias"}
     assert gap(diagonal(model, Classification(), data, runtime=QUIET).values, want.values) < 1e-10
+
+
+def odd(forward: Any, **modules: nn.Module) -> nn.Module:
+    """Return a module with these parts and this forward."""
+
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self, x)
+
+    torch.manual_seed(0)
+    model = Odd()
+    for name, module in modules.items():
+        setattr(model, name, module)
+    return model.double().eval()
+
+
+def packed(m: nn.Module, x: Tensor) -> Tensor:
+    """Only real tokens are worked on, all texts' in a row."""
+    real = x > 0
+    hidden = torch.zeros(*x.shape, 4, dtype=D).masked_scatter(real.unsqueeze(2), torch.tanh(m.a(m.e(x)[real])))
+    return m.head(hidden.sum(dim=1))
+
+
+def sorted_rows(m: nn.Module, x: Tensor) -> Tensor:
+    order = x[:, 0].argsort()
+    return m.head(torch.tanh(m.a(x[order]))[order.argsort()])
+
+
+def behind(m: nn.Module, x: Tensor) -> Tensor:
+    """A second use of a weight, on a way that few samples take."""
+    hidden, hot = m.a(x), x[:, :1] > 0
+    return m.head(torch.tanh(hidden + hot * F.linear(x.cos(), m.a.weight) if bool(hot.any()) else hidden))
+
+
+def positions(m: nn.Module, x: Tensor) -> Tensor:
+    """A table without a batch; a text without tokens has no gradient."""
+    hidden = m.e(x) + m.p(torch.arange(4))
+    return m.head(torch.tanh(m.a(hidden) * (x > 0).unsqueeze(2)).sum(dim=1))
+
+
+def swallows(m: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return m.head(torch.tanh(m.a(x) + (m.b(x[:1]) if len(x) == 3 else m.b(x))))
+    except Exception:
+        return m.head(torch.tanh(m.a(x)))
+
+
+def no_grad(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = torch.tanh(m.a(x))
+    return m.head(x + m.a(x))
+
+
+def checkpointed(m: nn.Module, x: Tensor) -> Tensor:
+    return m.head(checkpoint(lambda v: torch.tanh(m.a(v)), x, use_reentrant=False))
+
+
+def loop(m: nn.Module, x: Tensor) -> Tensor:
+    return m.head(torch.stack([m.a(row) for row in x]))
+
+
+TEXTS = (torch.arange(4) < torch.tensor([[0], [1], [2], [3], [3], [1], [2], [4]])).long() * IDS[:, :4] % 5
+ROUTES = torch.randn(N, 4, dtype=D, generator=torch.Generator().manual_seed(3))
+ROUTES[:, 0] = torch.tensor([-1.0, 1, -1, -1, -1, -1, 1, -1])
+
+
+def linears(*names: str) -> dict[str, nn.Module]:
+    torch.manual_seed(1)
+    return {**{n: nn.Linear(4, 4) for n in names}, "head": nn.Linear(4, K)}
+
+
+ODD: dict[str, tuple[Any, dict[str, nn.Module], Tensor]] = {
+    "packed": (packed, {"e": nn.Embedding(5, 4), **linears("a")}, torch.where(torch.arange(4) == 0, 1, TEXTS)),
+    "sorted": (sorted_rows, linears("a"), ROUTES),
+    "behind": (behind, linears("a"), ROUTES),
+    "positions": (positions, {"e": nn.Embedding(5, 4), "p": nn.Embedding(4, 4), **linears("a")}, TEXTS),
+    "swallows": (swallows, linears("a", "b"), ROUTES),
+    "no_grad": (no_grad, linears("a"), ROUTES),
+    "checkpointed": (checkpointed, linears("a"), ROUTES),
+    "loop": (loop, linears("a"), ROUTES),
+    "weight_norm": (lambda m, x: m.head(m.a(x)), {**linears(), "a": weight_norm(nn.Linear(4, 4))}, ROUTES),
+    "old_weight_norm": (
+        lambda m, x: m.head(m.a(x)),
+        {**linears(), "a": nn.utils.weight_norm(nn.Linear(4, 4))},
+        ROUTES,
+    ),
+    "groupnorm_flat": (lambda m, x: m.head(m.a(x)), {**linears(), "a": nn.GroupNorm(2, 4)}, ROUTES),
+    "sparse": (
+        lambda m, x: m.head(m.e(x).mean(dim=1)),
+        {**linears(), "e": nn.Embedding(5, 4, sparse=True)},
+        TEXTS,
+    ),
+    "lstm": (lambda m, x: m.head(m.a(x.unflatten(1, (2, 2)))[0][:, -1]), {**linears(), "a": nn.LSTM(2, 4)}, ROUTES),
+}
+ODD["lstm"][1]["a"].batch_first = True
+
+
+@pytest.mark.parametrize("of", ["loss", "true"])
+@pytest.mark.parametrize("name", ODD)
+def test_models_that_do_odd_things_with_rows_equal_the_reference(name: str, of: Any):
+    forward, modules, x = ODD[name]
+    model, data = odd(forward, **modules), Data.from_arrays(x, torch.arange(N) % K)
+    truth = diagonal(model, Classification(), data, of=of, engine="reference", runtime=QUIET)
+    assert all(bool(v.any()) for v in truth.sums.values())
+    for size in (1, 2, 3, 8):
+        found = diagonal(model, Classification(), data, of=of, runtime=Runtime(batch_size=size, progress=False))
+        assert gap(found.values, truth.values) < 1e-10
+
+
+def test_a_scripted_module_is_left_to_the_slow_engines():
+    model = torch.jit.trace(deep().eval(), torch.zeros(2, 4, dtype=D)).eval()
+    truth = diagonal(deep().eval(), Classification(), blobs(N), engine="reference", runtime=QUIET).values
+    assert gap(diagonal(model, Classification(), blobs(N), runtime=QUIET).values, truth) < 1e-10
+
+
+def test_parameters_that_are_not_real_are_refused():
+    model = deep().eval()
+    model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex128)))
+    with pytest.raises(UserError, match="real parameters, got complex ones: phase: name others by params="):
+        diagonal(model, Classification(), blobs(N))
+    rest = [n for n, _ in model.named_parameters() if n != "phase"]
+    assert diagonal(model, Classification(), blobs(N), params=rest).count == N
+
+
+def test_outputs_that_no_gradient_leads_to_are_refused():
+    said = "outputs with a gradient to the parameters, got outputs without: call it outside torch.inference_mode"
+    with torch.inference_mode(), pytest.raises(UserError, match=said):
+        diagonal(deep().eval(), Classification(), blobs(N))
 
 
 def test_fused_encoder_layers_are_left_as_they_were():

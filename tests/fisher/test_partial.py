@@ -116,6 +116,54 @@ def test_what_belongs_to_other_work_is_not_taken(tmp_path: Path, caplog: pytest.
     assert kept.exists()  # other weights, and no groups: neither took nor removed it
 
 
+class Scaled(nn.Sequential):
+    """Has a number that weights do not tell."""
+
+    scale = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.scale * x)
+
+
+@pytest.mark.parametrize("what", ["attribute", "hook", "transform"])
+def test_what_the_file_name_does_not_tell_is_seen_in_values(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    def run(changed: bool, stop: int = 10**6) -> Any:
+        model = Scaled(*deep(torch.float32)).eval()
+        model.scale = 3.0 if changed and what == "attribute" else 1.0
+        if changed and what == "hook":
+            model.register_forward_hook(lambda module, args, out: 2 * out)
+        given = blobs(ROWS, dtype=torch.float32)
+        shown = (lambda x: 2 * x) if changed and what == "transform" else (lambda x: x)
+        data = Data.from_arrays(given.source.x, given.source.y, transform=shown)
+        LEFT[0] = stop
+        runtime = Runtime(batch_size=2, workdir=tmp_path, checkpoint_every=0, progress=False)
+        return diagonal(model, Stops(), data, runtime=runtime)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(changed=False, stop=16)
+    assert list(tmp_path.glob("importance-*"))
+    with caplog.at_level(logging.WARNING):
+        found = run(changed=True)
+    assert "the model gives other values on train than in" in caplog.text
+    assert not list(tmp_path.glob("importance-*"))
+    fresh = run(changed=True)
+    assert all(torch.equal(found.sums[n], v) for n, v in fresh.sums.items())
+
+
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_a_file_cut_short_is_begun_anew(left: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    whole, _ = passed(None)
+    passed(tmp_path, 16)
+    (kept,) = tmp_path.glob("importance-*")
+    kept.write_bytes(kept.read_bytes()[:left])
+    with caplog.at_level(logging.WARNING):
+        found, _ = passed(tmp_path)
+    assert "cannot be read" in caplog.text
+    assert same(found, whole)
+
+
 def test_a_short_pass_writes_nothing(tmp_path: Path):
     runtime = Runtime(batch_size=2, workdir=tmp_path / "work", progress=False)
     diagonal(deep().eval(), Classification(), blobs(ROWS), runtime=runtime)

@@ -15,7 +15,7 @@ from expunge.data import Batch, Data
 from expunge.errors import ExpungeError, UserError, listing, suggest
 from expunge.fisher import batched, layers, reference
 from expunge.fisher.checks import check_alone, sample, wide
-from expunge.fisher.layers import Bare, Served, Unruled
+from expunge.fisher.layers import Bare, Calls, Served, Unruled, Uses
 from expunge.fisher.quantities import MEANS, Quantity, power, ready
 from expunge.fisher.sums import Sums
 from expunge.passes import out_of_memory, whole
@@ -87,23 +87,23 @@ class Chosen:
     def _choose(self, engine: Engine, size: int) -> None:
         if self.of in MEANS:
             return
+        before = _hidden(self.model)
         with layers.watching(self.model) as alone_calls:
             at, few, alone, truth = self._tried(size)
-        counts, calls, outputs = layers.uses(self.model, self.task, few, self.runtime)
+        seen, calls, outputs = layers.uses(self.model, self.task, few, self.runtime)
         again = layers.uses(self.model, self.task, few, self.runtime)[2]
         check_alone(alone, outputs, again, [self.data.ids[i] for i in at], self.runtime)
         self.mark = [float(v) for v in (*wide(alone).double().reshape(-1)[:64], *(t.sum() for t in truth.values()))]
-        hidden = {n for m in self.model.modules() for n, v in vars(m).items() if _hides(v)}
+        kept = _hidden(self.model)
+        hidden = sorted(name for name, key in before.items() if kept.get(name) == key)  # not made anew by each pass
         if hidden:
-            log.warning(
-                "%s is no parameter but asks for gradients: one backward pass a sample", listing(sorted(hidden))
-            )
+            log.warning("%s is no parameter but has a gradient: one backward pass a sample", listing(hidden))
         if engine == "reference" or hidden:
             self.reference = self.params
         elif engine == "batched":
             self.batched = self.params
         else:
-            _Trial(self, few, truth, outputs).rules(counts, calls, _rows_alone(alone_calls.rows, len(at)))
+            _Trial(self, few, truth, outputs).rules(seen, calls, _rows_alone(alone_calls.rows, len(at)))
 
     def _tried(self, size: int) -> tuple[list[int], Batch, Tensor, dict[str, Tensor]]:
         """Return samples of which two at least show a gradient of each parameter if that can be, and their sums."""
@@ -176,8 +176,14 @@ class Chosen:
         self.served = Served()
 
 
-def _hides(value: object) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.requires_grad
+def _hidden(model: nn.Module) -> dict[str, int]:
+    """Return ids of tensors with a gradient that modules hold as plain attributes, by name."""
+    return {
+        f"{path}.{name}": id(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.requires_grad
+    }
 
 
 def _rows_alone(rows: Mapping[int, list[int]], samples: int) -> dict[int, list[int]]:
@@ -215,7 +221,7 @@ class _Trial:
         a = sample(found[name]).to(b)
         return bool((a - b).abs().sum() <= slack * b.abs().sum() + self.noise * b.numel())
 
-    def rules(self, counts: Mapping[int, int], calls: Mapping[int, int], rows: dict[int, list[int]]) -> None:
+    def rules(self, seen: Uses, calls: Calls, rows: dict[int, list[int]]) -> None:
         """Give each parameter to the fastest engine that agrees with the reference on it."""
         c = self.chosen
         if any(isinstance(m, torch.jit.ScriptModule) for m in c.model.modules()):  # takes no hooks
@@ -225,8 +231,8 @@ class _Trial:
         served.rows = rows
         uneven = {id(p) for m in served.modules.values() if id(m) not in rows for p in layers.own(m).values()}
         served.names = {key: name for key, name in served.names.items() if key not in uneven}
-        served.names = {key: name for key, name in served.names.items() if 0 < counts[key] == calls[key]}
-        self.ways = self._bare({*c.params} - {*served.names.values()})
+        served.names = {key: name for key, name in served.names.items() if 0 < seen.count[key] == calls.count[key]}
+        self.ways = self._bare({n for n, p in c.params.items() if seen.plain(p)} - {*served.names.values()})
         served.bare = {name: ways.pop(0) for name, ways in self.ways.items()}
         served.last = self._images(served)
         c.served = served = self._agreeing(served)

@@ -136,12 +136,24 @@ def _ruled(module: nn.Module) -> bool:
     return rule_of(module) is not None
 
 
+_WORDS = """add sub mul div true_divide pow neg exp log sqrt rsqrt tanh sigmoid softplus relu abs square clamp clamp_min
+sin cos erf where maximum minimum addcmul lerp expand expand_as repeat cat concat stack unsqueeze squeeze view view_as
+reshape permute transpose flatten clone contiguous to type_as float sum mean"""
+ELEMENTWISE = {*_WORDS.split(), *(f"{w}_" for w in _WORDS.split()), "__getitem__", "__neg__"}
+ELEMENTWISE |= {f"__{way}{w}__" for w in ("add", "sub", "mul", "truediv", "pow") for way in ("", "r", "i")}
+
+
 class Uses(TorchFunctionMode):
     """Counts the operations that each parameter enters: a rule knows of one a call, its own layer's."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[int] = Counter()
+        self.names: dict[int, set[str]] = {}
+
+    def plain(self, p: nn.Parameter) -> bool:
+        """Return whether a parameter entered operations only that say so where a shape does not fit."""
+        return self.names.get(id(p), set()) <= ELEMENTWISE
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, and run the operation; reading a shape or dtype gives no tensor and is no use."""
@@ -153,6 +165,7 @@ class Uses(TorchFunctionMode):
                 for leaf in value if isinstance(value, tuple | list) else (value,):
                     if isinstance(leaf, nn.Parameter):
                         self.count[id(leaf)] += 1
+                        self.names.setdefault(id(leaf), set()).add(getattr(func, "__name__", ""))
         return found
 
 
@@ -182,7 +195,7 @@ def watching(model: nn.Module) -> Iterator[Calls]:
 
     with ExitStack() as stack:
         for module in model.modules():
-            if own(module):
+            if own(module) and not isinstance(module, torch.jit.ScriptModule):  # those take no hooks
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield seen
 
@@ -192,11 +205,11 @@ def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     return a if isinstance(a, Tensor) else None
 
 
-def uses(model: nn.Module, task: Task, batch: Batch, runtime: Runtime) -> tuple[Counter[int], Counter[int], Tensor]:
-    """Return how many operations each parameter enters in a forward pass, how many calls explain, and the outputs."""
+def uses(model: nn.Module, task: Task, batch: Batch, runtime: Runtime) -> tuple[Uses, Calls, Tensor]:
+    """Return what operations each parameter enters in a forward pass, the calls that explain them, and the outputs."""
     with watching(model) as calls, torch.enable_grad(), runtime.autocast(), Uses() as seen:
         outputs, _ = task.forward(model, batch)
-    return seen.count, calls.count, outputs.detach()
+    return seen, calls, outputs.detach()
 
 
 @contextmanager
@@ -243,10 +256,13 @@ class _Pass:
         self.entered: Counter[int] = Counter()
         self.order: Counter[int] = Counter()
         self.broken: nn.Module | None = None
+        self.back = False  # on the way back layers may run again, to save memory
         self.pending: dict[str, list[Gradient]] = {}
 
     def called(self, module: nn.Module) -> None:
         """Count a call, so that gradients of a parameter used again are summed before they are squared."""
+        if self.back:
+            return
         self.calls.update(id(p) for p in self.served.own(module).values())
 
     def refuse(self, module: nn.Module) -> NoReturn:
@@ -262,6 +278,8 @@ class _Pass:
         """Return the output of a layer, watched for its gradient, from which ``make`` gives those of parameters."""
         if not torch.is_grad_enabled():
             return out  # nothing flows back from here
+        if self.back:
+            return out if out.requires_grad else out + self.anchor.to(out.dtype)
         if a.dim() == 0 or out.dim() == 0 or len(a) != len(out):
             self.refuse(module)
         a, times = a.detach(), self._times(module)
@@ -476,6 +494,7 @@ def accumulate(
                 now.check(seen.count)
                 verify(of, task, outputs, batch)
                 each = scalars(of, task, outputs, batch, probe)
+            now.back = True
             for q in each:
                 inputs = [now.anchor, *leaves.values()]
                 torch.autograd.backward(q.sum(), inputs=inputs, retain_graph=q is not each[-1])
