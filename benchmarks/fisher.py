@@ -6,7 +6,7 @@ grad samples squared and summed. Networks are at random weights, inputs at rando
 
 Time. Unit is the plain pass: zero_grad, mean cross-entropy, backward, batch by batch. In every repeat each engine runs
 right after a plain pass over as many batches, on one torch thread; printed is the median of time / plain time over
-the repeats, with the smallest and largest. With `layers`, `diagonal` has a one-off set-up (it tries rules on two
+the repeats, with the smallest and largest. With `layers`, `diagonal` has a one-off set-up (it tries rules on a few
 samples), so its pass over n batches is the time of a call on n + 1 batches less that of a call on the first alone;
 set-up is what the call on one batch takes beyond the n-th part of that, printed in samples of the plain pass. Calls
 with `batched` and `reference` are timed whole. The rivals' own set-up (wrapping the model) is not counted, and each

@@ -103,7 +103,7 @@ def diagonal(
             ``runtime.batch_size`` in data order: what published code computes, not the Fisher).
         engine: ``layers`` (rules a layer, the rest batched), ``batched`` (vmap), ``reference`` (one backward pass a
             sample), ``auto`` (as ``layers``). A rule serves a parameter only where it agrees with ``reference`` on
-            the first and the last sample.
+            a few samples of the data.
         params: names of the parameters wanted; all trainable ones by default.
         runtime: device, batch size, memory, precision, progress, and ``workdir``, from which an interrupted pass
             goes on to the same bits.

@@ -88,8 +88,7 @@ class Chosen:
         if self.of in MEANS:
             return
         before = _hidden(self.model)
-        with layers.watching(self.model) as alone_calls:
-            at, few, alone, truth = self._tried(size)
+        at, few, alone, truth, rows = self._tried(size)
         seen, calls, outputs = layers.uses(self.model, self.task, few, self.runtime)
         again = layers.uses(self.model, self.task, few, self.runtime)[2]
         check_alone(alone, outputs, again, [self.data.ids[i] for i in at], self.runtime)
@@ -103,21 +102,25 @@ class Chosen:
         elif engine == "batched":
             self.batched = self.params
         else:
-            _Trial(self, few, truth, outputs).rules(seen, calls, _rows_alone(alone_calls.rows, len(at)))
+            _Trial(self, few, truth, outputs).rules(seen, calls, rows)
 
-    def _tried(self, size: int) -> tuple[list[int], Batch, Tensor, dict[str, Tensor]]:
-        """Return samples of which two at least show a gradient of each parameter if that can be, and their sums."""
+    def _tried(self, size: int) -> tuple[list[int], Batch, Tensor, dict[str, Tensor], dict[int, list[int]]]:
+        """Return samples of which two at least show a gradient of each parameter if that can be, and what they give.
+
+        Returns:
+            Their places, the batch, outputs and sums of each alone, and the rows that each module gets of one.
+        """
         n, found = len(self.data), []
         for shift in (0.0, 0.5):
             at = sorted({min(n - 1, round((k + shift) * (n - 1) / max(1, size - 1))) for k in range(size)})
             few = self._ready(self.data.read(at))
-            alone, truth, shares = reference.tried(self.model, self.task, few, self.params, self.of, self.runtime)
+            with layers.watching(self.model) as seen:
+                alone, truth, shares = reference.tried(self.model, self.task, few, self.params, self.of, self.runtime)
             dark = sum(sum(share > 0.01 * sum(each) for share in each) < min(2, len(at)) for each in shares.values())
-            found.append((dark, at, few, alone, truth))
+            found.append((dark, (at, few, alone, truth, _rows_alone(seen.rows, len(at)))))
             if dark == 0:
                 break
-        _, at, few, alone, truth = min(found, key=lambda one: one[0])
-        return at, few, alone, truth
+        return min(found, key=lambda one: one[0])[1]
 
     @property
     def exact(self) -> bool:

@@ -261,8 +261,6 @@ class _Pass:
 
     def called(self, module: nn.Module) -> None:
         """Count a call, so that gradients of a parameter used again are summed before they are squared."""
-        if self.back:
-            return
         self.calls.update(id(p) for p in self.served.own(module).values())
 
     def refuse(self, module: nn.Module) -> NoReturn:
@@ -279,7 +277,7 @@ class _Pass:
         if not torch.is_grad_enabled():
             return out  # nothing flows back from here
         if self.back:
-            return out if out.requires_grad else out + self.anchor.to(out.dtype)
+            return self.rooted(out)
         if a.dim() == 0 or out.dim() == 0 or len(a) != len(out):
             self.refuse(module)
         a, times = a.detach(), self._times(module)
@@ -288,9 +286,7 @@ class _Pass:
             a, out = (t.expand(self.samples, *t.shape[1:]) for t in (a, out))
         if len(a) != times * self.samples:
             self.refuse(module)
-        version, held = a._version, [a]
-        if not out.requires_grad:
-            out = out + self.anchor.to(out.dtype)
+        version, held, out = a._version, [a], self.rooted(out)
 
         def backward(delta: Tensor) -> None:
             (a,) = held
@@ -310,6 +306,10 @@ class _Pass:
         except RuntimeError:  # inside a transformation of the model's own
             self.refuse(module)
         return out
+
+    def rooted(self, out: Tensor) -> Tensor:
+        """Return a tensor that a gradient leads to."""
+        return out if out.requires_grad else out + self.anchor.to(out.dtype)
 
     def _times(self, module: nn.Module) -> int:
         """Return the rows that one sample gives the module at this call."""
@@ -382,6 +382,8 @@ class _Pass:
 
 def _hook(now: _Pass, rule: Rule) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        if now.back and torch.is_grad_enabled():
+            return now.rooted(out)
         now.called(module)
         now.entered.update(id(p) for p in now.served.own(module).values())
         a = _input(args, kwargs)
