@@ -15,7 +15,7 @@ LAW = """
 __init__ errors files seeds stats extras
 tensors processes copies runtime sources data task passes scenario identity
 fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention fisher/rules
-fisher/layers fisher/engine fisher/partial fisher/__init__
+fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
 masks recipe checkpoints train evidence method metric
 objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__
 methods/_* methods/* methods/__init__ stamp phase unlearn plan shadows

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from expunge.data import Batch, Data
 from expunge.errors import ExpungeError, UserError, listing, suggest
-from expunge.fisher import batched, layers, reference
+from expunge.fisher import batched, layers, reference, uses
 from expunge.fisher.checks import check_alone, sample, wide
-from expunge.fisher.layers import Bare, Calls, Served, Unruled, Uses
+from expunge.fisher.layers import Bare, Served, Unruled
 from expunge.fisher.quantities import MEANS, Quantity, power, ready
 from expunge.fisher.sums import Sums
+from expunge.fisher.uses import Calls, Uses
 from expunge.passes import out_of_memory, whole
 from expunge.runtime import Runtime
 from expunge.task import Task
@@ -89,8 +90,8 @@ class Chosen:
             return
         before = _hidden(self.model)
         at, few, alone, truth, rows = self._tried(size)
-        seen, calls, outputs = layers.uses(self.model, self.task, few, self.runtime)
-        again = layers.uses(self.model, self.task, few, self.runtime)[2]
+        seen, calls, outputs = uses.uses(self.model, self.task, few, self.runtime)
+        again = uses.uses(self.model, self.task, few, self.runtime)[2]
         check_alone(alone, outputs, again, [self.data.ids[i] for i in at], self.runtime)
         self.mark = [float(v) for v in (*wide(alone).double().reshape(-1)[:64], *(t.sum() for t in truth.values()))]
         kept = _hidden(self.model)
@@ -114,7 +115,7 @@ class Chosen:
         for shift in (0.0, 0.5):
             at = sorted({min(n - 1, round((k + shift) * (n - 1) / max(1, size - 1))) for k in range(size)})
             few = self._ready(self.data.read(at))
-            with layers.watching(self.model) as seen:
+            with uses.watching(self.model) as seen:
                 alone, truth, shares = reference.tried(self.model, self.task, few, self.params, self.of, self.runtime)
             dark = sum(sum(share > 0.01 * sum(each) for share in each) < min(2, len(at)) for each in shares.values())
             found.append((dark, (at, few, alone, truth, _rows_alone(seen.rows, len(at)))))
@@ -232,7 +233,7 @@ class _Trial:
             return
         served = layers.covered(c.model, c.params)
         served.rows = rows
-        uneven = {id(p) for m in served.modules.values() if id(m) not in rows for p in layers.own(m).values()}
+        uneven = {id(p) for m in served.modules.values() if id(m) not in rows for p in uses.own(m).values()}
         served.names = {key: name for key, name in served.names.items() if key not in uneven}
         served.names = {key: name for key, name in served.names.items() if 0 < seen.count[key] == calls.count[key]}
         self.ways = self._bare({n for n, p in c.params.items() if seen.plain(p)} - {*served.names.values()})
@@ -255,7 +256,7 @@ class _Trial:
             served.modules = {
                 name: m
                 for name, m in served.modules.items()
-                if any(id(p) in served.names for p in layers.own(m).values())
+                if any(id(p) in served.names for p in uses.own(m).values())
             }
             sums = Sums({n: c.params[n] for n in served.known()})
             try:
@@ -278,7 +279,7 @@ class _Trial:
             if good == served.known():
                 break
             for module in served.modules.values():  # what does not hold for a weight is not believed for its bias
-                own = {served.names.get(id(p), "") for p in layers.own(module).values()} - {""}
+                own = {served.names.get(id(p), "") for p in uses.own(module).values()} - {""}
                 good -= own if not own <= good else set()
             served.names = {key: name for key, name in served.names.items() if name in good}
             bare = {name: one for name, one in served.bare.items() if name in good}
@@ -289,7 +290,7 @@ class _Trial:
 
     @staticmethod
     def _without(served: Served, modules: set[int]) -> None:
-        gone = {id(p) for m in served.modules.values() if id(m) in modules for p in layers.own(m).values()}
+        gone = {id(p) for m in served.modules.values() if id(m) in modules for p in uses.own(m).values()}
         served.names = {key: name for key, name in served.names.items() if key not in gone}
         served.spread = set()
 
@@ -321,7 +322,7 @@ class _Trial:
     def _same_outputs(self, bare: Mapping[str, Bare]) -> bool:
         c = self.chosen
         try:
-            with torch.no_grad(), c.runtime.autocast(), layers.substituted(bare, len(self.few)), layers.Uses() as seen:
+            with torch.no_grad(), c.runtime.autocast(), layers.substituted(bare, len(self.few)), Uses() as seen:
                 outputs, _ = c.task.forward(c.model, self.few)
         except Exception:  # whatever the model's own code raises at a shape that it does not expect
             return False
