@@ -7,11 +7,11 @@ grad samples squared and summed. Networks are at random weights, inputs at rando
 Time. Unit is the plain pass: zero_grad, mean cross-entropy, backward, batch by batch. In every repeat each engine runs
 right after a plain pass over as many batches, on one torch thread; printed is the median of time / plain time over
 the repeats, with the smallest and largest. With `layers`, `diagonal` has a one-off set-up (it tries rules on a few
-samples), so its pass over n batches is the time of a call on n + 1 batches less that of a call on the first alone;
-set-up is what the call on one batch takes beyond the n-th part of that, printed in samples of the plain pass. Calls
-with `batched` and `reference` are timed whole. The rivals' own set-up (wrapping the model) is not counted, and each
-takes the batch in parts of the size that was fastest for it. What takes over three times the plain pass is timed on one
-batch, three times at most.
+samples), so its pass over n batches is the time of a call on them and a head of one batch, of eight samples at least,
+less that of a call on the head; set-up is what the latter takes beyond its part of that, in samples of the plain pass.
+Calls with `batched` and `reference` are timed whole. The rivals' own set-up (wrapping the model) is not counted, and
+each takes the batch in parts of the size that was fastest for it. What takes over three times the plain pass is timed
+on one batch, three times at most.
 
 Values. A rival, and each engine, must first agree with `reference` on four samples: the summed difference of every
 tensor within 1e-3 of its sum (0.1 in bf16), beyond what rounding leaves where gradients are 0. Else it says `other
@@ -69,6 +69,7 @@ RIVALS = {"torch.func": None, "backpack": "backpack", "opacus": "opacus"}  # wit
 ENGINES = (*OURS, *RIVALS)
 CLASSES = 10
 FEW = 4  # samples on which values are compared
+TRIED = 8  # the set-up of `layers` is the same from here on
 SLOW = 3.0  # times the plain pass: beyond it one batch and SLOW_REPEATS do
 SLOW_REPEATS = 3
 BLOCK = 2**16  # bytes: from here on a freed block goes back to the system while memory is measured
@@ -416,9 +417,10 @@ def race(case: Case, engines: list[str], repeats: int) -> dict[str, Found]:
             unit = case.seconds(case.plain, samples)
             found["plain"].seconds.append(unit / batches)
             if name == "layers":
-                one = case.seconds(call, row.batch)
-                spent = case.seconds(call, samples + row.batch) - one
-                found[name].setups.append((one - spent / batches) / (unit / samples))
+                head = row.batch * -(-TRIED // row.batch)
+                one = case.seconds(call, head)
+                spent = case.seconds(call, samples + head) - one
+                found[name].setups.append((one - spent * head / samples) / (unit / samples))
             else:
                 spent = case.seconds(call, samples)
             found[name].ratios.append(spent / unit)

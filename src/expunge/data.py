@@ -35,6 +35,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def part(self, at: slice) -> Batch:
+        """Return some of the samples."""
+        inputs = {k: v[at] for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else self.inputs[at]
+        target = None if self.target is None else self.target[at]
+        return Batch(inputs, target, None if self.weight is None else self.weight[at], self.index[at])
+
     def to(self, device: str | torch.device) -> Batch:
         """Return the batch on another device."""
         moved = {k: v.to(device) for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else None

@@ -66,8 +66,9 @@ def sums(
 
         mapped = vmap(grad(value), in_dims=(None, 0, _axis(batch.target), _axis(batch.weight)), randomness="error")
         for start in range(0, len(batch), chunk):
+            some = batch.part(slice(start, start + chunk))
             with torch.no_grad():  # or the parameters that were not asked for would keep a graph over all batches
-                grads = mapped(inner, *_slice(batch, slice(start, start + chunk)))
+                grads = mapped(inner, some.inputs, some.target, some.weight)
             for name in params:
                 g = wide(grads[f"model.{name}"])
                 if power(of) == 2 and not probe:
@@ -78,9 +79,3 @@ def sums(
 
 def _axis(tensor: Tensor | None) -> int | None:
     return None if tensor is None else 0
-
-
-def _slice(batch: Batch, at: slice) -> tuple[Any, Tensor | None, Tensor | None]:
-    inputs = {k: v[at] for k, v in batch.inputs.items()} if isinstance(batch.inputs, dict) else batch.inputs[at]
-    target = None if batch.target is None else batch.target[at]
-    return inputs, target, None if batch.weight is None else batch.weight[at]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from textwrap import shorten
 from typing import Literal
 
@@ -212,6 +212,8 @@ class _Trial:
 
     def __init__(self, chosen: Chosen, few: Batch, truth: Mapping[str, Tensor], outputs: Tensor) -> None:
         self.chosen, self.few, self.truth, self.outputs = chosen, few, truth, outputs
+        self.ways: list[Iterator[dict[str, Bare]]] = []
+        self.kinds: dict[int, set[str]] = {}
         eps = max(torch.finfo(p.dtype).eps for p in chosen.params.values())
         # What rounding leaves where a gradient is 0, as an attention key's bias has it.
         self.noise = (8 * eps) ** power(chosen.of) * max(float(t.max()) for t in truth.values())
@@ -237,7 +239,7 @@ class _Trial:
         served.names = {key: name for key, name in served.names.items() if key not in uneven}
         served.names = {key: name for key, name in served.names.items() if 0 < seen.count[key] == calls.count[key]}
         self.ways = self._bare({n for n, p in c.params.items() if seen.plain(p)} - {*served.names.values()})
-        served.bare = {name: ways.pop(0) for name, ways in self.ways.items()}
+        served.bare = self._next({*c.params})
         served.last = self._images(served)
         c.served = served = self._agreeing(served)
         rest = {n: p for n, p in c.params.items() if n not in served.known()}
@@ -282,9 +284,8 @@ class _Trial:
                 own = {served.names.get(id(p), "") for p in uses.own(module).values()} - {""}
                 good -= own if not own <= good else set()
             served.names = {key: name for key, name in served.names.items() if name in good}
-            bare = {name: one for name, one in served.bare.items() if name in good}
             wrong = {*served.bare} - good  # another way to put rows in their place may be right
-            served.bare = bare | {name: self.ways[name].pop(0) for name in wrong if self.ways[name]}
+            served.bare = {name: one for name, one in served.bare.items() if name in good} | self._next(wrong)
         served.trial = False
         return served
 
@@ -294,41 +295,53 @@ class _Trial:
         served.names = {key: name for key, name in served.names.items() if key not in gone}
         served.spread = set()
 
-    def _bare(self, names: set[str]) -> dict[str, list[Bare]]:
-        """Return, for parameters without a rule, the ways to put a row for each sample that give the same outputs."""
+    def _bare(self, names: set[str]) -> list[Iterator[dict[str, Bare]]]:
+        """Return, for each kind of parameter without a rule, the ways to put a row for each sample in its place."""
         c = self.chosen
         owners: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in c.model.modules():
             for attribute, p in module.named_parameters(recurse=False):
                 owners.setdefault(id(p), []).append((module, attribute))
-        kinds: dict[tuple[type, str, tuple[int, ...]], list[str]] = {}
+        kinds: dict[tuple[type, str, tuple[int, ...]], dict[str, tuple[nn.Module, str]]] = {}
         for name in sorted(names):
             p = c.params[name]
             bytes_wanted = p.numel() * p.element_size() * c.runtime.batch_size
             if len(owners.get(id(p), [])) == 1 and 4 * bytes_wanted <= c.runtime.budget():
                 module, attribute = owners[id(p)][0]
-                kinds.setdefault((type(module), attribute, tuple(p.shape)), []).append(name)
-        found: dict[str, list[Bare]] = {}
-        for alike in list(kinds.values())[:_KINDS]:
-            for lead in _LEADS:
-                if lead is None and (c.params[alike[0]].dim() == 0 or len(c.params[alike[0]]) != 1):
-                    continue
-                trial = {n: Bare(*owners[id(c.params[n])][0], lead) for n in alike}
-                if self._same_outputs(trial):
-                    for name, one in trial.items():
-                        found.setdefault(name, []).append(one)
+                kinds.setdefault((type(module), attribute, tuple(p.shape)), {})[name] = module, attribute
+        return [self._ways(shape, alike) for (_, _, shape), alike in list(kinds.items())[:_KINDS]]
+
+    def _ways(self, shape: tuple[int, ...], alike: Mapping[str, tuple[nn.Module, str]]) -> Iterator[dict[str, Bare]]:
+        """Yield the ways that give the same outputs, for all parameters of one kind."""
+        for lead in _LEADS:
+            if lead is None and shape[:1] != (1,):
+                continue
+            trial = {name: Bare(*owner, lead) for name, owner in alike.items()}
+            if self._same_outputs(trial):
+                yield trial
+
+    def _next(self, names: set[str]) -> dict[str, Bare]:
+        """Return the next way for these parameters, where there is one."""
+        found: dict[str, Bare] = {}
+        for kind, ways in enumerate(self.ways):
+            if names & self.kinds.setdefault(kind, names):
+                trial = next(ways, {})
+                self.kinds[kind] = {*trial}
+                found |= {name: one for name, one in trial.items() if name in names}
         return found
 
     def _same_outputs(self, bare: Mapping[str, Bare]) -> bool:
         c = self.chosen
+        few = self.few.part(slice(0, 2))
         try:
-            with torch.no_grad(), c.runtime.autocast(), layers.substituted(bare, len(self.few)), Uses() as seen:
-                outputs, _ = c.task.forward(c.model, self.few)
+            with torch.no_grad(), c.runtime.autocast(), layers.substituted(bare, len(few)), Uses() as seen:
+                outputs, _ = c.task.forward(c.model, few)
         except Exception:  # whatever the model's own code raises at a shape that it does not expect
             return False
         behind = any(seen.count[id(one.parameter)] for one in bare.values())
-        alike = outputs.shape == self.outputs.shape
-        return not behind and alike and torch.allclose(wide(outputs), wide(self.outputs), rtol=1e-2, atol=1e-3)
+        want = self.outputs[: len(few)]
+        alike = outputs.shape == want.shape
+        return not behind and alike and torch.allclose(wide(outputs), wide(want), rtol=1e-2, atol=1e-3)
 
     def _rest(self, rest: Mapping[str, nn.Parameter]) -> None:
         c, verb = self.chosen, "refuses"

@@ -69,7 +69,7 @@ def _each(
 ) -> Iterator[tuple[int, Tensor, list[tuple[str, Tensor]]]]:
     """Yield, for each sample and each of its scalars, row, outputs and gradients, float32 or wider."""
     for row in range(len(batch)):
-        one = _row(batch, row)
+        one = batch.part(slice(row, row + 1))
         with torch.enable_grad(), runtime.autocast():
             outputs, _ = task.forward(model, one)
             verify(of, task, outputs, one)
@@ -109,10 +109,3 @@ def batch_mean(
     check_flows([mean])
     grads = torch.autograd.grad(mean, list(params.values()), allow_unused=True)
     return {n: raised(plain(g).double(), power(of)) for n, g in zip(params, grads, strict=True) if g is not None}
-
-
-def _row(batch: Batch, row: int) -> Batch:
-    at = slice(row, row + 1)
-    inputs = {k: v[at] for k, v in batch.inputs.items()} if isinstance(batch.inputs, dict) else batch.inputs[at]
-    target = None if batch.target is None else batch.target[at]
-    return Batch(inputs, target, None if batch.weight is None else batch.weight[at], batch.index[at])
