@@ -185,7 +185,7 @@ def _small(name: str, *shape: int) -> Callable[[], nn.Module]:
 
 
 ROWS = {
-    "resnet18": Row("ResNet-18, 3×3 stem, 32×32", _small("resnet18", 3, 32, 32), _images(3, 32, 32), 64, 2),
+    "resnet18": Row("ResNet-18, 3×3 stem, 32×32", _small("resnet18", 3, 32, 32), _images(3, 32, 32), 64, 6),
     "vit": Row("ViT, patch 4, depth 6, width 192, 32×32", lambda: _vit(**SMALL_VIT), _images(3, 32, 32), 64, 2),
     "vit-base": Row("ViT-B/16, 224×224", _vit, _images(3, 224, 224), 4, 2),  # the configuration's defaults
     "bert": Row("BERT¹, depth 4, width 256, 128 tokens", _bert, _texts, 32, 2),

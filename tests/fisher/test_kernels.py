@@ -57,7 +57,7 @@ def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(kernels, "_SMALL", 0)
     if request.param == "tiles":
         monkeypatch.setattr(kernels, "TILE", 100)
-        monkeypatch.setattr(kernels, "_CHUNK", 1000)
+        monkeypatch.setattr(kernels, "CHUNK", 1000)
     if request.param == "gpu":
         monkeypatch.setattr(kernels, "parallel", lambda tensor: True)
 

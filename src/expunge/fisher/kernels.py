@@ -23,7 +23,7 @@ Budget = Callable[[], int]
 TILE = 2**22  # bytes of one sample's product; larger ones leave the cache and are mapped anew by the allocator
 _SMALL = 2**18  # bytes of a product up to which several samples may be multiplied in one call,
 _LIGHT = 2**20  # where one has at most so many multiplications: beyond, one product at a time is the faster
-_CHUNK = 2_400_000  # bytes of unfolded patches, or of factors made contiguous, at once
+CHUNK = 2_400_000  # bytes of unfolded patches, or of factors made contiguous, at once
 
 
 def raised(tensor: Tensor, power: int) -> Tensor:
@@ -206,7 +206,7 @@ class Outer(Gradient):
                 total.addmm_(left.T, right)
             return
         row = self.left[0].numel() + self.right[0].numel()
-        limit = budget() // 4 if parallel(self.left) else _CHUNK
+        limit = budget() // 4 if parallel(self.left) else CHUNK
         for at in slices(len(self), max(1, limit // (row * self.left.element_size()))):
             left, right = (t[at].transpose(1, 2).contiguous() for t in (self.left, self.right))
             add_products(total, left, right, power, budget)
@@ -308,7 +308,7 @@ class Patches(Gradient):
 
     def _step(self, budget: Budget) -> int:
         patches = self.right.shape[1] * prod(self.window.kernel) * prod(self.left.shape[2:]) * self.times
-        limit = budget() // 2 if parallel(self.left) else _CHUNK
+        limit = budget() // 2 if parallel(self.left) else CHUNK
         return max(1, limit // (patches * self.left.element_size()))
 
     def each(self, at: slice) -> Tensor:

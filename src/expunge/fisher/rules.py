@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.fisher.checks import wide
-from expunge.fisher.kernels import Dense, Gradient, Outer, Patches, Rows, Window
+from expunge.fisher.kernels import CHUNK, Dense, Gradient, Outer, Patches, Rows, Window, slices
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Gradient]]
 RULES: dict[str, Rule] = {}
@@ -59,6 +59,12 @@ def _described(module: nn.Module) -> bool:
 def _positions(tensor: Tensor, *last: int) -> Tensor:
     """Return (B, T, *last) of (B, ..., *last)."""
     return wide(tensor).reshape(len(tensor), -1, *last)
+
+
+def _by_parts(a: Tensor, delta: Tensor, each: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return what ``each`` gives for all samples, a few at a time: memory for all at once is new memory each time."""
+    step = max(1, CHUNK // max(1, a[:1].numel() * 4))
+    return torch.cat([each(wide(a[at]), wide(delta[at])) for at in slices(len(a), step)])
 
 
 def _with_bias(module: Any, weight: Gradient, bias: Tensor) -> dict[str, Gradient]:
@@ -109,18 +115,19 @@ def batch_norm(module: nn.BatchNorm2d, a: Tensor, delta: Tensor) -> dict[str, Gr
     """BatchNorm with running statistics on (B, C) or (B, C, ...)."""
     assert module.running_mean is not None
     assert module.running_var is not None
-    a, delta = (wide(t).reshape(len(t), module.num_features, -1) for t in (a, delta))
-    centred = (a - module.running_mean.unsqueeze(1)).mul_(delta).sum(dim=2)
-    return _with_bias(module, Dense(centred * (module.running_var + module.eps).rsqrt()), delta.sum(dim=2))
+    mean = module.running_mean.unsqueeze(1)
+    a, delta = (t.reshape(len(t), module.num_features, -1) for t in (a, delta))
+    centred = _by_parts(a, delta, lambda x, d: (x - mean).mul_(d).sum(dim=2))
+    return _with_bias(module, Dense(centred * (module.running_var + module.eps).rsqrt()), wide(delta).sum(dim=2))
 
 
 @rule(nn.LayerNorm)
 def layer_norm(module: nn.LayerNorm, a: Tensor, delta: Tensor) -> dict[str, Gradient]:
     """LayerNorm over the last dimensions, any positions between them and the batch."""
     shape = tuple(module.normalized_shape)
-    normal = _positions(F.layer_norm(wide(a), shape, eps=module.eps), *shape)
-    delta = _positions(delta, *shape)
-    return _with_bias(module, Dense(normal.mul_(delta).sum(dim=1)), delta.sum(dim=1))
+    a, delta = (t.reshape(len(t), -1, *shape) for t in (a, delta))
+    weight = _by_parts(a, delta, lambda x, d: F.layer_norm(x, shape, eps=module.eps).mul_(d).sum(dim=1))
+    return _with_bias(module, Dense(weight), wide(delta).sum(dim=1))
 
 
 @rule(nn.RMSNorm)
