@@ -7,8 +7,7 @@ grad samples squared and summed. Networks are at random weights, inputs at rando
 Time. Unit is the plain pass: zero_grad, mean cross-entropy, backward, batch by batch. In every repeat each engine runs
 right after a plain pass over as many batches, on one torch thread; printed is the median of time / plain time over
 the repeats, with the smallest and largest. With `layers`, `diagonal` has a one-off set-up (it tries rules on a few
-samples), so its pass over n batches is the time of a call on them and a head of one batch, of eight samples at least,
-less that of a call on the head; set-up is what the latter takes beyond its part of that, in samples of the plain pass.
+samples), which is timed apart, once, and printed in samples of the plain pass; its pass is timed as the call runs it.
 Calls with `batched` and `reference` are timed whole. The rivals' own set-up (wrapping the model) is not counted, and
 each takes the batch in parts of the size that was fastest for it. What takes over three times the plain pass is timed
 on one batch, three times at most.
@@ -60,6 +59,9 @@ from torch.nn import functional as F
 import expunge
 from expunge.data import Batch, Data
 from expunge.fisher import diagonal
+from expunge.fisher.checks import chosen as wanted
+from expunge.fisher.engine import Chosen
+from expunge.fisher.sums import WINDOW, Sums
 from expunge.runtime import Runtime, peak_memory
 from expunge.task import Classification, output_tensor
 from expunge.zoo import networks
@@ -69,12 +71,11 @@ RIVALS = {"torch.func": None, "backpack": "backpack", "opacus": "opacus"}  # wit
 ENGINES = (*OURS, *RIVALS)
 CLASSES = 10
 FEW = 4  # samples on which values are compared
-TRIED = 8  # the set-up of `layers` is the same from here on
 SLOW = 3.0  # times the plain pass: beyond it one batch and SLOW_REPEATS do
 SLOW_REPEATS = 3
 BLOCK = 2**16  # bytes: from here on a freed block goes back to the system while memory is measured
 
-Sums = Mapping[str, Tensor]
+Totals = Mapping[str, Tensor]
 Runner = Callable[[Any, Tensor], dict[str, Tensor]]
 
 
@@ -210,7 +211,7 @@ class Case:
         self.row, self.runtime = row, setting.runtime(row.batch)
         self.device = torch.device(self.runtime.torch_device)
         self.model = row.build().eval().to(self.device)
-        count = row.batch * (row.batches + 1)
+        count = row.batch * row.batches
         self.data = Data.from_arrays(row.draw(count), torch.randint(CLASSES, (count,)))
         self._parts: dict[int, Data] = {}
 
@@ -232,17 +233,35 @@ class Case:
             self.model.zero_grad()
             F.cross_entropy(self.forward(self.model, batch.inputs), _target(batch)).backward()
 
-    def ours(self, engine: Any) -> Callable[[int], Sums]:
+    def ours(self, engine: Any) -> Callable[[int], Totals]:
         task = Classification()
         return lambda samples: diagonal(self.model, task, self.first(samples), engine=engine, runtime=self.runtime).sums
 
-    def rival(self, name: str, part: int) -> Callable[[int], Sums]:
+    def prepared(self) -> tuple[float, Callable[[int], None]]:
+        """Return the seconds of the set-up of `layers`, and its pass: batches into sums, a window at a time."""
+        params, task = wanted(self.model, None), Classification()
+        start = time.perf_counter()
+        chosen = Chosen(self.model, task, self.data, params, "loss", "layers", self.runtime, 0)
+        self.wait()
+        setup, sums = time.perf_counter() - start, Sums(params)
+        close = max(1, WINDOW // self.row.batch)
+
+        def run(samples: int) -> None:
+            for at, batch in enumerate(self._batches(samples), 1):
+                chosen(batch, sums)
+                if at % close == 0:
+                    sums.close()
+            sums.close()
+
+        return setup, run
+
+    def rival(self, name: str, part: int) -> Callable[[int], Totals]:
         """Return a rival that takes ``part`` samples at a time, on a copy of the model, for some wrap it."""
         make: dict[str, Callable[[Case, nn.Module], Runner]]
         make = {"torch.func": _functional, "backpack": _backpack, "opacus": _opacus}
         step = make[name](self, copy.deepcopy(self.model))
 
-        def run(samples: int) -> Sums:
+        def run(samples: int) -> Totals:
             total: dict[str, Tensor] = {}
             for batch in self._batches(samples):
                 for start in range(0, len(batch), part):
@@ -253,7 +272,7 @@ class Case:
 
         return run
 
-    def engine(self, name: str, part: int | None) -> Callable[[int], Sums]:
+    def engine(self, name: str, part: int | None) -> Callable[[int], Totals]:
         return self.ours(name) if name in OURS else self.rival(name, part or self.row.batch)
 
     def seconds(self, call: Callable[[int], object], samples: int) -> float:
@@ -335,7 +354,7 @@ def _kept(model: nn.Module, attribute: str) -> dict[str, Tensor]:
     return found
 
 
-def gap(found: Sums, truth: Sums, slack: float) -> str:
+def gap(found: Totals, truth: Totals, slack: float) -> str:
     """Return the first tensor that is off, or nothing."""
     # Rounding leaves noise where a gradient is 0, as the bias of an attention key has it.
     eps = torch.finfo(torch.bfloat16 if slack > 0.01 else torch.float32).eps
@@ -362,7 +381,7 @@ def heard(remarks: list[str]) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def tried(case: Case, name: str, truth: Sums) -> Found:
+def tried(case: Case, name: str, truth: Totals) -> Found:
     """Hold an engine to the reference's values; for a rival find the samples at a time at which it is fastest."""
     package = RIVALS.get(name)
     if package is not None and importlib.util.find_spec(package) is None:
@@ -400,10 +419,14 @@ def race(case: Case, engines: list[str], repeats: int) -> dict[str, Found]:
     row = case.row
     truth = case.ours("reference")(FEW)
     found = {name: tried(case, name, truth) for name in engines}
+    calls: dict[str, Callable[[int], object]]
     calls = {name: case.engine(name, f.part) for name, f in found.items() if not f.refused}
     found["plain"] = Found()
     case.plain(row.batch)
     base, plans = case.seconds(case.plain, row.batch), {}
+    if "layers" in calls:
+        setup, calls["layers"] = case.prepared()
+        found["layers"].setups.append(setup / (base / row.batch))
     for name, call in calls.items():
         first = case.seconds(call, row.batch)
         slow = name != "layers" and first > SLOW * base
@@ -416,13 +439,7 @@ def race(case: Case, engines: list[str], repeats: int) -> dict[str, Found]:
             samples = batches * row.batch
             unit = case.seconds(case.plain, samples)
             found["plain"].seconds.append(unit / batches)
-            if name == "layers":
-                head = row.batch * -(-TRIED // row.batch)
-                one = case.seconds(call, head)
-                spent = case.seconds(call, samples + head) - one
-                found[name].setups.append((one - spent * head / samples) / (unit / samples))
-            else:
-                spent = case.seconds(call, samples)
+            spent = case.seconds(call, samples)
             found[name].ratios.append(spent / unit)
             found[name].seconds.append(spent / batches)
             say(f"  repeat {turn + 1} of {most}: {name} {spent / unit:.2f}")
