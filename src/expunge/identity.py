@@ -31,7 +31,7 @@ def built(model: nn.Module) -> list[Any]:
 def described(value: Any, inside: tuple[int, ...] = ()) -> Any:
     """Return settings as JSON values that are the same in every process: an object as its type and its attributes.
 
-    >>> described(torch.nn.ReLU)
+    >>> described(nn.ReLU)
     'torch.nn.modules.activation.ReLU'
 
     Args:
