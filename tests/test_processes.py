@@ -112,6 +112,16 @@ def test_a_process_may_work_alone(both: Found) -> None:
     assert [meta["lone"] for _, meta in both] == [want, want]
 
 
+def test_a_pass_resumes_under_two_processes(both: Found) -> None:
+    first, second = (meta for _, meta in both)
+    assert first["pass failed"] == second["pass failed"] == "ValueError: process 1 fails"
+    assert first["pass left"] == second["pass left"] == 2
+    assert len({*first["pass"], *second["pass"]}) == 1
+    assert first["pass fewer"]
+    assert second["pass fewer"]
+    assert first["pass still"] == second["pass still"] == 0
+
+
 def test_training_resumes_under_two_processes(both: Found) -> None:
     first, second = (meta for _, meta in both)
     assert first["left"] == second["left"] == 1

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge import processes, tensors
+from expunge import fisher, processes, tensors
 from expunge.data import Batch, Data
 from expunge.errors import ExpungeError, UserError
 from expunge.evidence import collect
@@ -227,6 +227,7 @@ def words(folder: Path) -> dict[str, Any]:
         "progress": [len(heard), *([heard[-1].done, heard[-1].total] if heard else [])],
         "lone": tensors.tensor_digest(torch.cat([v.flatten() for v in sums.values()])),
         **resumed(folder),
+        **passed(folder),
     }
 
 
@@ -244,6 +245,27 @@ def resumed(folder: Path) -> dict[str, Any]:
     counted = int(whole[1].num_batches_tracked)
     digests = [tensors.weights_digest(m) for m in (whole, after)]
     return {"failed": failed, "left": left, "resumed": digests, "counted": counted, "steps": again.calls}
+
+
+def passed(folder: Path) -> dict[str, Any]:
+    """Return what became of a pass that failed on one process in its last batch and was resumed."""
+    usual, fisher.WINDOW = fisher.WINDOW, 4  # one batch
+    kept, data = replace(RUN, workdir=folder / "pass", checkpoint_every=0), blobs(23)
+
+    def run(runtime: Runtime, after: int) -> str:
+        found = diagonal(network(), failing(1, after), data, runtime=runtime)
+        return tensors.tensor_digest(torch.cat([v.flatten() for v in found.sums.values()]))
+
+    whole, calls = run(RUN, 10**6), Fails.calls
+    failed = said(lambda: run(kept, RUN.gathered(calls)[1] - 1))
+    RUN.barrier()
+    left = len(list((folder / "pass").glob("importance-*")))
+    RUN.barrier()
+    after = run(kept, 10**6)
+    RUN.barrier()
+    fewer, still = Fails.calls < calls, len(list((folder / "pass").glob("importance-*")))
+    fisher.WINDOW = usual
+    return {"pass failed": failed, "pass left": left, "pass": [whole, after], "pass fewer": fewer, "pass still": still}
 
 
 def main(folder: Path) -> None:

@@ -19,7 +19,6 @@ from cases import blobs, deep
 from expunge.data import Batch, Data
 from expunge.errors import UserError
 from expunge.fisher import Diagonal, diagonal, diagonals
-from expunge.fisher import sums as sums_module
 from expunge.runtime import Progress, Runtime
 from expunge.task import Classification
 
@@ -258,7 +257,3 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path):
         runtime=Runtime(batch_size=2, progress=False),
     )
     assert after[-1] == str(fresh.sums["1.weight"].tolist())
-
-
-def test_the_window_is_what_the_pass_says():
-    assert sums_module.WINDOW == 256
