@@ -554,6 +554,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def profile(case: Case) -> None:
+    """Print where a plain pass and that of `layers` spend their time, by operation."""
+    for name, call in (("plain", case.plain), ("layers", case.prepared()[1])):
+        samples = min(3 * case.row.batch, len(case.data))
+        call(samples)
+        with torch.profiler.profile() as found:
+            call(samples)
+        table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40)
+        print(f"{case.row.text}, {name}, {samples} samples\n{table}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
@@ -563,12 +574,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto is cuda if there is one")
     parser.add_argument("--precision", default="full", choices=["full", "bf16"])
     parser.add_argument("--skip-memory", action="store_true", help="times alone")
+    parser.add_argument(
+        "--profile", action="store_true", help="instead, the rows' time by operation, of plain and layers"
+    )
     args = parser.parse_args()
     # All processes that measure memory inherit it; this one has read its own settings already.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)}
     setting = Setting(Runtime(device=args.device).torch_device, args.precision, args.threads)
     where, found = machine(setting), {}  # the commit at the start: it may move on meanwhile
     begun = time.perf_counter()
+    for name in args.rows if args.profile else ():
+        profile(Case(ROWS[name], setting))
+    if args.profile:
+        return
     for name in args.rows:
         say(f"{name}: checking values ({(time.perf_counter() - begun) / 60:.1f} min so far)")
         found[name] = race(Case(ROWS[name], setting), args.engines, args.repeats)
