@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.errors import UserError, listing
-from expunge.sources import ArraySource, HFSource, Inputs, Source, TorchSource
+from expunge.sources import ArraySource, HFSource, Inputs, Relabelled, Source, TorchSource
 
 
 @dataclass(frozen=True)
@@ -335,6 +335,31 @@ class Data:
                 pieces = [piece for head, rows in arrays for piece in (head, rows[row])]
                 content[start + row] = _hash(key, self.all_ids[self.positions[start + row]].encode(), *pieces)
         return ids, content
+
+
+def relabelled(
+    data: Data, targets: Tensor, columns: Mapping[str, NDArray[Any]] | None = None, *, why: str = ""
+) -> Data:
+    """Return the same samples under the same ids with other targets; inputs are read where they were.
+
+    Args:
+        data: shows its labels.
+        targets: (N, ...), in the data's order.
+        columns: further columns, (N,) each.
+        why: what gave them other targets, kept with the source.
+
+    Returns:
+        New data, with the weights and columns of the old.
+    """
+    weights = None if data.all_weights is None else data.all_weights[torch.from_numpy(data.positions)]
+    return Data(
+        Relabelled(data.source, data.positions, targets, why),
+        np.arange(len(data)),
+        data.all_ids[data.positions],
+        {**data.columns, **(columns or {})},
+        weights,
+        data.name,
+    )
 
 
 def id_text(value: object) -> str:

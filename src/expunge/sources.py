@@ -1,8 +1,9 @@
-"""Where samples are read from: arrays in memory, map-style datasets, Hugging Face tables."""
+"""Where samples are read from: arrays in memory, map-style datasets, Hugging Face tables; labels put in place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -173,3 +174,32 @@ class HFSource:
                 f"numbers in the column '{self.target}'", kind, "encode classes with dataset.class_encode_column"
             )
         return labels
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Samples of another source with targets of their own; a `Source`.
+
+    Args:
+        source: where inputs are read.
+        positions: (N,) of the samples in it.
+        targets: (N, ...) in their place.
+        why: what gave them other targets.
+    """
+
+    source: Source
+    positions: NDArray[np.int64]
+    targets: Tensor
+    why: str = ""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
+        """Return the source's inputs and the new targets."""
+        inputs, _ = self.source.read(self.positions[positions], raw)
+        return inputs, self.targets_at(positions)
+
+    def targets_at(self, positions: NDArray[np.int64]) -> Tensor:
+        """Return the new targets."""
+        return self.targets[torch.from_numpy(positions)]

@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn import datasets
-from torch import Tensor
 
-from expunge.data import Data
+from expunge.data import Data, relabelled
 from expunge.errors import UserError
 from expunge.seeds import seed as named_seed
-from expunge.sources import Inputs, Source
 from expunge.task import Classification, Regression
 from expunge.train import Recipe
 
@@ -90,33 +87,6 @@ def diabetes() -> Embedded:
 DATASETS: dict[str, Callable[[], Embedded]] = {"digits": digits, "diabetes": diabetes}
 
 
-@dataclass(frozen=True)
-class Relabelled:
-    """Samples of another source with targets of their own; a `Source`.
-
-    Args:
-        source: where inputs are read.
-        positions: (N,) of the samples in it.
-        targets: (N,) in their place.
-    """
-
-    source: Source
-    positions: NDArray[np.int64]
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
-        """Return the source's inputs and the new targets."""
-        inputs, _ = self.source.read(self.positions[positions], raw)
-        return inputs, self.targets_at(positions)
-
-    def targets_at(self, positions: NDArray[np.int64]) -> Tensor:
-        """Return the new targets."""
-        return self.targets[torch.from_numpy(positions)]
-
-
 def mislabelled(data: Data, share: float, *, classes: int, seed: int = 0) -> tuple[Data, list[str]]:
     """Return the data with a share of its labels flipped to another class, and the ids of those samples.
 
@@ -149,13 +119,7 @@ def mislabelled(data: Data, share: float, *, classes: int, seed: int = 0) -> tup
     rows = np.sort(generator.choice(len(data), max(1, round(share * len(data))), replace=False))
     noisy = clean.copy()
     noisy[rows] = (clean[rows] + generator.integers(1, classes, len(rows))) % classes
-    flipped = Data(
-        Relabelled(data.source, data.positions, torch.from_numpy(noisy)),
-        np.arange(len(data)),
-        data.all_ids[data.positions],
-        {**data.columns, "clean": np.asarray(clean.tolist(), dtype=object)},
-        None if data.all_weights is None else data.all_weights[torch.from_numpy(data.positions)],
-        data.name,
-    )
+    column = {"clean": np.asarray(clean.tolist(), dtype=object)}
+    flipped = relabelled(data, torch.from_numpy(noisy), column, why="mislabelled")
     ids = data.ids
     return flipped, [ids[i] for i in rows]
