@@ -24,7 +24,8 @@ from expunge.project import Project
 from expunge.report import write
 from expunge.report.tables import markdown, terminal
 from expunge.runtime import Runtime
-from expunge.scores import document, pooled, save_document, section
+from expunge.scores import pooled
+from expunge.summary import document, save_document, section
 from expunge.trial import Request, describe, trial
 
 

@@ -39,7 +39,7 @@ from expunge.project import template
 from expunge.report import write
 from expunge.report.tables import terminal
 from expunge.scenario import forget_subject
-from expunge.scores import document, section
+from expunge.summary import document, section
 from expunge.tables import read_hub, read_parquet
 from expunge.task import Classification
 from expunge.unlearn import prepare, unlearn

@@ -14,7 +14,7 @@ from expunge.methods import load
 from expunge.report import write
 from expunge.report.tables import terminal
 from expunge.scenario import forget_ids
-from expunge.scores import document, section
+from expunge.summary import document, section
 from expunge.task import Classification
 from expunge.unlearn import prepare, unlearn
 

@@ -22,7 +22,8 @@ from expunge.metric import Unavailable, Value
 from expunge.metrics import names as families
 from expunge.report import render
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_subclass
-from expunge.scores import FLOOR, Scores, document, pooled, section
+from expunge.scores import FLOOR, Scores, pooled
+from expunge.summary import document, section
 from expunge.task import Regression
 from expunge.train import Recipe, fit, fresh
 from expunge.unlearn import unlearn

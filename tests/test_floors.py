@@ -13,13 +13,13 @@ import expunge
 ROOT = Path(expunge.__file__).parent
 LAW = """
 __init__ errors files seeds stats extras
-tensors processes copies runtime sources data task passes scenario identity
+tensors processes copies runtime sources data task passes scenario identity canaries
 fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention fisher/rules
 fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
-masks recipe checkpoints train evidence method metric
+masks recipe checkpoints train signals evidence method metric
 objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__
 methods/_* methods/* methods/__init__ stamp phase unlearn plan shadows
-attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores evaluate
+attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores summary twins bounds evaluate
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
 project/config project/template project/entry project/weights project/pretrained project/networks project/samples
 project/__init__ trial

@@ -323,18 +323,24 @@ class Data:
             Two arrays (N,).
         """
         ids = np.asarray([_hash(key, i.encode()) for i in self.ids], dtype=np.int64)
-        content = np.empty(len(self), dtype=np.int64)
+        names = [i.encode() for i in self.ids]
+        content = [_hash(key, name, *row) for name, row in zip(names, self._pieces(labelled), strict=True)]
+        return ids, np.asarray(content, dtype=np.int64)
+
+    def contents(self, key: bytes = b"") -> NDArray[np.int64]:
+        """Return a keyed 8-byte hash of each sample's raw inputs alone, (N,): equal inputs hash alike."""
+        return np.asarray([_hash(key, *row) for row in self._pieces(labelled=False)], dtype=np.int64)
+
+    def _pieces(self, labelled: bool) -> Iterator[list[Any]]:
+        """Yield what makes up each sample's raw content: names, types, shapes and bytes of its tensors."""
         for start in range(0, len(self), 256):
-            stop = min(start + 256, len(self))
-            inputs, target = self.source.read(self.positions[start:stop], raw=True)
+            inputs, target = self.source.read(self.positions[start : start + 256], raw=True)
             parts = sorted(inputs.items()) if isinstance(inputs, dict) else [("x", inputs)]
             if labelled and target is not None:  # the width of class indices is no content
                 parts.append(("target", target if target.is_floating_point() else target.long()))
             arrays = [(f"{k}{t.dtype}{tuple(t.shape[1:])}".encode(), _bytes(t)) for k, t in parts]
-            for row in range(stop - start):
-                pieces = [piece for head, rows in arrays for piece in (head, rows[row])]
-                content[start + row] = _hash(key, self.all_ids[self.positions[start + row]].encode(), *pieces)
-        return ids, content
+            for row in range(min(256, len(self) - start)):
+                yield [piece for head, rows in arrays for piece in (head, rows[row])]
 
 
 def relabelled(

@@ -12,19 +12,20 @@ from torch import nn
 from expunge import attacks as attack_registry
 from expunge import methods
 from expunge import metrics as metric_registry
-from expunge.attacks.entropy_lr import entropy
-from expunge.attacks.loss import LossThreshold
 from expunge.data import Data
-from expunge.errors import UserError, listing
+from expunge.errors import NotFinite, UserError, listing
 from expunge.evidence import Evidence, Outputs, collect
-from expunge.metric import Audit, Found, Goal, Metric
-from expunge.metrics.membership import Membership, member_scores
+from expunge.metric import Audit, Found, Kept, Metric, Number, Value
+from expunge.metrics.membership import Membership
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.scores import FLOOR, REFERENCE, Scores, merged, with_gaps
+from expunge.signals import is_probabilities
+from expunge.stamp import forgotten
 from expunge.task import Classification, Task
 from expunge.tensors import eval_mode
 from expunge.train import Recipe
+from expunge.twins import near_duplicates
 from expunge.unlearn import Unlearned, unlearn
 
 Model = nn.Module | Unlearned
@@ -63,6 +64,7 @@ def evaluate(
     attacks: Sequence[str] | None = None,
     runtime: Runtime | None = None,
     seed: int = 0,
+    canaries: tuple[Data, Data] | None = None,
 ) -> Scores:
     """Measure models on one scenario; outputs are collected once per model and split.
 
@@ -83,6 +85,8 @@ def evaluate(
         attacks: names; all by default.
         runtime: device, batch size, precision, progress.
         seed: of everything random.
+        canaries: planted samples and never trained ones, from `expunge.canaries.Canaries.samples`; ``train`` is then
+            the data as planted.
 
     Returns:
         Values, gaps, floor, and what plots need.
@@ -96,16 +100,20 @@ def evaluate(
     chosen = _metrics(metrics, attacks, shadows)
     splits = _splits(train, test, holdout, scenario)
     same = None if "test" not in splits else _like_forgotten(splits["test"], scenario)
+    like = {} if same is None else _halves(splits["test"], same)
+    read = splits | ({} if canaries is None else _planted(*canaries, scenario))
     named, groups, declined = _named(models, task, scenario, runtime, seed)
-    probing = scenario.kind == "class" and any("features" in m.needs for m in chosen)
+    probing = any("features" in m.needs for m in chosen)
     kept: dict[str, dict[str, Outputs]] = {}
-    values: dict[str, Found] = {}
-    samples: dict[str, dict[str, np.ndarray]] = {}
-    goals: dict[str, Goal] = {}
+    values, records = dict[str, Found](), dict[str, Kept]()
+    flaws: dict[str, str] = {}
     for name in sorted(named, key=lambda n: n not in ("original", REFERENCE)):
-        model = named[name]
-        tap = head_tap(_module(model), task, splits["forget"], runtime) if probing else None
-        outputs = _collect(_module(model), task, splits, same, tap, runtime)
+        model = _module(named[name])
+        tap = head_tap(model, task, splits["forget"], runtime) if probing else None
+        outputs, flaw = _collect(model, task, read, same, tap, runtime)
+        flaw = flaw or _other_request(named[name], name, scenario)
+        if flaw:
+            flaws[name] = flaw
         if name in ("original", REFERENCE):  # every other model's evidence is dropped once it is measured
             kept[name] = outputs
         roles = {"original": kept.get("original", {}), "retrained": kept.get(REFERENCE, {}), "model": outputs}
@@ -115,32 +123,35 @@ def evaluate(
             models={role: _module(named[n]) for role, n in present.items() if n in named},
             task=task,
             scenario=scenario,
-            edit=_edit(model),
+            edit=_edit(named[name]),
             recipe=recipe,
             new_model=new_model,
             tap=tap,
             seed=seed,
+            data={**splits, **like},
+            runtime=runtime,
+            flaws={role: flaws[n] for role, n in present.items() if n in flaws},
         )
-        values[name] = {}
-        for metric in chosen:
-            found = metric(audit)
-            values[name] |= found
-            goals |= dict.fromkeys(found, metric.goal)
-        samples[name] = _samples(audit)
+        values[name] = {key: value for metric in chosen for key, value in metric(audit).items()}
+        _densities(audit)
+        records[name] = audit.kept
     results = {n: m for n, m in named.items() if isinstance(m, Unlearned)}
     changed = {n: m.changed for n, m in results.items() if m.changed is not None}
     scores = Scores(
         values={n: values[n] for n in named},
-        gaps={},
+        gaps={n: {k: v for k, v in records[n].gaps.items() if isinstance(v, Value)} for n in named},
         distances={},
         floor={},
-        goals=goals,
+        numbers=dict[str, Number](item for metric in chosen for item in metric.numbers.items()),
         declined=declined,
         notes={n: m.note for n, m in results.items()},
         settings={n: m.method for n, m in results.items()},
         changed={n: {k: c / size for k, (c, size) in found.tensors.items()} for n, found in changed.items()},
-        samples=samples,
+        samples={n: records[n].samples for n in named},
         scenario=scenario,
+        series={n: records[n].series for n in named},
+        flaws=flaws,
+        caveats=_caveats(splits, kept, flaws, runtime),
     )
     return with_gaps(merged(scores, groups))
 
@@ -224,6 +235,19 @@ def _same_content(one: Data, other: Data) -> bool:
     return bool((a == b).any())
 
 
+def _planted(planted: Data, unseen: Data, scenario: Scenario) -> dict[str, Data]:
+    """Return the canaries that are forgotten, those that stay, and those never trained on."""
+    forget = set(scenario.forget)
+    gone = [i for i in planted.ids if i in forget]
+    parts = {"canary": planted.subset(gone), "canary_kept": planted.without(gone), "canary_unseen": unseen}
+    return {name: data for name, data in parts.items() if len(data)}
+
+
+def _halves(test: Data, same: np.ndarray) -> dict[str, Data]:
+    ids = np.asarray(test.ids, dtype=object)
+    return {"test_forget": test.subset(ids[same].tolist()), "test_retain": test.subset(ids[~same].tolist())}
+
+
 def _collect(
     model: nn.Module,
     task: Task,
@@ -231,14 +255,40 @@ def _collect(
     same: np.ndarray | None,
     tap: str | None,
     runtime: Runtime,
-) -> dict[str, Outputs]:
-    found = {
-        split: collect(model, task, data, taps=[tap] if tap else [], runtime=runtime) for split, data in splits.items()
-    }
+) -> tuple[dict[str, Outputs], str]:
+    """Return the outputs on every split, and why they cannot be used, if so."""
+    found: dict[str, Outputs] = {}
+    for split, data in splits.items():
+        try:
+            found[split] = collect(model, task, data, taps=[tap] if tap else [], runtime=runtime)
+        except NotFinite:
+            return {}, f"its outputs on {split} hold NaN or infinity"
     if same is not None:
         found["test_forget"] = found["test"].take(torch.from_numpy(np.flatnonzero(same)))
         found["test_retain"] = found["test"].take(torch.from_numpy(np.flatnonzero(~same)))
-    return found
+    if isinstance(task, Classification) and all(is_probabilities(o.outputs) for o in found.values()):
+        return found, "its outputs are probabilities that sum to 1, where logits are expected"
+    return found, ""
+
+
+def _other_request(model: Model, name: str, scenario: Scenario) -> str:
+    """Return why a retrained model is no reference: its state says that it forgot others than the scenario's."""
+    if not isinstance(model, Unlearned) or not (name == REFERENCE or name.startswith(FLOOR)):
+        return ""
+    gone, stayed = (forgotten(model.state, ids) for ids in (scenario.forget, scenario.retain))
+    if gone is None or stayed is None or (gone.all() and not stayed.any()):
+        return ""
+    return "it was retrained without other samples than those of this request"
+
+
+def _caveats(
+    splits: Mapping[str, Data], kept: Mapping[str, Mapping[str, Outputs]], flaws: Mapping[str, str], runtime: Runtime
+) -> tuple[str, ...]:
+    """Return what a reader must know, in sentences: models that cannot be measured, twins of forgotten samples."""
+    found = [f"Nothing is said of {name}: {why}." for name, why in flaws.items()]
+    seen_by = kept.get(REFERENCE) or kept.get("original") or {}
+    twins = near_duplicates(splits["forget"], splits["retain"], seen_by)
+    return (*found, *([twins.sentence()] if twins.pairs else []))
 
 
 def _like_forgotten(data: Data, scenario: Scenario) -> np.ndarray | None:
@@ -260,15 +310,11 @@ def _like_forgotten(data: Data, scenario: Scenario) -> np.ndarray | None:
     return None
 
 
-def _samples(audit: Audit) -> dict[str, np.ndarray]:
-    """Return per-sample loss and entropy on forget and test, and the loss attack's scores, for plots."""
-    found: dict[str, np.ndarray] = {}
+def _densities(audit: Audit) -> None:
+    """Keep per-sample loss and entropy on forget and test, for plots."""
     for split in ("forget", "test"):
         outputs = audit.outputs(split)
         if outputs is not None and outputs.loss is not None:
-            found[f"loss/{split}"] = outputs.loss.numpy()
-        if outputs is not None and isinstance(audit.task, Classification):
-            found[f"entropy/{split}"] = entropy(outputs).numpy()
-    if "loss/forget" in found and "loss/test" in found:
-        found["score/members"], found["score/others"] = member_scores(LossThreshold(), audit)
-    return found
+            audit.kept.samples[f"loss/{split}"] = outputs.loss.numpy()
+        if outputs is not None and isinstance(audit.task, Classification) and "model" not in audit.flaws:
+            audit.kept.samples[f"entropy/{split}"] = outputs.signals.entropy.numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from expunge.data import Batch, Data
 from expunge.errors import NotFinite, UserError
 from expunge.passes import Passes, check_data
 from expunge.runtime import Runtime
+from expunge.signals import Signals, signals
 from expunge.task import Task, check_targets
 from expunge.tensors import eval_mode
 
@@ -37,6 +39,11 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self.outputs)
+
+    @cached_property
+    def signals(self) -> Signals:
+        """What attacks read off logits (N, K), worked out once."""
+        return signals(self.outputs, self.target)
 
     def take(self, index: Tensor) -> Outputs:
         """Return the samples at these positions."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,15 @@ from expunge.task import Task
 from expunge.train import Recipe, fresh
 
 SETS = ("train", "holdout", "forget", "retain")
+
+
+class Nature(StrEnum):
+    """What a method does to the forgotten samples' trace, in the words of reports."""
+
+    EDIT = "approximate edit"
+    EXACT = "exact"
+    SUPPRESSION = "output suppression"
+    NOTHING = "nothing removed"
 
 
 class See(IntEnum):
@@ -304,6 +313,7 @@ class Method(ABC):
     example: ClassVar[dict[str, Any]] = {}
     distributed: ClassVar[bool] = False
     control: ClassVar[bool] = False
+    nature: ClassVar[Nature] = Nature.EDIT
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

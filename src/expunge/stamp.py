@@ -113,6 +113,15 @@ def check(
     return meta, table
 
 
+def forgotten(state: State, ids: Sequence[str]) -> np.ndarray | None:
+    """Return which of the ids a state marks as forgotten, (N,) booleans; None where it keeps no such marks."""
+    own = state.meta.get(_OWN)
+    if not isinstance(own, Mapping) or "key" not in own or _IDS not in state.tensors:
+        return None
+    gone = state.tensors[_IDS].numpy()[state.tensors[_FORGOTTEN].numpy() == 1]
+    return np.isin(id_hashes(bytes.fromhex(own["key"]), ids), gone)
+
+
 def _remembered(
     meta: dict[str, Any], state: State, ids: Sequence[str], retain: Data | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from expunge.attacks import load
-from expunge.attacks.entropy_lr import EntropyLR, entropy
+from expunge.attacks.entropy_lr import EntropyLR
 from expunge.errors import UserError
 from expunge.evidence import Outputs
 from expunge.metric import Audit
 from expunge.scenario import Scenario
+from expunge.signals import signals
 from expunge.task import Classification
 
 MEMBERS, OTHERS = np.array([0, 0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.6, 0.9, 1.2])
@@ -57,9 +58,9 @@ def audit(**splits: Outputs) -> Audit:
 )
 def test_entropy_in_nats_of_exact_zeros_too(p: tuple[float, ...], expected: float):
     logits = torch.tensor([[math.log(v) if v else -2000.0 for v in p]], dtype=torch.float64)
-    assert float(entropy(outputs(logits))) == pytest.approx(expected, abs=1e-7)
+    assert float(signals(logits).entropy) == pytest.approx(expected, abs=1e-7)
     shifted = outputs(logits + 37.0)
-    assert float(entropy(shifted)) == pytest.approx(expected, abs=1e-7)
+    assert float(shifted.signals.entropy) == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize(

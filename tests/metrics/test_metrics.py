@@ -20,6 +20,7 @@ from expunge.evidence import Outputs, collect
 from expunge.methods import load as load_method
 from expunge.metric import SPLITS, Audit, Goal, Metric, Unavailable, Value
 from expunge.metrics import load, names
+from expunge.metrics.membership import Membership
 from expunge.metrics.probe import Probe
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario, forget_class, forget_random
@@ -103,11 +104,11 @@ def noisy(n: int, margin: float, seed: int) -> Outputs:
 
 def test_membership_exposes_a_memoriser_and_clears_an_innocent():
     seen = {"retain": noisy(300, 8.0, 0), "test": noisy(200, 0.0, 1)}
-    guilty = load("membership")()(audit(forget=noisy(100, 8.0, 2), **seen))
-    clean = load("membership")()(audit(forget=noisy(100, 0.0, 3), **seen))
+    guilty = Membership(names=("entropy_lr", "loss"))(audit(forget=noisy(100, 8.0, 2), **seen))
+    clean = Membership(names=("entropy_lr", "loss"))(audit(forget=noisy(100, 0.0, 3), **seen))
     assert guilty.keys() == {
         "membership/entropy_lr",
-        *(f"membership/loss/{n}" for n in ("auc", "balanced_accuracy", "tpr_at_fpr_0.01")),
+        *(f"membership/loss/{n}" for n in ("auc", "balanced_accuracy", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001")),
     }
     assert guilty["membership/entropy_lr"].x > 0.9
     assert clean["membership/entropy_lr"].x < 0.3
@@ -136,15 +137,15 @@ def test_membership_compares_with_unseen_samples_of_the_same_kind():
 
 def test_membership_says_why_it_has_no_number():
     some = noisy(30, 1.0, 0)
-    found = load("membership")()(audit(forget=some, test=some))
+    found = Membership(names=("entropy_lr", "loss"))(audit(forget=some, test=some))
     assert found["membership/entropy_lr"] == Unavailable("there are no samples in retain")
     assert isinstance(found["membership/loss/auc"], Value)
     assert "needs 100 unseen samples, there are 30" in found["membership/loss/tpr_at_fpr_0.01"].reason
     bare = replace(some, target=None, loss=None)
-    found = load("membership")()(audit(forget=bare, test=some, retain=some))
+    found = Membership(names=("entropy_lr", "loss"))(audit(forget=bare, test=some, retain=some))
     assert found["membership/loss/auc"] == Unavailable("forget has no labels")
     assert isinstance(found["membership/entropy_lr"], Value)  # entropy needs no label
-    found = load("membership")()(audit(Regression(), forget=some, test=some, retain=some))
+    found = Membership(names=("entropy_lr", "loss"))(audit(Regression(), forget=some, test=some, retain=some))
     assert found["membership/entropy_lr"] == Unavailable("the task has no classes")
 
 

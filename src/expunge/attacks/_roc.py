@@ -14,6 +14,13 @@ from expunge.metric import Unavailable, Value
 
 Scores = NDArray[np.float64]
 FOLDS = 10
+UNDEFINED = (
+    "needs 2 samples on each side",
+    "all scores are equal",
+    "a false positive rate of",
+    "there are no members",
+    f"{FOLDS} folds need",
+)
 
 
 def curve(members: Scores, others: Scores) -> tuple[Scores, Scores]:

@@ -7,19 +7,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from expunge.errors import UserError
 from expunge.evidence import Evidence, Outputs
 from expunge.metric import Attack, Audit
-
-
-def entropy(outputs: Outputs) -> Tensor:
-    """Return the Shannon entropy H = −Σ_{p_c>0} p_c ln p_c of the softmax of logits (N, K), in nats."""
-    p = outputs.outputs.double().softmax(dim=1)
-    return -torch.xlogy(p, p).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +36,8 @@ class EntropyLR(Attack):
         Machine Unlearning Without Retraining Through Selective Synaptic Dampening", 2024.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"classes", "retain", "test"})
+    needs: ClassVar[frozenset[str]] = frozenset({"logits", "retain"})
+    label: ClassVar[str] = "entropy attack"
     threshold: ClassVar[float | None] = 0.0
 
     penalty: Literal["multinomial", "binary"] = "multinomial"
@@ -55,7 +49,7 @@ class EntropyLR(Attack):
         members, others = audit.outputs("retain"), audit.outputs("test")
         if members is None or others is None:
             raise UserError("outputs on retain and test for the entropy attack", "none", "pass train and test data")
-        return self.fit_entropies(entropy(members).numpy(), entropy(others).numpy())
+        return self.fit_entropies(members.signals.entropy.numpy(), others.signals.entropy.numpy())
 
     def fit_entropies(self, members: np.ndarray, others: np.ndarray) -> EntropyLR:
         """Fit on entropies of members (N,) and others (M,)."""
@@ -73,7 +67,7 @@ class EntropyLR(Attack):
         """
         if self.weight is None or self.bias is None:
             raise UserError("a fitted attack", "an unfitted one", "call fit first")
-        return self.weight * entropy(outputs) + self.bias
+        return self.weight * outputs.signals.entropy + self.bias
 
 
 ATTACK = EntropyLR

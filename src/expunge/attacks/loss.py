@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,9 @@ class LossThreshold(Attack):
         S. Yeom, I. Giacomelli, M. Fredrikson, S. Jha, "Privacy Risk in Machine Learning: Analyzing the Connection to
         Overfitting", 2018, https://arxiv.org/abs/1709.01604.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"labels"})
+    label: ClassVar[str] = "loss attack"
 
     def score(self, outputs: Outputs, before: Outputs | None = None) -> Tensor:
         """Return −loss, (N,).

@@ -46,7 +46,7 @@ def audit(
     from expunge.files import atomic, check_free
     from expunge.report import render
     from expunge.report.tables import terminal
-    from expunge.scores import document, save_document, section
+    from expunge.summary import document, save_document, section
 
     chosen = options(context)
     fields, runs = _request.settings(settings)

@@ -35,7 +35,7 @@ def demo(
     from expunge.files import atomic, check_free
     from expunge.report import write
     from expunge.report.tables import terminal
-    from expunge.scores import document, save_document
+    from expunge.summary import document, save_document
 
     check_free(output, overwrite=True)
     problem = zoo.load("digits")
@@ -109,7 +109,8 @@ def _requests() -> dict[str, Any]:
 
 def _section(problem: Any, name: str, runs: list[Any]) -> dict[str, Any]:
     from expunge.cli._samples import images
-    from expunge.scores import pooled, section
+    from expunge.scores import pooled
+    from expunge.summary import section
     from expunge.trial import describe
 
     request = _requests()[name]

@@ -138,7 +138,7 @@ def _measured(
     from expunge.cli import _jobs, _request
     from expunge.evaluate import evaluate
     from expunge.report import render
-    from expunge.scores import document, section
+    from expunge.summary import document, section
 
     if request.scenario is None:
         before, after = (_jobs.accuracy(m, place, runtime) for m in (model, done.model))

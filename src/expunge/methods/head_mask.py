@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import UserError
-from expunge.method import Method, Needs, Reference, Session, State, option
+from expunge.method import Method, Nature, Needs, Reference, Session, State, option
 from expunge.scenario import Scenario
 from expunge.task import Classification, Task, output_tensor
 
@@ -66,6 +66,7 @@ class HeadMask(Method):
 
     unlearns = Needs(scenario=True)
     control: ClassVar[bool] = True
+    nature: ClassVar[Nature] = Nature.SUPPRESSION
     reference: ClassVar[Reference] = Reference(
         "Controls of the expunge audit", "The expunge authors", 2026, "https://pypi.org/project/expunge/"
     )

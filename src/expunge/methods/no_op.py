@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.method import Method, Needs, Reference, Session, State
+from expunge.method import Method, Nature, Needs, Reference, Session, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class NoOp(Method):
 
     unlearns = Needs()
     control: ClassVar[bool] = True
+    nature: ClassVar[Nature] = Nature.NOTHING
     reference: ClassVar[Reference] = Reference(
         "Controls of the expunge audit", "The expunge authors", 2026, "https://pypi.org/project/expunge/"
     )

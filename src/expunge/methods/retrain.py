@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.method import Method, Needs, Reference, See, Session, State
+from expunge.method import Method, Nature, Needs, Reference, See, Session, State
 from expunge.train import Recipe, fit
 
 
@@ -20,6 +20,7 @@ class Retrain(Method):
     """
 
     distributed: ClassVar[bool] = True
+    nature: ClassVar[Nature] = Nature.EXACT
     unlearns = Needs(
         retain=See.LABELLED, holdout=See.LABELLED, recipe=True, fresh=True, optional=frozenset({"holdout"})
     )

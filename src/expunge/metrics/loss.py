@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from expunge import stats
-from expunge.metric import SPLITS, Audit, Found, Goal, Metric, Unavailable, Value
+from expunge.metric import SPLITS, Audit, Found, Goal, Metric, Number, Unavailable, Value, missing
 from expunge.task import Classification
 
 
@@ -20,21 +18,29 @@ class Loss(Metric):
     goal: ClassVar[Goal] = Goal.AS_RETRAINED
     range: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
-    def __call__(self, audit: Audit) -> Found:
-        """Return ``loss/<split>`` for every split."""
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """``loss/<split>`` for every split."""
+        return {f"loss/{split}": self.number(f"loss, {text}") for split, text in SPLITS.items()}
+
+    def measure(self, audit: Audit) -> Found:
+        """Return the mean loss on each split."""
         unit = "nats" if isinstance(audit.task, Classification) else "loss"
-        found: Found = {}
-        for split in SPLITS:
-            outputs = audit.outputs(split)
-            if outputs is None or len(outputs) == 0:
-                found[f"loss/{split}"] = Unavailable(f"there are no samples in {split}")
-            elif outputs.loss is None:
-                found[f"loss/{split}"] = Unavailable(f"{split} has no labels")
-            elif not bool(torch.isfinite(outputs.loss).all()):
-                found[f"loss/{split}"] = Unavailable(f"a loss on {split} is infinite or not a number")
-            else:
-                found[f"loss/{split}"] = Value.of(stats.mean_t(outputs.loss.tolist()), unit)
-        return found
+        return {f"loss/{split}": self._one(audit, split, unit) for split in SPLITS}
+
+    def _one(self, audit: Audit, split: str, unit: str) -> Value | Unavailable:
+        reason = missing(frozenset({split, "labels"}), audit)
+        if reason is None and isinstance(audit.task, Classification):
+            reason = audit.flaws.get("model")
+        if reason:
+            return Unavailable(reason)
+        own = audit.said(split).loss
+        assert own is not None
+        if missing(frozenset({split, "labels", "retrained"}), audit) is None:
+            other = audit.said(split, "retrained").loss
+            if other is not None and other.isfinite().all():
+                audit.kept.gaps[f"loss/{split}"] = Value.of(stats.paired(own.numpy(), other.numpy()), unit)
+        return Value.of(stats.mean_t(own.numpy()), unit)
 
 
 METRIC = Loss

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from expunge import attacks, stats
 from expunge.attacks import _roc
 from expunge.evidence import Evidence, Outputs
-from expunge.metric import Attack, Audit, Found, Goal, Metric, Unavailable, Value
-from expunge.task import Classification
+from expunge.metric import Attack, Audit, Found, Goal, Metric, Number, Unavailable, Value, missing
 
-_NUMBERS = ("auc", "balanced_accuracy", "tpr_at_fpr_0.01")
+RATES = (0.01, 0.001)
+_LABELS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy"}
+# Of retrained against itself: nothing to tell apart, so that chance is the ideal.
+_ITSELF = {"auc": 0.5, "balanced_accuracy": 0.5, **{f"tpr_at_fpr_{rate:g}": rate for rate in RATES}}
+_LABELS |= {f"tpr_at_fpr_{rate:g}": f"TPR at {100 * rate:g} % FPR" for rate in RATES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,9 @@ class Membership(Metric):
 
     Unseen are test samples of the forgotten class, subclass, subject or range; for other kinds all test samples,
     whatever their labels, so that a set of odd labels differs from them by its labels too. An attack
-    with a threshold of its own gives the share of the forget set it calls member; the others give AUC (DeLong),
-    cross-validated balanced accuracy, and the true positive rate at a false positive rate of 1 %. Goal: retrained's
+    with a threshold of its own gives the share of the forget set it calls member (or, where it says so, unseen); the
+    others give AUC (DeLong), cross-validated balanced accuracy, and the true positive rate at a false positive rate
+    of 1 % and of 0.1 %, where there are enough unseen samples to resolve it. Goal: retrained's
     values; below them the forgotten stand out as well.
 
     Args:
@@ -36,63 +39,74 @@ class Membership(Metric):
 
     goal: ClassVar[Goal] = Goal.AS_RETRAINED
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    needs: ClassVar[frozenset[str]] = frozenset({"forget", "test"})
+    undefined: ClassVar[tuple[str, ...]] = ("no unseen sample of the forgotten kind", *_roc.UNDEFINED)
 
     names: tuple[str, ...] | None = None
     shadows: Sequence[Evidence] = field(default=())
 
-    def __call__(self, audit: Audit) -> Found:
-        """Return ``membership/<attack>`` or ``membership/<attack>/<number>``."""
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """Return ``membership/<attack>`` of those that decide, else ``membership/<attack>/<number>``."""
+        found: dict[str, Number] = {}
+        for name in self._names():
+            found |= self._numbers(name, attacks.load(name))
+        return found
+
+    def measure(self, audit: Audit) -> Found:
+        """Fit and run each attack; one whose needs are not met is unavailable with the reason."""
         found: Found = {}
-        for name in attacks.names() if self.names is None else self.names:
+        for name in self._names():
             attack = attacks.load(name)()
-            keys = [f"membership/{name}"] if attack.threshold is not None else []
-            keys = keys or [f"membership/{name}/{number}" for number in _NUMBERS]
-            reason = self._missing(attack, audit)
+            reason = missing(attack.needs | self.needs, audit) or attack.declines(audit)
             if reason:
-                found |= dict.fromkeys(keys, Unavailable(reason))
+                found |= dict.fromkeys(self._numbers(name, type(attack)), Unavailable(reason))
             else:
                 found |= self._run(name, attack.fit(audit, self.shadows), audit)
         return found
 
-    def _missing(self, attack: Attack, audit: Audit) -> str | None:
-        if "classes" in attack.needs and not isinstance(audit.task, Classification):
-            return "the task has no classes"
-        for split in ("forget", "test", *(n for n in attack.needs if n in ("retain", "holdout"))):
-            outputs = audit.outputs(split)
-            if outputs is None or len(outputs) == 0:
-                return f"there are no samples in {split}"
-            if outputs.loss is None and "classes" not in attack.needs:
-                return f"{split} has no labels"
-            if outputs.loss is not None and not bool(torch.isfinite(outputs.loss).all()):
-                return f"a loss on {split} is infinite or not a number"
-        return None
+    def _names(self) -> Sequence[str]:
+        return attacks.names() if self.names is None else self.names
+
+    def _numbers(self, name: str, attack: type[Attack]) -> dict[str, Number]:
+        if attack.threshold is not None:
+            told = "member" if attack.counts == "members" else "unseen"
+            return {f"membership/{name}": self.number(f"{attack.label}: forget set called {told}")}
+        itself = _ITSELF if attack.against == "retrained" else {}
+        return {
+            f"membership/{name}/{key}": self.number(f"{attack.label}: {text}", target=itself.get(key))
+            for key, text in _LABELS.items()
+        }
 
     def _run(self, name: str, attack: Attack, audit: Audit) -> Found:
         members, others = member_scores(attack, audit)
         if attack.threshold is not None:
             called = int((members > attack.threshold).sum())
-            return {f"membership/{name}": Value.of(stats.wilson(called, len(members)))}
-        prefix = f"membership/{name}"
+            count = called if attack.counts == "members" else len(members) - called
+            return {f"membership/{name}": Value.of(stats.wilson(count, len(members)))}
+        prefix, keys = f"membership/{name}", self._numbers(name, type(attack))
         if len(others) == 0:
-            return {f"{prefix}/{n}": Unavailable("no unseen sample of the forgotten kind") for n in _NUMBERS}
+            return dict.fromkeys(keys, Unavailable("no unseen sample of the forgotten kind"))
+        audit.kept.samples[f"score/{name}/members"], audit.kept.samples[f"score/{name}/others"] = members, others
         return {
             f"{prefix}/auc": _roc.auc(members, others),
             f"{prefix}/balanced_accuracy": _roc.balanced_accuracy(members, others, audit.seed),
-            f"{prefix}/tpr_at_fpr_0.01": _roc.tpr_at(members, others, 0.01),
+            **{f"{prefix}/tpr_at_fpr_{rate:g}": _roc.tpr_at(members, others, rate) for rate in RATES},
         }
 
 
 def member_scores(attack: Attack, audit: Audit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a fitted attack's scores of the forget set and of unseen samples of the same kind."""
-    forget, unseen = audit.outputs("forget"), audit.outputs("test_forget")
-    unseen = audit.outputs("test") if unseen is None else unseen
-    return _scores(attack, forget), _scores(attack, unseen)
+    like = "test" if audit.outputs("test_forget") is None else "test_forget"
+    return _scores(attack, audit, "forget"), _scores(attack, audit, like)
 
 
-def _scores(attack: Attack, outputs: Outputs | None) -> NDArray[np.float64]:
+def _scores(attack: Attack, audit: Audit, split: str) -> NDArray[np.float64]:
+    outputs = audit.outputs(split)
+    before: Outputs | None = None if attack.against is None else audit.outputs(split, attack.against)
     if outputs is None or len(outputs) == 0:
         return np.empty(0)
-    found: NDArray[np.float64] = attack.score(outputs).double().numpy()
+    found: NDArray[np.float64] = attack.score(outputs, before).double().numpy()
     return found
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from expunge import stats
 from expunge.evidence import Outputs
-from expunge.metric import Audit, Found, Goal, Metric, Unavailable, Value
+from expunge.metric import Audit, Found, Goal, Metric, Number, Value
 from expunge.seeds import seed as named_seed
 
 
@@ -34,40 +33,46 @@ class Probe(Metric):
 
     goal: ClassVar[Goal] = Goal.AS_RETRAINED
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+    needs: ClassVar[frozenset[str]] = frozenset({"forget", "retain", "labels", "classes", "features"})
+    undefined: ClassVar[tuple[str, ...]] = (
+        "it probes a class, and the forget set is of kind",
+        "there are no unseen samples of the forgotten class",
+        "there is one class only",
+        "shots of every class are needed",
+    )
 
     shots: int = 1
     draws: int = 20
 
-    def __call__(self, audit: Audit) -> Found:
-        """Return ``probe/one_shot``, or ``probe/<shots>_shot``."""
-        name = f"probe/{'one' if self.shots == 1 else self.shots}_shot"
-        reason, parts = self._parts(audit)
-        if reason:
-            return {name: Unavailable(reason)}
-        features, labels, unseen = parts
+    @property
+    def name(self) -> str:
+        """The name of its number, ``probe/one_shot`` or ``probe/<shots>_shot``."""
+        return f"probe/{'one' if self.shots == 1 else self.shots}_shot"
+
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """``probe/one_shot``, or ``probe/<shots>_shot``."""
+        shots = "one" if self.shots == 1 else str(self.shots)
+        return {self.name: self.number(f"{shots}-shot linear probe: recall of the class")}
+
+    def measure(self, audit: Audit) -> Found:
+        """Fit the probe on every draw and return its mean recall of the forgotten class."""
+        unseen = audit.outputs("test_forget")
+        if audit.scenario.kind != "class":
+            return self.none(f"it probes a class, and the forget set is of kind '{audit.scenario.kind}'")
+        if unseen is None or len(unseen) == 0:
+            return self.none("there are no unseen samples of the forgotten class")
+        parts = [audit.said("forget"), audit.said("retain")]
+        features = np.concatenate([_flat(o, str(audit.tap)) for o in parts])
+        labels = np.concatenate([o.target.numpy() for o in parts if o.target is not None])
         classes, counts = np.unique(labels, return_counts=True)
         if len(classes) < 2:
-            return {name: Unavailable("there is one class only")}
+            return self.none("there is one class only")
         if counts.min() < self.shots:
-            return {name: Unavailable(f"{self.shots} shots of every class are needed, one has {counts.min()}")}
-        recalls = [self._draw(features, labels, unseen, classes, audit, draw) for draw in range(self.draws)]
-        return {name: Value.of(stats.mean_t(recalls))}
-
-    def _parts(self, audit: Audit) -> tuple[str, tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]]:
-        """Return training features and labels, and unseen features of the forgotten class; or why there are none."""
-        empty = (np.empty((0, 0)), np.empty(0, np.int64), np.empty((0, 0)))
-        if audit.scenario.kind != "class":
-            return f"it probes a class, and the forget set is of kind '{audit.scenario.kind}'", empty
-        found = [audit.outputs(split) for split in ("forget", "retain", "test_forget")]
-        if audit.tap is None or any(o is None or audit.tap not in o.features for o in found):
-            return "no features were collected: the network has no linear head to tap", empty
-        forget, retain, unseen = (o for o in found if o is not None)
-        if len(unseen) == 0 or forget.target is None or retain.target is None:
-            return "there are no unseen samples of the forgotten class, or no labels", empty
-        features = np.concatenate([_flat(forget, audit.tap), _flat(retain, audit.tap)])
-        labels = torch.cat([forget.target, retain.target]).numpy()
-        return "", (features, labels, _flat(unseen, audit.tap))
+            return self.none(f"{self.shots} shots of every class are needed, one has {counts.min()}")
+        there = _flat(unseen, str(audit.tap))
+        recalls = [self._draw(features, labels, there, classes, audit, draw) for draw in range(self.draws)]
+        return {self.name: Value.of(stats.mean_t(recalls))}
 
     def _draw(
         self,

@@ -219,7 +219,7 @@ def roc(section: Section, look: Mapping[str, Look], key: str) -> str | None:
     Returns:
         An SVG element, or None where there is no curve.
     """
-    curves = section.get("curves", {}).get("roc") or {}
+    curves = (section.get("curves", {}).get("roc") or {}).get("loss") or {}
     names = [m["name"] for m in doc.models(section) if curves.get(m["name"], {}).get("fpr")]
     if not names:
         return None

@@ -11,7 +11,7 @@ from expunge.errors import Incompatible, listing, suggest
 from expunge.report.format import known
 
 KIND = "expunge.audit"
-SCHEMA = 1
+SCHEMA = 2
 ROLES = ("original", "retrained", "floor", "control", "method")
 REMEDY = "write the document again with this version of expunge"
 IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*")
@@ -109,10 +109,11 @@ def _curves(curves: Mapping[str, Any], models: list[str], where: str) -> None:
             _listed(curve["densities"], models, "model", f"curve {name} of {where}")
             for model, splits in curve["densities"].items():
                 lengths |= {(name, model, s): (len(d), len(curve["edges"]) - 1) for s, d in splits.items()}
-    _listed(curves.get("roc") or {}, models, "model", f"curve roc of {where}")
-    for model, rates in (curves.get("roc") or {}).items():
-        _keys(rates, {"fpr": list, "tpr": list}, f"curve roc of {model!r} in {where}")
-        lengths["roc", model, "rates"] = (len(rates["fpr"]), len(rates["tpr"]))
+    for attack, by_model in (curves.get("roc") or {}).items():
+        _listed(by_model, models, "model", f"curve roc of {attack} in {where}")
+        for model, rates in by_model.items():
+            _keys(rates, {"fpr": list, "tpr": list}, f"curve roc of {model!r} under {attack} in {where}")
+            lengths[attack, model, "rates"] = (len(rates["fpr"]), len(rates["tpr"]))
     for key, (one, other) in lengths.items():
         if one != other:
             raise Incompatible(f"as many numbers in curve {'/'.join(key)} of {where}", f"{one} and {other}", REMEDY)
