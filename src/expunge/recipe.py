@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, Protocol
 
@@ -42,6 +42,7 @@ class Recipe:
         patience: epochs without a lower mean loss on holdout before training stops and the best epoch's weights
             are restored; None trains all epochs.
         penalties: terms added to the mean loss.
+        canaries: samples that `expunge.train.fit` plants in the data under random labels; see `expunge.canaries`.
 
     Raises:
         UserError: a field is of another type, or out of its range.
@@ -62,13 +63,14 @@ class Recipe:
     clip: float | None = None
     patience: int | None = None
     penalties: tuple[Penalty, ...] = field(default=())
+    canaries: int = 0
 
     def __post_init__(self) -> None:
         self._check_types()
         positive = {"batch_size": self.batch_size, "lr": self.lr, "gamma": self.gamma}
         positive |= {k: v for k, v in {"clip": self.clip, "patience": self.patience}.items() if v is not None}
         not_negative = {"epochs": self.epochs, "momentum": self.momentum, "weight_decay": self.weight_decay}
-        not_negative |= {"warmup": self.warmup, "crop": self.crop}
+        not_negative |= {"warmup": self.warmup, "crop": self.crop, "canaries": self.canaries}
         for name, value in {**positive, **not_negative}.items():
             if not math.isfinite(value) or value < 0 or (name in positive and value == 0):
                 least = "above 0" if name in positive else "of 0 or more"
@@ -79,7 +81,7 @@ class Recipe:
             raise UserError("Recipe.schedule constant, cosine, linear or multistep", repr(self.schedule), "choose one")
 
     def _check_types(self) -> None:
-        whole_numbers = {n: getattr(self, n) for n in ("epochs", "batch_size", "crop", "patience")}
+        whole_numbers = {n: getattr(self, n) for n in ("epochs", "batch_size", "crop", "patience", "canaries")}
         numbers = {n: getattr(self, n) for n in ("lr", "momentum", "weight_decay", "gamma", "warmup", "clip")}
         for name, value in {**whole_numbers, **numbers}.items():
             kind, words = (Integral, "a whole number") if name in whole_numbers else (Real, "a number")
@@ -100,6 +102,10 @@ class Recipe:
         """Return the recipe as JSON values; a penalty as its class name with its settings."""
         body = asdict(self) | {"penalties": [repr(p) for p in self.penalties]}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in body.items()}
+
+    def again(self) -> Recipe:
+        """Return the recipe of any further training on the same data: its canaries are planted already."""
+        return replace(self, canaries=0)
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate at a point of training measured in epochs."""

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge import tensors
+from expunge import canaries, tensors
 from expunge.checkpoints import Checkpoint
 from expunge.copies import as_before, check_made, check_trainable, private
 from expunge.data import Batch, Data
@@ -140,6 +141,10 @@ def fit(
     draws its own dropout and augmentation, and normalises by its own share; after each epoch the running statistics
     are averaged over processes, and all other buffers taken from process 0.
 
+    Where the recipe says so, canaries are planted in the data first, drawn by the seed, and ``canaries.json`` in
+    ``runtime.workdir`` names them: `expunge.canaries.Canaries.load`. Whatever works with the trained network afterwards
+    must be given the data it was trained on, ``Canaries.applied(data)``.
+
     Args:
         model: the network to start from; left as it is.
         task: outputs and per-sample loss.
@@ -147,19 +152,21 @@ def fit(
         recipe: how.
         holdout: data for ``recipe.patience``.
         runtime: device, precision, progress, workdir.
-        seed: of order, augmentation and dropout.
+        seed: of order, augmentation and dropout, and of the canaries.
 
     Returns:
         The trained copy, in eval mode, on the model's device.
 
     Raises:
         UserError: no data, nothing to train, patience without holdout, targets that do not fit, memory too small for
-            a batch, or processes that were given different weights, samples or settings.
+            a batch, processes that were given different weights, samples or settings, or canaries that cannot be
+            planted, or whose manifest has no place.
         NotFinite: the loss became NaN or infinite, in training or on holdout.
     """
     runtime = runtime or Runtime()
     with runtime.agreed():
         _check_call(model, data, recipe, holdout)
+        data, planted = _planted(data, recipe, runtime, seed)
         home = next(iter(model.parameters())).device
         work = private(model).to(runtime.torch_device)
         against = holdout if recipe.patience is not None else None
@@ -168,6 +175,8 @@ def fit(
     if runtime.count > 1:
         settings = digest(recipe.to_json(), seed, runtime.precision)
         runtime.same(weights=tensors.weights_digest(model), samples=digest(data.ids), settings=settings)
+    if planted is not None:
+        runtime.on_main(lambda: planted.save(Path(str(runtime.workdir)) / canaries.FILE))
     now = saved.restore(work, optimizer)
     with runtime.tracking(f"training on {data.name}", (recipe.epochs - now.epoch) * len(data)) as advance:
         for epoch in range(now.epoch, recipe.epochs):
@@ -208,6 +217,16 @@ def _check_call(model: nn.Module, data: Data, recipe: Recipe, holdout: Data | No
     if recipe.patience is not None and (holdout is None or not holdout.labelled):
         got = "none" if holdout is None else "none with labels"
         raise UserError("holdout data for Recipe.patience", got, "pass holdout= or set patience=None")
+
+
+def _planted(data: Data, recipe: Recipe, runtime: Runtime, seed: int) -> tuple[Data, canaries.Canaries | None]:
+    """Return the data with the recipe's canaries in it, and their manifest, which has a place to be written to."""
+    if recipe.canaries == 0:
+        return data, None
+    if runtime.workdir is None:
+        remedy = "set Runtime(workdir=...), where canaries.json says which samples they are"
+        raise UserError("a folder for the manifest of Recipe.canaries", "none", remedy)
+    return canaries.plant(data, recipe.canaries, seed=seed)
 
 
 def _even_buffers(model: nn.Module, runtime: Runtime) -> None:

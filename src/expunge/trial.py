@@ -97,10 +97,11 @@ def original(problem: Problem, train: Data, *, runtime: Runtime | None = None, s
     """Return the problem's network trained on the data by its recipe, which may stop by the loss on holdout.
 
     Raises:
-        UserError: the problem has no recipe, or no network before training.
+        UserError: the problem has no recipe, or no network before training, or its recipe plants canaries.
     """
     if problem.recipe is None or problem.new_model is None:
         raise UserError("a problem with recipe and new_model", "one without", "name both")
+    _check_planted(problem)
     with isolated_rng(named_seed("fresh", seed)):  # as `fresh` draws it for the retrained ones
         start = problem.new_model()
     return fit(start, problem.task, train, problem.recipe, holdout=problem.holdout, runtime=runtime, seed=seed)
@@ -131,6 +132,7 @@ def trial(
         The scores of the original, the controls, the retrained models and every method; methods that decline are
         named with their reason in ``declined``.
     """
+    _check_planted(problem)
     train, scenario = request.draw(problem, seed)
     first = original(problem, train, runtime=runtime, seed=seed) if trained is None else trained
     common: dict[str, Any] = {"recipe": problem.recipe, "new_model": problem.new_model, "runtime": runtime}
@@ -148,6 +150,13 @@ def trial(
     rest: dict[str, Any] = {"train": train, "test": problem.test, "holdout": problem.holdout}
     rest |= {"recipe": problem.recipe, "new_model": problem.new_model}
     return evaluate(models, problem.task, scenario=scenario, runtime=runtime, seed=seed, **rest)
+
+
+def _check_planted(problem: Problem) -> None:
+    """Refuse a recipe that would plant canaries for the original alone: all others train on ``problem.train``."""
+    if problem.recipe is not None and problem.recipe.canaries:
+        remedy = "plant them in problem.train with expunge.canaries.plant, and pass recipe.again()"
+        raise UserError("a recipe without canaries in a trial", f"{problem.recipe.canaries}", remedy)
 
 
 def describe(request: Request, problem: Problem) -> tuple[str, dict[str, int]]:

@@ -355,6 +355,9 @@ def _session(
     seed: int,
 ) -> Session:
     shown = {n: see(v, getattr(needs, n)) if n in SETS else v for n, v in given.items() if needs.declared(n)}
+    recipe = shown.get("recipe")
+    if isinstance(recipe, Recipe):  # the sets are what was trained on: nothing is planted again
+        shown["recipe"] = recipe.again()
     return Session(
         task=task,
         runtime=runtime,
