@@ -15,6 +15,7 @@ import torch
 
 from expunge import __version__, methods
 from expunge.attacks import _roc
+from expunge.bounds import Outcome
 from expunge.files import jsonable, write_document
 from expunge.metric import Unavailable, Value
 from expunge.scores import FLOOR, REFERENCE, Scores
@@ -36,6 +37,7 @@ def section(
     counts: Mapping[str, int],
     declined: Mapping[str, str] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
+    bounds: Sequence[Outcome] = (),
 ) -> dict[str, Any]:
     """Return one scenario of the report document, as plain JSON values.
 
@@ -47,6 +49,7 @@ def section(
         declined: reasons by method that was asked for and does not apply.
         samples: images to show, with id, label and image as a data address; mind that a report of an erasure must
             not carry what was erased.
+        bounds: what became of bounds on this scenario's numbers.
 
     Returns:
         The section.
@@ -80,6 +83,7 @@ def section(
         "curves": _curves(scores),
         "series": {m: _series(found) for m, found in scores.series.items() if found},
         "caveats": list(scores.caveats),
+        "bounds": [outcome.to_json() for outcome in bounds],
         "changed": jsonable(scores.changed),
         "samples": [dict(s) for s in samples],
     }

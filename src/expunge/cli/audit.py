@@ -11,6 +11,7 @@ from expunge.cli._app import app
 from expunge.cli._show import emit, options
 
 EXTRA = 2  # retrained models trained here: the reference, and the floor
+MISSED = 3  # exit code: measured, but a bound was missed
 
 
 @app.command()
@@ -23,6 +24,17 @@ def audit(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("expunge-audit"),
     show_samples: Annotated[bool, typer.Option("--show-samples", help="Show forgotten images in the report.")] = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Family or attack to run, repeatable: accuracy, membership, svc. Default: all."),
+    ] = None,
+    bound: Annotated[
+        list[str] | None,
+        typer.Option(help="'NAME OP NUMBER', repeatable: 'accuracy/test >= 0.9', 'gap membership/loss/auc <= 0.05'."),
+    ] = None,
+    canaries: Annotated[
+        Path | None, typer.Option(help="Manifest of samples planted in training: canaries.json of fit or prepare.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, repeatable: runtime.batch_size=64 ...")
     ] = None,
@@ -33,12 +45,17 @@ def audit(
 ) -> None:
     """Measure an unlearned model beside the original, the controls and models truly retrained.
 
-    Writes [bold]audit.json[/bold] and [bold]report.html[/bold] and prints the table.
+    Writes [bold]audit.json[/bold] and [bold]report.html[/bold] and prints the table. Exit code 3: measured, but a
+    bound of [bold]--bound[/bold] or of the project's [bold]policy.bounds[/bold] was missed; every missed one is
+    named, with how far off it is and what to try. Canaries must be planted before training, by
+    [bold]recipe.canaries[/bold]: then the audit also knows what forgetting looks like without a retrained model.
 
     Raises:
+        Exit: with 3 where a bound was missed.
         Incompatible: the folders do not belong together.
-        UserError: a setting that is not the runtime's.
+        UserError: a setting that is not the runtime's, an unknown metric, or a bound that cannot be read.
     """
+    from expunge.bounds import checked
     from expunge.cli import _jobs, _request
     from expunge.cli._samples import images
     from expunge.errors import Incompatible, UserError
@@ -52,6 +69,7 @@ def audit(
     fields, runs = _request.settings(settings)
     if fields:
         raise UserError("settings of the runtime, runtime.KEY=VALUE", ", ".join(fields), "give the method's to forget")
+    measures = _measures(metric or [])
     replace = False if plan else _jobs.free(chosen, output)
     _jobs.apart(output, unlearned, original, *(retrained or []))
     after, before = _jobs.Folder.open(unlearned, chosen), _jobs.Folder.open(original, chosen)
@@ -59,6 +77,8 @@ def audit(
     if after.record["before"] != before.record["weights"]:
         raise Incompatible(f"the folder that {unlearned} started from", str(original), "name it with --original")
     runtime = place.runtime(chosen.device, runs)
+    bounds = _bounds(bound or [], place, measures)
+    marked = None if canaries is None else _canaries(canaries, place)
     train = place.train.subset(scenario.train)
     model = before.model()
     references = [_reference(_jobs.Folder.open(path, chosen), scenario, after, model) for path in retrained or []]
@@ -76,15 +96,18 @@ def audit(
         scenario=scenario,
         recipe=place.recipe,
         new_model=place.new_model,
+        metrics=measures,
+        canaries=marked,
         runtime=runtime,
         seed=seed,
     )
     if not runtime.main:
         return
+    outcomes = checked(bounds, scores, made.name)
     shown = images(train.subset(scenario.forget)) if show_samples else []
     names, counts = place.class_names, _request.counts(scenario)
     title, text = _request.title(scenario, names), _request.text(scenario, names)
-    part = section(scores, name=title, text=text, counts=counts, samples=shown)
+    part = section(scores, name=title, text=text, counts=counts, samples=shown, bounds=outcomes)
     lead = "One request on one model: intervals are over samples, not over training seeds."
     page = document([part], title=f"Audit of {made.name} on {place.name}", lead=lead, command=_jobs.command())
     check_free(output, replace)
@@ -92,7 +115,57 @@ def audit(
         room.mkdir()
         (room / "report.html").write_text(render(page), encoding="utf-8")
         save_document(room / "audit.json", page)
-    emit(chosen, page, terminal(part), f"Report: {output / 'report.html'}")
+    said = [outcome.sentence() for outcome in outcomes]
+    emit(chosen, page, terminal(part), *scores.caveats, *said, f"Report: {output / 'report.html'}")
+    if not all(outcome.met for outcome in outcomes):
+        raise typer.Exit(MISSED)
+
+
+def _measures(names: list[str]) -> Any:
+    """Return the metrics to run, each of the names being a family or an attack; None for all.
+
+    Raises:
+        UserError: a name that is neither.
+    """
+    from expunge import attacks, metrics
+    from expunge.errors import UserError, suggest
+    from expunge.metrics.membership import Membership
+
+    known = [*metrics.names(), *attacks.names()]
+    stray = [name for name in names if name not in known]
+    if stray:
+        raise UserError("a known metric or attack in --metric", repr(stray[0]), suggest(stray[0], known))
+    families = [metrics.load(name)() for name in dict.fromkeys(names) if name in metrics.names()]
+    chosen = tuple(name for name in dict.fromkeys(names) if name not in metrics.names())
+    if chosen and "membership" not in names:
+        families.append(Membership(names=chosen))
+    return families or None
+
+
+def _bounds(given: list[str], place: Any, measures: Any) -> Any:
+    from expunge import metrics
+    from expunge.bounds import Bound
+
+    families = measures or [metrics.load(name)() for name in metrics.names()]
+    known = [name for family in families for name in family.numbers]
+    return [Bound.parse(text, known) for text in (*place.config.policy.bounds, *given)]
+
+
+def _canaries(path: Path, place: Any) -> Any:
+    """Return the planted and the unseen samples of a manifest, from the full training data.
+
+    Raises:
+        Incompatible: the project's training data was planted otherwise.
+    """
+    from expunge.canaries import Canaries
+    from expunge.errors import Incompatible
+
+    manifest = Canaries.load(path)
+    planted, unseen = manifest.samples(place.full_train)
+    if not set(planted.ids) <= set(place.train.ids) or set(unseen.ids) & set(place.train.ids):
+        want = "the manifest of the canaries that the project's training data holds"
+        raise Incompatible(want, str(path), "name the canaries.json that was written when the network was trained")
+    return planted, unseen
 
 
 def _reference(folder: Any, scenario: Any, after: Any, model: Any) -> Any:

@@ -130,6 +130,7 @@ class DataSection(Section):
         subclass: column of finer classes.
         columns: further columns to keep.
         classes: names of the classes in the order of the network's outputs, where labels are texts.
+        canaries: manifest of the canaries that the weights were trained with, as `expunge.train.fit` leaves it.
         image: how images become tensors.
         text: how texts become tensors.
     """
@@ -147,6 +148,7 @@ class DataSection(Section):
     subclass: Word | None = None
     columns: Words = []
     classes: Words = []
+    canaries: Word | None = None
     image: ImageSection = ImageSection()
     text: TextSection = TextSection()
 
@@ -188,11 +190,13 @@ class PolicySection(Section):
         methods: methods that may be used; empty for all.
         largest_share: most of the training samples that one request may forget, in (0, 1).
         accuracy_drop: most that test accuracy may fall by a request, in [0, 1]; beyond it the exit code is 3.
+        bounds: on numbers of the audit, ``NAME OP NUMBER`` each; where one is missed the exit code is 3.
     """
 
     methods: Words = []
     largest_share: float = Field(default=0.5, gt=0, lt=1)
     accuracy_drop: float | None = Field(default=None, ge=0, le=1)
+    bounds: Words = []
 
 
 class Config(Section):

@@ -35,6 +35,7 @@ network = {network}
 # subclass = "breed"       # expunge forget --subclass NAME
 # columns = []             # further columns to keep
 # classes = []             # names in the order of the network's outputs, where labels are texts
+# canaries = "canaries.json"   # of weights that fit trained with Recipe(canaries=...): the manifest it left
 
 # [data.image]
 # size = [224, 224]        # height, width
@@ -51,6 +52,7 @@ kind = "{kind}"
 # How the network was trained: retraining, fine-tuning and the audit use it. optimizer: sgd or adamw; schedule: cosine,
 # constant, linear or multistep.
 {recipe}
+# canaries = 50            # with weights = "train": samples trained on under a random label, and as many kept out
 
 [method]
 name = "{method}"            # expunge methods shows what there is; its fields may follow here
@@ -65,6 +67,7 @@ name = "{method}"            # expunge methods shows what there is; its fields m
 # methods = ["ssd", "retrain"]   # methods that may be used; empty for all
 # largest_share = 0.5      # most of the training samples that one request may forget
 # accuracy_drop = 0.02     # most that test accuracy may fall by a request; beyond it the exit code is 3
+# bounds = ["accuracy/test >= 0.9", "gap membership/loss/auc <= 0.05"]   # held by expunge audit; missed: exit code 3
 """
 
 
