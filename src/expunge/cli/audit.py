@@ -60,10 +60,7 @@ def audit(
     from expunge.cli._samples import images
     from expunge.errors import Incompatible, UserError
     from expunge.evaluate import evaluate
-    from expunge.files import atomic, check_free
-    from expunge.report import render
     from expunge.report.tables import terminal
-    from expunge.summary import document, save_document, section
 
     chosen = options(context)
     fields, runs = _request.settings(settings)
@@ -105,20 +102,41 @@ def audit(
         return
     outcomes = checked(bounds, scores, made.name)
     shown = images(train.subset(scenario.forget)) if show_samples else []
-    names, counts = place.class_names, _request.counts(scenario)
-    title, text = _request.title(scenario, names), _request.text(scenario, names)
-    part = section(scores, name=title, text=text, counts=counts, samples=shown, bounds=outcomes)
+    page = _page(scores, made.name, place, shown, outcomes)
+    _write(page, output, replace)
+    said = [outcome.sentence() for outcome in outcomes]
+    emit(chosen, page, terminal(page["sections"][0]), *scores.caveats, *said, f"Report: {output / 'report.html'}")
+    if not all(outcome.met for outcome in outcomes):
+        raise typer.Exit(MISSED)
+
+
+def _page(scores: Any, name: str, place: Any, shown: Any, outcomes: Any) -> dict[str, Any]:
+    from expunge.cli import _jobs, _request
+    from expunge.summary import document, section
+
+    case, names = scores.scenario, place.class_names
+    part = section(
+        scores,
+        name=_request.title(case, names),
+        text=_request.text(case, names),
+        counts=_request.counts(case),
+        samples=shown,
+        bounds=outcomes,
+    )
     lead = "One request on one model: intervals are over samples, not over training seeds."
-    page = document([part], title=f"Audit of {made.name} on {place.name}", lead=lead, command=_jobs.command())
+    return document([part], title=f"Audit of {name} on {place.name}", lead=lead, command=_jobs.command())
+
+
+def _write(page: dict[str, Any], output: Path, replace: bool) -> None:
+    from expunge.files import atomic, check_free
+    from expunge.report import render
+    from expunge.summary import save_document
+
     check_free(output, replace)
     with atomic(output) as room:
         room.mkdir()
         (room / "report.html").write_text(render(page), encoding="utf-8")
         save_document(room / "audit.json", page)
-    said = [outcome.sentence() for outcome in outcomes]
-    emit(chosen, page, terminal(part), *scores.caveats, *said, f"Report: {output / 'report.html'}")
-    if not all(outcome.met for outcome in outcomes):
-        raise typer.Exit(MISSED)
 
 
 def _measures(names: list[str]) -> Any:
