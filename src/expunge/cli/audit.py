@@ -81,8 +81,8 @@ def audit(
     references = [_reference(_jobs.Folder.open(path, chosen), scenario, after, model) for path in retrained or []]
     if plan:
         _plan(context, place, model, train, scenario, len(retrained or []), runtime, output, seed)
-    for extra in range(0 if references else EXTRA):
-        references.append(_retrained(place, model, train, scenario, runtime, seed + 1000 + extra))
+    at = range(0 if references else EXTRA)
+    references += [_retrained(place, model, train, scenario, runtime, seed + 1000 + k) for k in at]
     made = after.method
     scores = evaluate(
         {"original": model, "retrained": references, made.name: after.unlearned(model)},
@@ -101,8 +101,7 @@ def audit(
     if not runtime.main:
         return
     outcomes = checked(bounds, scores, made.name)
-    shown = images(train.subset(scenario.forget)) if show_samples else []
-    page = _page(scores, made.name, place, shown, outcomes)
+    page = _page(scores, made.name, place, images(train.subset(scenario.forget)) if show_samples else [], outcomes)
     _write(page, output, replace)
     said = [outcome.sentence() for outcome in outcomes]
     emit(chosen, page, terminal(page["sections"][0]), *scores.caveats, *said, f"Report: {output / 'report.html'}")
