@@ -14,8 +14,8 @@ __all__ = ["load", "names"]
 def names() -> list[str]:
     """Return the names of all metric families.
 
-    >>> names()
-    ['accuracy', 'cost', 'loss', 'membership', 'probe']
+    >>> {"accuracy", "loss", "membership"} <= set(names())
+    True
     """
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
