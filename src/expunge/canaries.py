@@ -60,8 +60,7 @@ class Canaries:
         path = Path(path)
         if there(path) is None:
             check_free(path, overwrite=False)
-            body = self._body()
-            write_document(path, KIND, SCHEMA, {**body, "digest": digest(body)})
+            write_document(path, KIND, SCHEMA, {**self._body(), "digest": self.digest()})
         elif Canaries.load(path) != self:
             remedy = "choose another folder, or move that file away"
             raise UserError(f"a place for these canaries, {path}", "the canaries of another training", remedy)
@@ -87,6 +86,10 @@ class Canaries:
         if not whole:
             raise CorruptArtefact(f"whole canaries in {path}", "other values than were written", "restore the file")
         return cls(**body)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the manifest."""
+        return digest(self._body())
 
     def _body(self) -> dict[str, Any]:
         return {"seed": self.seed, "source": self.source, "planted": self.planted, "unseen": self.unseen}

@@ -236,6 +236,8 @@ def test_every_commented_key_of_the_template_is_a_key(tmp_path: Path) -> None:
     file.write_text("\n".join(keys))
     found = read(file)
     assert found.recipe is not None
+    assert found.recipe["canaries"] == 50
+    assert found.data.canaries == "canaries.json"
     assert found.policy.methods == ["ssd", "retrain"]
     assert found.data.image.size == [224, 224]
     assert found.runtime.workdir == "expunge-checkpoints"

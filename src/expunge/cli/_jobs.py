@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from expunge import __version__
+from expunge.canaries import FILE as CANARIES
+from expunge.canaries import Canaries
 from expunge.cli._app import Options
 from expunge.errors import CorruptArtefact, Incompatible, UserError
 from expunge.evidence import collect
@@ -51,6 +53,7 @@ class Record(BaseModel):
     method: Named
     weights: str
     seed: int
+    canaries: str | None = None
     forgotten: list[str] = []
     stale: list[str] = []
 
@@ -112,7 +115,7 @@ class Folder:
         Raises:
             UserError: no folder, or none that prepare or forget wrote.
             CorruptArtefact: a record with something missing.
-            Incompatible: a project file with another model or other columns.
+            Incompatible: a project file with another model or other columns, or canaries of another training.
         """
         found = there(path)
         if found != "a folder" or there(path / NOTE) != "a file":
@@ -132,9 +135,12 @@ class Folder:
         except (KeyError, TypeError, ValueError) as error:
             got = f"another value ({type(error).__name__})"
             raise CorruptArtefact(f"a project in {path / NOTE}", got, remedy) from error
-        return cls(
-            path, record, _now(then, Path(os.path.normpath(path / str(record["project"].get("near", "")))), chosen)
-        )
+        place = _now(then, Path(os.path.normpath(path / str(record["project"].get("near", "")))), chosen)
+        if place.planted:
+            place = replace(place, drawn=Canaries.load(path / CANARIES))
+        if (None if place.drawn is None else place.drawn.digest()) != record.get("canaries"):
+            raise Incompatible(f"the canaries of {path / NOTE}", "others", remedy)
+        return cls(path, record, place)
 
     def model(self) -> nn.Module:
         """Return the network with this folder's weights, served by its method where that wraps it.
@@ -266,7 +272,7 @@ def write(
     extra: Mapping[str, str],
     overwrite: bool,
 ) -> None:
-    """Write a folder whole or not at all: weights, state, record, and further text files by name."""
+    """Write a folder whole or not at all: weights, state, record, canaries, and further text files by name."""
     check_free(path, overwrite)
     if place.file is not None:
         near = os.path.relpath(place.file, path.absolute())
@@ -277,6 +283,8 @@ def write(
         state.save(room / STATE)
         for name, text in extra.items():
             (room / name).write_text(text, encoding="utf-8")
+        if place.manifest is not None:
+            place.manifest.save(room / CANARIES)
         write_document(room / NOTE, RECORD, SCHEMA, record)
 
 
@@ -290,6 +298,7 @@ def record(step: str, place: Project, seed: int, method: Any) -> dict[str, Any]:
         "project": place.to_json(),
         "seed": seed,
         "method": method,
+        **({} if place.manifest is None else {"canaries": place.manifest.digest()}),
     }
 
 

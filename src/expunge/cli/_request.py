@@ -92,6 +92,9 @@ class Who:
         if self.subject in map(str, place.train.column(column)):
             got = f"samples of {_shown([self.subject])} that are all already forgotten"
             raise UserError("a subject that is still to be forgotten", got, "there is nothing left to request")
+        if self.subject in map(str, place.full_train.column(column)):
+            got = f"samples of {_shown([self.subject])} that were all kept out of training, as canaries"
+            raise UserError("a subject that was trained on", got, "there is nothing to forget")
         remedy = "check its spelling; who else is there is not shown"
         raise UserError(f"a subject of the column {column}", f"unknown {_shown([self.subject])}", remedy)
 
@@ -105,6 +108,10 @@ class Who:
         gone = [i for i in wanted if i in every and i not in left]
         if gone:
             raise UserError("ids that are still to be forgotten", f"already forgotten {_shown(gone)}", "leave them out")
+        unseen = [] if place.canaries is None else [i for i in wanted if i in place.canaries.unseen]
+        if unseen:
+            got = f"{_shown(unseen)}, kept out of training as canaries"
+            raise UserError("ids of samples that were trained on", got, "leave them out: there is nothing to forget")
         unknown = [i for i in wanted if i not in left]
         if unknown:
             meant = next((other for i in unknown for other in _alike(i) if other in left), None)

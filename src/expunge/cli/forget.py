@@ -248,7 +248,8 @@ def _plan(
         found = plan(method, "unlearn", model, place.task, given=given, runtime=runtime, seed=seed)
     state = given["state"]
     size = 0 if state is None else sum(t.numel() * t.element_size() for t in (state.tensors[n] for n in state.tensors))
-    rows = files(output, model, size, ["record.json", *(["report.html"] if request.scenario is not None else [])])
+    more = [*(["canaries.json"] if place.planted else []), *(["report.html"] if request.scenario is not None else [])]
+    rows = files(output, model, size, ["record.json", *more])
     ids = {
         "ids matched": f"{request.matched} of {request.asked}",
         **({"problem": request.problem} if request.problem else {}),

@@ -32,9 +32,10 @@ def prepare(
 
     Model and data come from the project file (see [bold]expunge init[/bold]) or from [bold]--data[/bold]. Writes a
     folder with [bold]model.safetensors[/bold], [bold]state.safetensors[/bold] and [bold]record.json[/bold], which
-    [bold]expunge forget --start[/bold] reads; a transformers checkpoint keeps its tokenizer and processor. Interrupted
-    or killed, the same command goes on where it was, from a hidden folder beside the output (or [bold]workdir[/bold]
-    in [runtime]) that is written every minute and removed at the end.
+    [bold]expunge forget --start[/bold] reads, and [bold]canaries.json[/bold] where the project plants some; a
+    transformers checkpoint keeps its tokenizer and processor. Interrupted or killed, the same command goes on where it
+    was, from a hidden folder beside the output (or [bold]workdir[/bold] in [runtime]) that is written every minute and
+    removed at the end.
 
     Raises:
         UserError: the network is to be trained, and nobody said how.
@@ -87,6 +88,9 @@ def prepare(
     if partial is not None:
         rmtree(partial, ignore_errors=True)
     lines = [f"Prepared {made.name} on {len(train)} samples in {ready.seconds:.3g} s: {output}", ready.note]
+    if place.canaries is not None:
+        n, kept = len(place.canaries.planted), len(place.canaries.unseen)
+        lines.append(f"Canaries: {n} of them under random labels, {kept} further samples kept out of training.")
     if record["test_accuracy"] is not None:  # a wrong order of classes or a wrong normalisation shows here
         lines.append(f"The network is right on {100 * record['test_accuracy']:.1f} % of the test data.")
     if place.zoo is None and place.classes and not place.config.data.classes:
@@ -111,7 +115,7 @@ def _plan(
 
     found = plan(method, "prepare", model, place.task, given=given, runtime=runtime, seed=seed)
     size = state_bytes(model, len(given["train"]), sums=method.prepares.required() != [])
-    rows = files(output, model, size, ["record.json"])
+    rows = files(output, model, size, ["record.json", *(["canaries.json"] if place.planted else [])])
     ids = {"ids": f"{len(given['train']):,} training samples"}
     if place.trains:
         ids["training"] = "the network is trained first, by the recipe; that time is not in the plan"

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from expunge import zoo as named_data
+from expunge.canaries import Canaries, plant
 from expunge.data import Data
 from expunge.errors import ExpungeError, UserError, listing, suggest
 from expunge.files import jsonable, there
@@ -45,12 +46,14 @@ class Project:
         folder: that relative paths start from.
         file: the project file, or None where the command line named data and network.
         data_dir: folder of named data sets.
+        drawn: the canaries as they were planted when the project was prepared, where there were some.
     """
 
     config: Config
     folder: Path
     file: Path | None = None
     data_dir: Path | None = field(default=None, compare=False)
+    drawn: Canaries | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, file: Path, data_dir: Path | None = None) -> Project:
@@ -139,8 +142,8 @@ class Project:
         return Samples(section, self.folder, self.samples.real, self.samples.checkpoint)
 
     @cached_property
-    def train(self) -> Data:
-        """The training data.
+    def full_train(self) -> Data:
+        """The training data as it is kept: no canaries planted, none left out.
 
         Raises:
             UserError: the project names none, or it is not there.
@@ -150,6 +153,58 @@ class Project:
             remedy = "set train = ... or name = ... in [data], or pass --data"
             raise UserError("training data in the project", "none", remedy)
         return found
+
+    @property
+    def train(self) -> Data:
+        """The training data as the network is trained on it, canaries planted where the project has some.
+
+        Raises:
+            UserError: the project names none, it is not there, or canaries cannot be planted in it.
+        """
+        return self._planting[0]
+
+    @property
+    def canaries(self) -> Canaries | None:
+        """The manifest of the canaries in `train`, bound to `full_train` as it is now; None where there are none."""
+        return self._planting[1] if self.planted else None
+
+    @property
+    def manifest(self) -> Canaries | None:
+        """The canaries as they were planted, to be kept beside weights trained with them; None where there are none."""
+        return self.canaries if self.drawn is None else self.drawn
+
+    @cached_property
+    def _planting(self) -> tuple[Data, Canaries | None]:
+        if self.drawn is not None:  # before samples were deleted, which would change the draw
+            return self.drawn.left(self.full_train)
+        if not self.planted:
+            return self.full_train, None
+        place = self.config.data.canaries
+        if place is None:
+            assert self._written is not None
+            return plant(self.full_train, self._written.canaries)
+        found = Canaries.load(self.folder / place)
+        return found.applied(self.full_train), found
+
+    @cached_property
+    def planted(self) -> bool:
+        """Whether the network is trained with canaries.
+
+        Raises:
+            UserError: the project names canaries in two ways, or would plant them in what is trained elsewhere.
+        """
+        given = self.config.data.canaries is not None
+        if self._written is None or self._written.canaries == 0:
+            return given
+        if given:
+            remedy = "keep the one in [recipe] where the network is trained here, the one in [data] where it was before"
+            raise UserError("canaries in [recipe] or in [data]", "both", remedy)
+        if not self.trains:
+            remedy = (
+                "train by fit with Recipe(canaries=...), and name the canaries.json it leaves by canaries in [data]"
+            )
+            raise UserError('weights = "train" in [model], for canaries in [recipe]', "trained weights", remedy)
+        return True
 
     @cached_property
     def holdout(self) -> Data | None:
@@ -173,7 +228,8 @@ class Project:
         """Return samples that come with a request, read as the training data is."""
         if self.zoo is not None:
             raise UserError("samples of a project with files", f"the named data set {self.name}", "name ids instead")
-        return self._named_samples.read(place, "samples")
+        found = self._named_samples.read(place, "samples")
+        return found if self.drawn is None else self.drawn.as_trained(found)
 
     @property
     def train_is_here(self) -> bool:
@@ -193,9 +249,13 @@ class Project:
         section = self.config.task
         return Classification() if section.kind == "classification" else Regression(error=section.error)
 
-    @cached_property
+    @property
     def recipe(self) -> Recipe | None:
-        """How the network was trained, or None where nobody said."""
+        """How the network was trained on `train`, which holds its canaries; None where nobody said."""
+        return None if self._written is None else self._written.again()
+
+    @cached_property
+    def _written(self) -> Recipe | None:
         given = self.config.recipe
         if given is None:
             return None if self.zoo is None else self.zoo.recipe
@@ -211,7 +271,7 @@ class Project:
         """Return data, network before training and recipe together, for work that trains the network itself."""
         common: dict[str, Any] = {"recipe": self.recipe, "new_model": self.new_model}
         if self.zoo is not None:
-            return replace(self.zoo, **common)
+            return replace(self.zoo, train=self.train, **common)
         sets: dict[str, Any] = {"train": self.train, "holdout": self.holdout, "test": self.test, "task": self.task}
         network = self.config.model.network
         return Problem(name=self.name, network=network, classes=self.classes, **sets, **common)
@@ -308,11 +368,12 @@ class Project:
             data: Data | None = getattr(self, name)
             if data is not None:
                 self.check(model, data)
-                both = [i for i in data.ids if i in seen]
+                ids = self.full_train.ids if name == "train" else data.ids
+                both = [i for i in ids if i in seen]
                 if both:
                     got = f"{listing(both)} in {seen[both[0]]}, too"
                     raise UserError(f"ids of {data.name} that are its own", got, "number its rows differently")
-                seen |= dict.fromkeys(data.ids, data.name)
+                seen |= dict.fromkeys(ids, data.name)
 
     def _check_names(self, outputs: torch.Tensor) -> None:
         """Refuse class names that are not one an output: labels would be taken for other classes without a word."""
@@ -336,6 +397,10 @@ class Project:
                 return f"data.{key}"
         if mine.data.classes and theirs.data.classes and mine.data.classes != theirs.data.classes:
             return "data.classes"
+        if (mine.data.canaries is None) != (theirs.data.canaries is None):
+            return "data.canaries"
+        if (mine.recipe or {}).get("canaries", 0) != (theirs.recipe or {}).get("canaries", 0):
+            return "recipe.canaries"
         return None
 
 
