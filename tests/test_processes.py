@@ -15,9 +15,11 @@ from filelock import FileLock
 
 import together
 from expunge import processes, tensors
+from expunge.canaries import plant
 from expunge.errors import ExpungeError, UserError
 from expunge.fisher import diagonal
 from expunge.runtime import Runtime
+from expunge.train import fit
 
 Found = list[tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
@@ -128,6 +130,17 @@ def test_training_resumes_under_two_processes(both: Found) -> None:
     assert len({*first["resumed"], *second["resumed"]}) == 1
     assert first["counted"] == second["counted"] == 16
     assert (first["steps"], second["steps"]) == (8, 6)  # of the last two epochs; the second idles in the last step
+
+
+def test_canaries_are_planted_alike_and_named_by_the_first_process(both: Found) -> None:
+    train, found = plant(together.blobs(23), 4, seed=6)
+    alone = fit(together.network(), together.TASK, train, together.PLAIN, runtime=together.RUN, seed=6)
+    sums = [float(v.sum()) for v in alone.state_dict().values()]
+    assert [meta["saves"] for _, meta in both] == [1, 0]
+    assert [meta["canaries"] for _, meta in both] == [found.digest()] * 2
+    for _, meta in both:
+        assert meta["planted"] == pytest.approx(sums, rel=1e-9)
+        assert "got the canaries of another training" in meta["planted elsewhere"]
 
 
 def test_one_process_needs_no_other() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge import fisher, processes, tensors
+from expunge.canaries import FILE, Canaries
 from expunge.data import Batch, Data
 from expunge.errors import ExpungeError, UserError
 from expunge.evidence import collect
@@ -228,6 +229,7 @@ def words(folder: Path) -> dict[str, Any]:
         "lone": tensors.tensor_digest(torch.cat([v.flatten() for v in sums.values()])),
         **resumed(folder),
         **passed(folder),
+        **planted(folder),
     }
 
 
@@ -266,6 +268,19 @@ def passed(folder: Path) -> dict[str, Any]:
     fewer, still = Fails.calls < calls, len(list((folder / "pass").glob("importance-*")))
     fisher.WINDOW = usual
     return {"pass failed": failed, "pass left": left, "pass": [whole, after], "pass fewer": fewer, "pass still": still}
+
+
+def planted(folder: Path) -> dict[str, Any]:
+    """Return what became of a training with canaries: who wrote the manifest, which it is, and the weights."""
+    saved, usual = [], Canaries.save
+    Canaries.save = lambda self, path: saved.append(usual(self, path))  # type: ignore[method-assign,assignment]
+    kept, recipe = replace(RUN, workdir=folder / "planted"), replace(PLAIN, canaries=4)
+    model = fit(network(), TASK, blobs(23), recipe, runtime=kept, seed=6)
+    refused = said(lambda: fit(network(), TASK, blobs(23), recipe, runtime=kept, seed=7))
+    Canaries.save = usual  # type: ignore[method-assign]
+    found = Canaries.load(folder / "planted" / FILE)
+    sums = [float(v.sum()) for v in model.state_dict().values()]
+    return {"saves": len(saved), "canaries": found.digest(), "planted": sums, "planted elsewhere": refused}
 
 
 def main(folder: Path) -> None:
