@@ -7,7 +7,9 @@ head (head_mask, of a class), and about the further retrained models, as `expung
 * calibrated: the gap to retrained is larger than every gap between two retrained models of the *other* seeds. By
   construction about one retrained model in as many as there are such gaps is called by accident.
 * interval: what one audit alone says: the 95 % interval of the gap (paired, or of two independent estimates) leaves
-  out 0. It knows of samples only, not of seeds; its false alarms show how far that is from enough.
+  out 0; of a distance or similarity, which no second training makes 0 or 1, the interval of its difference from
+  that of the second retrained model. It knows of samples only, not of seeds; its false alarms show how far that is
+  from enough.
 
     python benchmarks/controls.py run --seeds 10 --workers 2 --output controls.jsonl
     python benchmarks/controls.py table controls.jsonl
@@ -61,25 +63,33 @@ def one(job: tuple[str, int]) -> dict[str, Any]:
 
 def rows(scores: Scores) -> dict[str, dict[str, NUMBER]]:
     """Return by model and number: the gap, and whether the gap's interval leaves out 0."""
-    base = scores.values[REFERENCE]
     found: dict[str, dict[str, NUMBER]] = {}
-    for model in scores.values:
-        if model != REFERENCE and model != "original":
-            gaps = scores.gaps[model]
-            found[model] = {
-                k: {"gap": g.x, "told": told(g, scores.values[model][k], base.get(k))} for k, g in gaps.items()
+    for model in (m for m in scores.values if m not in (REFERENCE, "original")):
+        found[model] = {}
+        for key, gap in scores.gaps[model].items():
+            number = scores.numbers[key]
+            far = number.target is not None and number.target in number.range
+            base = scores.values[FLOOR if far else REFERENCE].get(key)
+            same = far and model == FLOOR  # it is what the others are held to
+            found[model][key] = {
+                "gap": gap.x,
+                "told": None if same else told(gap, scores.values[model][key], base, far),
             }
     found["goals"] = {k: {"family": None} for k in scores.numbers}
     return found
 
 
-def told(gap: Value, own: Any, other: Any) -> float | None:
+def told(gap: Value, own: Any, other: Any, far: bool) -> float | None:
     """Return 1 where the interval of the gap leaves out 0, 0 where it does not, None where there is no interval."""
-    if not math.isfinite(gap.low) and isinstance(own, Value) and isinstance(other, Value):
+    if far and not isinstance(other, Value):
+        return None
+    if (far or not math.isfinite(gap.low)) and isinstance(own, Value) and isinstance(other, Value):
         both = [stats.Interval(v.x, v.low, v.high, v.n) for v in (own, other)]
         if all(math.isfinite(i.low) for i in both):
             between = stats.difference(*both)
-            gap = Value(between.x, between.low, between.high, between.n)
+            gap = Value.of(between)
+        elif far:
+            return None
     if not math.isfinite(gap.low) or not math.isfinite(gap.high):
         return None
     return float(not gap.low <= 0 <= gap.high)
