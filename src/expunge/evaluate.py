@@ -104,18 +104,21 @@ def evaluate(
     read = splits | ({} if canaries is None else _planted(*canaries, scenario))
     named, groups, declined = _named(models, task, scenario, runtime, seed)
     probing = any("features" in m.needs for m in chosen)
-    kept: dict[str, dict[str, Outputs]] = {}
     values, records = dict[str, Found](), dict[str, Kept]()
     flaws: dict[str, str] = {}
-    for name in sorted(named, key=lambda n: n not in ("original", REFERENCE)):
-        model = _module(named[name])
-        tap = head_tap(model, task, splits["forget"], runtime) if probing else None
-        outputs, flaw = _collect(model, task, read, same, tap, runtime)
-        flaw = flaw or _other_request(named[name], name, scenario)
-        if flaw:
-            flaws[name] = flaw
-        if name in ("original", REFERENCE):  # every other model's evidence is dropped once it is measured
-            kept[name] = outputs
+    taps: dict[str, str | None] = {}
+
+    def said(name: str) -> dict[str, Outputs]:
+        taps[name] = head_tap(_module(named[name]), task, splits["forget"], runtime) if probing else None
+        outputs, flaw = _collect(_module(named[name]), task, read, same, taps[name], runtime)
+        if why := flaw or _other_request(named[name], name, scenario):
+            flaws[name] = why
+        return outputs
+
+    # Every model is compared with these two, and they with each other; the others' evidence is dropped once measured.
+    kept = {name: said(name) for name in ("original", REFERENCE) if name in named}
+    for name in named:
+        outputs = kept[name] if name in kept else said(name)
         roles = {"original": kept.get("original", {}), "retrained": kept.get(REFERENCE, {}), "model": outputs}
         present = {"model": name, "original": "original", "retrained": REFERENCE}
         audit = Audit(
@@ -126,11 +129,12 @@ def evaluate(
             edit=_edit(named[name]),
             recipe=recipe,
             new_model=new_model,
-            tap=tap,
+            tap=taps[name],
             seed=seed,
             data={**splits, **like},
             runtime=runtime,
             flaws={role: flaws[n] for role, n in present.items() if n in flaws},
+            shared=shared,
         )
         values[name] = {key: value for metric in chosen for key, value in metric(audit).items()}
         _densities(audit)
