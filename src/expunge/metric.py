@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ class Unavailable:
     reason: str
 
 
+T = TypeVar("T")
 Found = dict[str, Value | Unavailable]
 Place = str | int | float
 
@@ -138,6 +139,7 @@ class Audit:
         runtime: device, batch size, progress.
         flaws: by role, why nothing can be said of its outputs: NaN, probabilities instead of logits, other classes.
         kept: what metrics leave for plots.
+        shared: what metrics worked out once for all models of an evaluation, by name; see `once`.
     """
 
     evidence: Evidence
@@ -153,6 +155,7 @@ class Audit:
     runtime: Runtime = field(default_factory=Runtime)
     flaws: Mapping[str, str] = field(default_factory=dict)
     kept: Kept = field(default_factory=Kept)
+    shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def outputs(self, split: str, role: str = "model") -> Outputs | None:
         """Return the outputs of a role on a split, None where there are none."""
@@ -179,6 +182,22 @@ class Audit:
     def is_reference(self) -> bool:
         """Whether the model under audit is the retrained reference itself."""
         return "retrained" in self.models and self.models.get("model") is self.models["retrained"]
+
+    def once(self, name: str, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, worked out once for all models of an evaluation.
+
+        Args:
+            name: starts with the metric's family, and says all that the result depends on beside task, scenario, data,
+                seed and the models in the roles ``original`` and ``retrained``, which are the same for all.
+            work: what to do; it must not read what is the audited model's own.
+
+        Returns:
+            The result, which nobody may change.
+        """
+        if name not in self.shared:
+            self.shared[name] = work()
+        found: T = self.shared[name]
+        return found
 
     def record(self, name: str, at: Place, value: Value | Unavailable) -> None:
         """Keep one value of a series, such as a point of a curve or one subgroup."""
@@ -264,6 +283,7 @@ class Metric(ABC):
     range: ClassVar[tuple[float, float]]
     target: ClassVar[float | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
+    wants: ClassVar[frozenset[str]] = frozenset()  # needs of some of its numbers, unavailable one by one
     undefined: ClassVar[tuple[str, ...]] = ()  # reasons of its own, in words; those of `missing` go without saying
     trains: ClassVar[bool] = False  # runs the model again: costs more than reading outputs
 
