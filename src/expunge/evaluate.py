@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,10 +104,9 @@ def evaluate(
     like = {} if same is None else _halves(splits["test"], same)
     read = splits | ({} if canaries is None else _planted(*canaries, scenario))
     named, groups, declined = _named(models, task, scenario, runtime, seed)
-    probing = any("features" in m.needs for m in chosen)
+    probing = any("features" in m.needs | m.wants for m in chosen)
     values, records = dict[str, Found](), dict[str, Kept]()
-    flaws: dict[str, str] = {}
-    taps: dict[str, str | None] = {}
+    taps, flaws, shared = dict[str, str | None](), dict[str, str](), dict[str, Any]()
 
     def said(name: str) -> dict[str, Outputs]:
         taps[name] = head_tap(_module(named[name]), task, splits["forget"], runtime) if probing else None
@@ -139,25 +139,35 @@ def evaluate(
         values[name] = {key: value for metric in chosen for key, value in metric(audit).items()}
         _densities(audit)
         records[name] = audit.kept
+    scores = _scores(named, values, records, chosen, scenario)
+    caveats = _caveats(splits, kept, flaws, runtime)
+    scores = replace(scores, declined=declined, flaws=flaws, caveats=caveats)
+    return with_gaps(merged(scores, groups))
+
+
+def _scores(
+    named: Mapping[str, Model],
+    values: Mapping[str, Found],
+    records: Mapping[str, Kept],
+    chosen: Sequence[Metric],
+    scenario: Scenario,
+) -> Scores:
     results = {n: m for n, m in named.items() if isinstance(m, Unlearned)}
     changed = {n: m.changed for n, m in results.items() if m.changed is not None}
-    scores = Scores(
+    return Scores(
         values={n: values[n] for n in named},
         gaps={n: {k: v for k, v in records[n].gaps.items() if isinstance(v, Value)} for n in named},
         distances={},
         floor={},
         numbers=dict[str, Number](item for metric in chosen for item in metric.numbers.items()),
-        declined=declined,
+        declined={},
         notes={n: m.note for n, m in results.items()},
         settings={n: m.method for n, m in results.items()},
         changed={n: {k: c / size for k, (c, size) in found.tensors.items()} for n, found in changed.items()},
         samples={n: records[n].samples for n in named},
         scenario=scenario,
         series={n: records[n].series for n in named},
-        flaws=flaws,
-        caveats=_caveats(splits, kept, flaws, runtime),
     )
-    return with_gaps(merged(scores, groups))
 
 
 def _metrics(

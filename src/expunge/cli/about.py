@@ -1,4 +1,4 @@
-"""``expunge methods`` and ``expunge cite``."""
+"""``expunge methods``, ``expunge measures`` and ``expunge cite``."""
 
 from __future__ import annotations
 
@@ -71,6 +71,54 @@ def _declines(method: Any) -> str:
     whole = [name for name, kinds in tasks.items() if kinds == every]
     kinds = [k for k in every if any(k in found for name, found in tasks.items() if name not in whole)]
     return "; ".join([*whole, *([f"forget sets of kind {', '.join(kinds)}"] if kinds else [])]) or "-"
+
+
+@app.command()
+def measures(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="One family or attack, with its definition.")] = None,
+) -> None:
+    """List what the audit measures: numbers by name, for --metric and --bound, their ideal and what they need."""
+    from inspect import cleandoc
+
+    from rich.table import Table
+
+    from expunge import attacks, metrics
+    from expunge.errors import UserError, suggest
+    from expunge.metrics.membership import Membership
+
+    found: dict[str, Any] = {n: metrics.load(n)() for n in metrics.names() if n != "membership"}
+    found |= {n: Membership(names=(n,)) for n in attacks.names()}
+    if name is not None and name not in found:
+        raise UserError("a known metric or attack", repr(name), suggest(name, found))
+    rows = {}
+    for key in [name] if name else found:
+        cls = attacks.load(key) if key in attacks.names() else type(found[key])
+        rows[key] = {
+            "text": cleandoc(cls.__doc__ or ""),
+            "kind": "attack" if key in attacks.names() else "metric",
+            "needs": sorted(found[key].needs | cls.needs),
+            "trains": found[key].trains,
+            "numbers": {
+                n: {"label": m.label, "goal": str(m.goal), "ideal": m.target, "range": list(m.range)}
+                for n, m in found[key].numbers.items()
+            },
+        }
+    table = Table("number", "what it is", "ideal", "needs", title="What the audit measures")
+    for row in rows.values():
+        for n, m in row["numbers"].items():
+            ideal = _ideal(m)
+            table.add_row(
+                n, m["label"], ideal, ", ".join(row["needs"]) + (" (runs the model)" if row["trains"] else "")
+            )
+        table.add_section()
+    emit(options(context), rows, *([rows[name]["text"]] if name else []), table)
+
+
+def _ideal(number: Any) -> str:
+    if number["ideal"] is not None:
+        return f"{number['ideal']:g}"
+    return {"as_retrained": "retrained's", "max": "high", "min": "low"}[number["goal"]]
 
 
 @app.command()

@@ -33,7 +33,8 @@ def audit(
         typer.Option(help="'NAME OP NUMBER', repeatable: 'accuracy/test >= 0.9', 'gap membership/loss/auc <= 0.05'."),
     ] = None,
     canaries: Annotated[
-        Path | None, typer.Option(help="Manifest of samples planted in training: canaries.json of fit or prepare.")
+        Path | None,
+        typer.Option(help="Manifest of the samples planted in training, to be held to the project's: canaries.json."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, repeatable: runtime.batch_size=64 ...")
@@ -60,7 +61,6 @@ def audit(
     from expunge.cli._samples import images
     from expunge.errors import Incompatible, UserError
     from expunge.evaluate import evaluate
-    from expunge.report.tables import terminal
 
     chosen = options(context)
     fields, runs = _request.settings(settings)
@@ -75,7 +75,7 @@ def audit(
         raise Incompatible(f"the folder that {unlearned} started from", str(original), "name it with --original")
     runtime = place.runtime(chosen.device, runs)
     bounds = _bounds(bound or [], place, measures)
-    marked = None if canaries is None else _canaries(canaries, place)
+    marked = _canaries(canaries, place)
     train = place.train.subset(scenario.train)
     model = before.model()
     references = [_reference(_jobs.Folder.open(path, chosen), scenario, after, model) for path in retrained or []]
@@ -98,10 +98,18 @@ def audit(
         runtime=runtime,
         seed=seed,
     )
-    if not runtime.main:
-        return
-    outcomes = checked(bounds, scores, made.name)
-    page = _page(scores, made.name, place, images(train.subset(scenario.forget)) if show_samples else [], outcomes)
+    if runtime.main:
+        shown = images(train.subset(scenario.forget)) if show_samples else []
+        _finish(chosen, scores, made.name, place, checked(bounds, scores, made.name), shown, output, replace)
+
+
+def _finish(
+    chosen: Any, scores: Any, name: str, place: Any, outcomes: Any, shown: Any, output: Path, replace: bool
+) -> None:
+    """Write the report and print the table; end with exit code 3 where a bound was missed."""
+    from expunge.report.tables import terminal
+
+    page = _page(scores, name, place, shown, outcomes)
     _write(page, output, replace)
     said = [outcome.sentence() for outcome in outcomes]
     emit(chosen, page, terminal(page["sections"][0]), *scores.caveats, *said, f"Report: {output / 'report.html'}")
@@ -168,21 +176,20 @@ def _bounds(given: list[str], place: Any, measures: Any) -> Any:
     return [Bound.parse(text, known) for text in (*place.config.policy.bounds, *given)]
 
 
-def _canaries(path: Path, place: Any) -> Any:
-    """Return the planted and the unseen samples of a manifest, from the full training data.
+def _canaries(path: Path | None, place: Any) -> Any:
+    """Return the planted and the never trained samples of the project, or None where it has none.
 
     Raises:
-        Incompatible: the project's training data was planted otherwise.
+        Incompatible: the manifest is of other canaries than the project's training data holds.
     """
     from expunge.canaries import Canaries
     from expunge.errors import Incompatible
 
-    manifest = Canaries.load(path)
-    planted, unseen = manifest.samples(place.full_train)
-    if not set(planted.ids) <= set(place.train.ids) or set(unseen.ids) & set(place.train.ids):
-        want = "the manifest of the canaries that the project's training data holds"
-        raise Incompatible(want, str(path), "name the canaries.json that was written when the network was trained")
-    return planted, unseen
+    if path is not None and Canaries.load(path) != place.manifest:
+        got = f"{path}, of others" if place.planted else f"{path}, and a project without canaries"
+        remedy = "name the canaries.json written when the network was trained, and set recipe.canaries or data.canaries"
+        raise Incompatible("the manifest of the canaries that the project's training data holds", got, remedy)
+    return None if place.canaries is None else place.canaries.samples(place.full_train)
 
 
 def _reference(folder: Any, scenario: Any, after: Any, model: Any) -> Any:

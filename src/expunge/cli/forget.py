@@ -135,6 +135,7 @@ def _measured(
     record: dict[str, Any],
 ) -> tuple[dict[str, str], str]:
     """Measure before and after; return the report's file, if any, and the sentence on a missed bound of the policy."""
+    from expunge import metrics
     from expunge.cli import _jobs, _request
     from expunge.evaluate import evaluate
     from expunge.report import render
@@ -150,6 +151,7 @@ def _measured(
         test=place.test,
         holdout=place.holdout,
         scenario=request.scenario,
+        metrics=[name for name in metrics.names() if not metrics.load(name).trains],  # a request is not an audit
         runtime=runtime,
         seed=seed,
     )
