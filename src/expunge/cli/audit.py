@@ -80,7 +80,7 @@ def audit(
     model = before.model()
     references = [_reference(_jobs.Folder.open(path, chosen), scenario, after, model) for path in retrained or []]
     if plan:
-        _plan(context, place, model, train, scenario, len(retrained or []), runtime, output, seed)
+        _plan(context, place, model, train, scenario, len(retrained or []), measures, runtime, output, seed)
     at = range(0 if references else EXTRA)
     references += [_retrained(place, model, train, scenario, runtime, seed + 1000 + k) for k in at]
     made = after.method
@@ -192,6 +192,14 @@ def _canaries(path: Path | None, place: Any) -> Any:
     return None if place.canaries is None else place.canaries.samples(place.full_train)
 
 
+def _again(measures: Any) -> list[str]:
+    """Return the families that train or perturb copies of the models, beyond one pass over each set."""
+    from expunge import metrics
+
+    families = [metrics.load(name)() for name in metrics.names()] if measures is None else measures
+    return [type(family).__module__.rpartition(".")[2] for family in families if family.trains]
+
+
 def _reference(folder: Any, scenario: Any, after: Any, model: Any) -> Any:
     """Return a retrained model read from its folder, held to the request."""
     from expunge.errors import Incompatible
@@ -231,6 +239,7 @@ def _plan(
     train: Any,
     scenario: Any,
     given: int,
+    measures: Any,
     runtime: Any,
     output: Path,
     seed: int,
@@ -252,5 +261,11 @@ def _plan(
         )
         passes = {k: v * EXTRA for k, v in found.passes.items()}
         found = replace(found, passes=passes, seconds=None if found.seconds is None else found.seconds * EXTRA)
-    ids = {"retrained": f"{given} given, {trained} to train", "forgotten": f"{len(scenario.forget)} samples"}
+    data = [train, *(d for d in (place.test, place.holdout) if d is not None)]
+    ids = {
+        "retrained": f"{given} given, {trained} to train",
+        "forgotten": f"{len(scenario.forget)} samples",
+        "measured": f"{given + trained + 4} models at most, each on {sum(map(len, data)):,} samples once",
+        "run again": ", ".join(_again(measures)) or "no model",
+    }
     show(context.obj, f"audit on {place.name}", found, ids, rows)
