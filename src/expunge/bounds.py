@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from expunge import attacks
 from expunge.errors import UserError, suggest
-from expunge.metric import Unavailable, Value
-from expunge.scores import Scores
+from expunge.metric import Number, Unavailable, Value
+from expunge.scores import REFERENCE, Scores
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -19,11 +20,24 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_FORM = re.compile(r"\s*(gap\s+)?(\S+)\s*(>=|<=|>|<)\s*(\S+)\s*")
+_FORM = re.compile(r"\s*(gap\s+)?([^\s<>=][^<>=]*?)\s*(>=|<=|>|<)\s*(\S+)\s*")
 
 _GENTLER = "edit less (for ssd a larger alpha or dampening), or repair afterwards with finetune on retain data"
 _STRONGER = "edit more (for ssd a smaller alpha or dampening), try another method, or retrain"
+_EITHER = "try another strength of the edit (for ssd alpha and dampening) or another method, or retrain"
 _COSTS = "take a larger runtime.batch_size, or a method that reads less data"
+# Whether a number rises (1) or falls (-1) as the edit gets gentler, by the beginning of its name; of others, such as
+# distances to retrained, that depends on where the model stands.
+_GENTLE = {
+    "accuracy/": 1,
+    "loss/": -1,
+    "membership/": 1,
+    "probe/": 1,
+    "canaries/": 1,
+    "subgroups/worst_change": 1,
+    "subgroups/spread": -1,
+    "cost/changed": -1,
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +62,13 @@ class Bound:
 
         Args:
             text: the bound.
-            known: names there are; None accepts any.
+            known: names there are, or the declared numbers by name, whose ranges are then held to; None accepts any.
 
         Returns:
             The bound.
 
         Raises:
-            UserError: it reads otherwise, or no number has that name.
+            UserError: it reads otherwise, no number has that name, or it lies outside the range of that number.
 
         >>> Bound.parse("gap membership/loss/auc <= 0.05")
         Bound(name='membership/loss/auc', sign='<=', number=0.05, gap=True)
@@ -72,10 +86,17 @@ class Bound:
         names = None if known is None else list(known)
         if names is not None and found[2] not in names:
             raise UserError("a bound on a number that is measured", repr(found[2]), suggest(found[2], names))
-        return cls(found[2], found[3], number, found[1] is not None)
+        bound = cls(found[2], found[3], number, found[1] is not None)
+        if isinstance(known, Mapping) and isinstance(known[bound.name], Number):
+            low, high = known[bound.name].range
+            low, high = (0.0, high - low) if bound.gap else (low, high)
+            if not low <= number <= high:
+                want = f"a bound from {low:g} to {high:g} on {'the gap of ' if bound.gap else ''}{bound.name}"
+                raise UserError(want, found[4], "write shares in [0, 1], such as 0.9 for 90 %")
+        return bound
 
     def __str__(self) -> str:
-        return f"{'gap ' if self.gap else ''}{self.name} {self.sign} {self.number:g}"
+        return f"{'gap ' if self.gap else ''}{self.name} {self.sign} {self.number:.12g}"
 
     def check(self, scores: Scores, model: str) -> Outcome:
         """Hold one model's number to the bound.
@@ -87,10 +108,9 @@ class Bound:
         Returns:
             Whether it is met, by how much it is missed, and what to try; a number that could not be measured misses.
         """
-        value = scores.values[model].get(self.name, Unavailable("no metric that was run measures it"))
+        value = scores[model].get(self.name, Unavailable("no metric that was run measures it"))
         if self.gap and isinstance(value, Value):
-            gap = scores.gaps.get(model, {}).get(self.name)
-            value = Unavailable("there is no retrained model to compare with") if gap is None else _size(gap)
+            value = _size(scores, model, self.name)
         if isinstance(value, Unavailable):
             return Outcome(self, None, met=False, sure=False, reason=value.reason, remedy="see the reason")
         holds = _HOLDS[self.sign]
@@ -99,19 +119,16 @@ class Bound:
         return Outcome(self, value, met=met, sure=met and holds(worst, self.number), remedy=self._remedy(scores, model))
 
     def _remedy(self, scores: Scores, model: str) -> str:
-        family, _, rest = self.name.partition("/")
-        if family == "cost":
+        if self.name.startswith("cost/") and self.name != "cost/changed":
             return _COSTS
-        gap = scores.gaps.get(model, {}).get(self.name)
-        wants_less = self.sign[0] == "<"
-        if self.gap:
-            if gap is None:
-                return _STRONGER
-            keeps = family == "accuracy" and not rest.endswith("forget")
-            wants_less = gap.x > 0 if not keeps else False
-        if family == "accuracy" and not rest.endswith("forget"):
-            return _STRONGER if wants_less and not self.gap else _GENTLER
-        return _STRONGER if wants_less else _GENTLER
+        rises = self.sign[0] == ">"  # what the number must do
+        if self.gap:  # a size shrinks towards retrained's value, from whichever side
+            gap = scores.gaps[model][self.name].x
+            rises = rises == (gap > 0)
+            if gap == 0:
+                return _EITHER
+        way = _gentle(self.name)
+        return _EITHER if way == 0 else _GENTLER if rises == (way > 0) else _STRONGER
 
 
 @dataclass(frozen=True)
@@ -141,8 +158,10 @@ class Outcome:
         by = abs(self.value.x - self.bound.number)
         if not self.met:
             return f"Bound missed: {self.bound}, got {self.value.x:.4g}, off by {by:.3g}: {self.remedy}."
-        unsure = "" if self.sure else "; its 95 % interval does not settle it"
-        return f"Bound met: {self.bound}, got {self.value.x:.4g}{unsure}."
+        if self.sure:
+            return f"Bound met: {self.bound}, got {self.value.x:.4g}."
+        what = "its 95 % interval" if math.isfinite(self.value.high - self.value.low) else "what was measured"
+        return f"Bound met: {self.bound}, got {self.value.x:.4g}; {what} does not settle it."
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON values."""
@@ -150,11 +169,39 @@ class Outcome:
         return {"bound": str(self.bound), "x": x, "met": self.met, "sure": self.sure, "text": self.sentence()}
 
 
-def _size(gap: Value) -> Value:
-    """Return the size of a signed gap, with the interval of that size."""
+def _gentle(name: str) -> int:
+    """Return 1 where a number rises as the edit gets gentler, -1 where it falls, 0 where that cannot be said."""
+    found = next((way for start, way in _GENTLE.items() if name.startswith(start)), 0)
+    parts = name.split("/")
+    if parts[0] == "membership" and parts[1] in attacks.names() and attacks.load(parts[1]).counts == "unseen":
+        return -found
+    return found
+
+
+def _size(scores: Scores, model: str, name: str) -> Value | Unavailable:
+    """Return the size of a signed gap, averaged over seeds after the sign is dropped, with what is known of it.
+
+    Gaps of either sign cancel in the mean over seeds. Where they did, the interval of that mean bounds the size from
+    below only.
+    """
+    gap = scores.gaps.get(model, {}).get(name)
+    if gap is None:
+        return Unavailable(_no_gap(scores, model, name))
     ends = sorted((abs(gap.low), abs(gap.high)))
     low = 0.0 if gap.low <= 0 <= gap.high else ends[0]
-    return Value(abs(gap.x), low, ends[1], gap.n, gap.unit)
+    size = scores.distances.get(model, {}).get(name, abs(gap.x))
+    cancelled = not math.isclose(size, abs(gap.x), rel_tol=1e-9, abs_tol=1e-12)
+    return Value(size, low, math.inf if cancelled else ends[1], gap.n, gap.unit)
+
+
+def _no_gap(scores: Scores, model: str, name: str) -> str:
+    if model == REFERENCE:
+        return "it is the reference itself"
+    if REFERENCE not in scores.values:
+        return "there is no retrained model to compare with"
+    there = scores.values[REFERENCE].get(name)
+    why = scores.flaws.get(REFERENCE) or getattr(there, "reason", "")
+    return f"{REFERENCE}: {why}" if why else "its gap to retrained is not known on every seed"
 
 
 def checked(bounds: Iterable[Bound], scores: Scores, model: str) -> list[Outcome]:
