@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import betabinom
 from torch import Tensor
 
 from expunge.data import Data
 from expunge.errors import listing
 from expunge.evidence import Outputs
 
-CLOSER = 0.99  # share of test samples that are farther from their nearest retained sample than a near-duplicate is
+CLOSER = 0.99  # share of unseen samples that are farther from their nearest retained sample than a near-duplicate is
 SURE = 0.01  # chance of as many near-duplicates by accident, above which none is claimed
 SHOWN = 5
+ENOUGH = 2000  # unseen samples that the bar is read off
 BLOCK = 2**22  # similarities worked on at once
 
 
@@ -39,13 +41,16 @@ class Twins:
         """Return what a reader must know of them."""
         exact = [pair for pair in self.pairs if pair[2]]
         near = [pair for pair in self.pairs if not pair[2]]
-        parts = []
+        of, parts = f" of {self.forget} forget samples", []
         if exact:
-            parts.append(f"{len(exact)} of {self.forget} forget samples stand in the retain set too, to the bit")
+            stand = "stands" if len(exact) == 1 else "stand"
+            parts.append(f"{len(exact)}{of} {stand} in the retain set too, to the bit")
         if near:
+            who, where = ("", "there") if exact else (of, "that stays")
+            have = "has" if len(near) == 1 else "have"
             parts.append(
-                f"{len(near)} of {self.forget} have a near-duplicate there, closer in the features than "
-                f"{100 * CLOSER:g} % of the test samples are to theirs ({self.chance:.1f} by chance)"
+                f"{len(near)}{who} {have} a near-duplicate {where}, closer in the features than {100 * CLOSER:g} % of "
+                f"unseen samples are to their nearest ({self.chance:.1f} by chance)"
             )
         shown = listing([f"{a} ~ {b}" for a, b, _ in (*exact, *near)], SHOWN)
         return f"{'; '.join(parts)}: {shown}. What such twins teach the model stays, and looks like membership."
@@ -54,10 +59,13 @@ class Twins:
 def near_duplicates(forget: Data, retain: Data, seen_by: Mapping[str, Outputs]) -> Twins:
     """Return the twins of forget samples in the retain set: same inputs, or nearer features than unseen samples have.
 
-    A forget sample is a near-duplicate where the cosine of its features with those of its nearest retained sample is
-    above the 0.99 quantile of the same cosine of test samples. By chance one in a hundred is; near ones are therefore
-    named only where there are more than chance allows (one-sided binomial test at 0.01). The features must come from
-    a model that saw neither forget nor test samples, so that the two are alike but for their twins.
+    A forget sample is a near-duplicate where the cosine of its features, centred by the mean of the retained ones, with
+    those of its nearest retained sample is above a bar: the k-th largest of that cosine of m unseen samples, k = m/100
+    rounded up. Unseen are test samples of the forgotten kind where there are any, for a kind as a whole may lie near or
+    far; else all. Some are above the bar by accident: of n forget samples that are like the unseen ones, c or more with
+    the chance P(B ≥ c), B beta-binomial of n trials with parameters k and m − k + 1, the bar's own error included.
+    Near ones are named only where that chance is below 0.01. The features must come from a model that saw neither
+    forget nor test samples, so that the two are alike but for their twins.
 
     Args:
         forget: samples to forget.
@@ -67,32 +75,46 @@ def near_duplicates(forget: Data, retain: Data, seen_by: Mapping[str, Outputs]) 
     Returns:
         The pairs, exact ones first.
     """
-    exact = _exact(forget, retain)
-    near: list[tuple[str, str, bool]] = []
-    parts = [seen_by.get(split) for split in ("forget", "retain", "test")]
-    if all(o is not None and o.features for o in parts):
-        own, stay, test = (_units(o) for o in parts if o is not None)
-        there, at = _nearest(own, stay)
-        bar = float(np.quantile(_nearest(test, stay)[0], CLOSER))
-        order = [int(i) for i in np.argsort(-there) if there[i] > bar and forget.ids[i] not in exact]
-        above = int((there > bar).sum())
-        if above and binomtest(above, len(forget), 1 - CLOSER, alternative="greater").pvalue < SURE:
-            ids, others = forget.ids, retain.ids
-            near = [(ids[i], others[int(at[i])], False) for i in order]
-    pairs = (*((a, b, True) for a, b in exact.items()), *near)
-    return Twins(pairs, len(forget), (1 - CLOSER) * len(forget))
+    exact, ids = _exact(forget, retain), forget.ids
+    pairs = [(a, b, True) for a, b in exact.items()]
+    rest = np.asarray([i for i, key in enumerate(ids) if key not in exact], dtype=np.int64)
+    test = next((s for s in ("test_forget", "test") if len(seen_by.get(s) or ())), "test")
+    parts = [seen_by.get(split) for split in ("forget", "retain", test)]
+    flat = [_flat(o) for o in parts if o is not None and o.features and len(o)]
+    if len(flat) < 3 or len(rest) == 0:
+        return Twins(tuple(pairs), len(forget), 0.0)
+    own, stay, unseen = flat
+    middle = stay.mean(dim=0)
+    stay = _units(stay, middle)
+    there, at = _nearest(_units(own[torch.from_numpy(rest)], middle), stay)
+    bar, k, m = _bar(_nearest(_units(unseen[:: -(-len(unseen) // ENOUGH)], middle), stay)[0])
+    above = there > bar
+    if above.any() and betabinom.sf(above.sum() - 1, len(rest), k, m - k + 1) < SURE:
+        others = retain.ids
+        pairs += [(ids[rest[i]], others[at[i]], False) for i in np.argsort(-there, kind="stable") if above[i]]
+    return Twins(tuple(pairs), len(forget), len(rest) * k / (m + 1))
 
 
 def _exact(forget: Data, retain: Data) -> dict[str, str]:
-    """Return the id of a retained sample with the same inputs, by forget id."""
-    where = dict(zip(retain.contents().tolist(), retain.ids, strict=True))
+    """Return the id of the first retained sample with the same inputs, by forget id."""
+    where = dict(zip(retain.contents().tolist()[::-1], retain.ids[::-1], strict=True))
     return {i: where[h] for i, h in zip(forget.ids, forget.contents().tolist(), strict=True) if h in where}
 
 
-def _units(outputs: Outputs) -> Tensor:
-    """Return features (N, F) of unit length, centred so that what all samples share does not make them alike."""
-    flat = next(iter(outputs.features.values())).flatten(1).float()
-    return torch.nn.functional.normalize(flat - flat.mean(dim=0), dim=1)
+def _bar(values: NDArray[np.float64]) -> tuple[float, int, int]:
+    """Return the k-th largest of the m values, k and m."""
+    k, m = math.ceil(round((1 - CLOSER) * len(values), 9)), len(values)
+    return float(np.partition(values, m - k)[m - k]), k, m
+
+
+def _flat(outputs: Outputs) -> Tensor:
+    """Return the features of the one tap, (N, F)."""
+    return next(iter(outputs.features.values())).flatten(1).float()
+
+
+def _units(features: Tensor, middle: Tensor) -> Tensor:
+    """Return features (N, F) of unit length, seen from the middle: what all samples share does not make them alike."""
+    return torch.nn.functional.normalize(features - middle, dim=1)
 
 
 def _nearest(rows: Tensor, others: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
