@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, rankdata
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from expunge.attacks import _roc
+from expunge.attacks import _logistic, _roc
 from expunge.attacks.loss import LossThreshold
 from expunge.errors import UserError
 from expunge.evidence import Outputs
@@ -95,3 +97,51 @@ def test_loss_attack_scores_low_loss_high():
     assert LossThreshold().score(outputs).tolist() == (-loss).tolist()
     with pytest.raises(UserError, match="labelled samples for the loss attack"):
         LossThreshold().score(Outputs(torch.zeros(2, 3), torch.zeros(2)))
+
+
+@pytest.mark.parametrize(
+    ("members", "others", "shift"), [(40, 900, 1.0), (300, 300, 0.1), (500, 60, -3.0), (12, 10, 0)]
+)
+def test_balanced_accuracy_is_that_of_scikit_learn(members: int, others: int, shift: float):
+    rng = np.random.default_rng(members)
+    a, b = np.sort(rng.normal(shift, 1, members)), np.sort(rng.normal(0, 1, others))
+    x = (2 * rankdata(np.r_[a, b]) / (members + others) - 1)[:, None]
+    y = np.r_[np.ones(members), np.zeros(others)]
+    folds = StratifiedKFold(10, shuffle=True, random_state=7)
+    model = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10_000)
+    guess = cross_val_predict(model, x, y, cv=folds)
+    expected = ((guess[y == 1] == 1).mean() + (guess[y == 0] == 0).mean()) / 2
+    assert _roc.balanced_accuracy(a, b, seed=7).x == pytest.approx(expected, abs=1e-12)
+    order = rng.permutation(members)
+    assert _roc.balanced_accuracy(a[order], b[::-1], seed=7) == _roc.balanced_accuracy(a, b, seed=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    members=st.lists(st.integers(-9, 9), min_size=1, max_size=30),
+    others=st.lists(st.integers(-9, 9), min_size=1, max_size=200),
+    scale=st.sampled_from([0.01, 0.1, 1.0]),
+)
+def test_the_line_minimises_the_balanced_loss(members: list[int], others: list[int], scale: float):
+    """Newton's line is scikit-learn's, for classes apart and sizes far from equal too; a start does not move it."""
+    x, y = scale * np.r_[members, others], np.arange(len(members) + len(others)) < len(members)
+    weight, bias = _logistic.fit(x, y)
+    model = LogisticRegression(class_weight="balanced", tol=1e-12, max_iter=100_000).fit(x[:, None], y)
+    assert (weight, bias) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), abs=2e-5)
+    assert _logistic.fit(x, y, (weight + 1, bias - 2)) == pytest.approx((weight, bias), abs=1e-6)
+
+
+def test_no_signal_at_all_is_not_a_number():
+    equal = np.full(20, 3.0)
+    assert _roc.balanced_accuracy(equal, equal, seed=0) == Unavailable("all scores are equal")
+
+
+@pytest.mark.parametrize(("others", "defined"), [(999, False), (1000, True), (3000, True)])
+def test_one_in_a_thousand_needs_a_thousand_unseen_samples(others: int, defined: bool):
+    found = _roc.tpr_at(
+        np.array([others - 0.5, others - 1.5, others - 3.5, others - 4.5]), np.arange(float(others)), 0.001
+    )
+    if not defined:
+        assert found == Unavailable("a false positive rate of 0.001 needs 1000 unseen samples, there are 999")
+    else:  # one false positive of 1000, three of 3000
+        assert found.x == {1000: 0.5, 3000: 0.75}[others]

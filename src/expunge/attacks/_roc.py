@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold
 
 from expunge import stats
+from expunge.attacks import _logistic
 from expunge.metric import Unavailable, Value
 
 Scores = NDArray[np.float64]
@@ -59,19 +57,26 @@ def tpr_at(members: Scores, others: Scores, rate: float) -> Value | Unavailable:
 def balanced_accuracy(members: Scores, others: Scores, seed: int) -> Value | Unavailable:
     """Return (TPR + TNR)/2 of a balanced logistic regression on the score, by stratified 10-fold cross-validation.
 
-    Scores enter as ranks in [−1, 1], so that neither their scale nor outliers matter. The interval is that of two
-    proportions; the folds' dependence is not in it, so it covers somewhat less than stated.
+    Scores enter as ranks in [−1, 1], so that neither their scale nor outliers matter, and sorted, so that the order
+    of the samples does not. The regression finds the sign: members that stand out by low scores count too, and the
+    AUC tells which it was. The interval is that of two proportions; the folds' dependence is not in it, so it covers
+    somewhat less than stated.
 
     Returns:
         The value, or why there is none.
     """
     if min(len(members), len(others)) < FOLDS:
         return Unavailable(f"{FOLDS} folds need {FOLDS} samples on each side, there are {len(members)}, {len(others)}")
-    ranks = stats.midranks(np.concatenate([members, others]))
-    x = (2 * ranks / len(ranks) - 1)[:, None]
-    y = np.concatenate([np.ones(len(members), int), np.zeros(len(others), int)])
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
-    guess: Any = cross_val_predict(LogisticRegression(class_weight="balanced"), x, y, cv=folds)
-    caught = stats.wilson(int(guess[y == 1].sum()), len(members))
-    cleared = stats.wilson(int((guess[y == 0] == 0).sum()), len(others))
+    scores = np.concatenate([np.sort(members), np.sort(others)])
+    if scores.min() == scores.max():
+        return Unavailable("all scores are equal")
+    x = 2 * stats.midranks(scores) / len(scores) - 1
+    y = np.arange(len(scores)) < len(members)
+    whole = _logistic.fit(x, y)
+    called = np.zeros(len(y), dtype=bool)
+    for fitted, held in StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(x, y):
+        weight, bias = _logistic.fit(x[fitted], y[fitted], whole)
+        called[held] = weight * x[held] + bias > 0
+    caught = stats.wilson(int(called[y].sum()), len(members))
+    cleared = stats.wilson(int((~called[~y]).sum()), len(others))
     return Value.of(stats.half_sum(caught, cleared))
