@@ -68,5 +68,5 @@ def test_one_sample_has_no_interval_and_settings_are_checked() -> None:
         metric = Activation(convention=convention)  # type: ignore[arg-type]
         found = metric(audit({"test": said(P[:1])}, {"test": said(Q[:1])}))[f"activation/{convention}/test"]
         assert (found.low, found.high, found.n) == (-math.inf, math.inf, 1)
-    with pytest.raises(UserError, match="a convention among l1, l2, rms, got 'L2'"):
+    with pytest.raises(UserError, match="convention to be one of l1, l2, rms, got 'L2'"):
         Activation(convention="L2")  # type: ignore[arg-type]

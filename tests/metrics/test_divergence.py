@@ -115,5 +115,5 @@ def test_why_there_is_no_number() -> None:
     assert set(Divergence()(flawed).values()) == {Unavailable("retrained: its outputs are probabilities")}
     one = Divergence()(audit({"test": said(noise(1, 3))}, {"test": said(noise(1, 3, seed=1))}))["divergence/js/test"]
     assert (one.low, one.high, one.n) == (-math.inf, math.inf, 1)
-    with pytest.raises(UserError, match="Expected a base among nats, bits, got 'bit': did you mean 'bits'"):
+    with pytest.raises(UserError, match="Expected base to be one of nats, bits, got 'bit': did you mean 'bits'"):
         Divergence(base="bit")  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ def check_choice(name: str, value: str, known: object) -> None:
         UserError: names the setting and what comes closest.
     """
     if value not in get_args(known):
-        raise UserError(f"a {name} among {', '.join(get_args(known))}", repr(value), suggest(value, get_args(known)))
+        several = ", ".join(get_args(known))
+        raise UserError(f"{name} to be one of {several}", repr(value), suggest(value, get_args(known)))
 
 
 def js(p_logits: Tensor, q_logits: Tensor, base: Base = "nats") -> Tensor:
