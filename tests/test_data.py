@@ -401,3 +401,44 @@ def test_from_hf_refuses_ragged_rows():
     data = Data.from_hf(table(pixel_values=[[1.0], [2.0, 3.0], [4.0]]))
     with pytest.raises(UserError, match=r"rows of several shapes in pixel_values: pad them to one length"):
         data.read([0, 1])
+
+
+def test_contents_are_of_inputs_alone():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
+    found = Data.from_arrays(x, [0, 1, 1]).contents()
+    assert found[0] == found[2] != found[1]
+    assert found.dtype == np.int64
+    plain = Data.from_arrays(x, ids=["p", "q", "r"], transform=lambda v: v * torch.rand(1))
+    assert plain.contents().tolist() == found.tolist()
+    assert plain.unlabelled().contents().tolist() == found.tolist()
+    assert plain.subset(["r", "q"]).contents().tolist() == found[[2, 1]].tolist()
+    assert plain.contents(KEY).tolist() != found.tolist()
+    assert Data.from_arrays(x[:0]).contents().tolist() == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.tensor([[1.0, 2.0000002]]),
+        torch.tensor([[2.0, 1.0]]),
+        torch.tensor([[1.0, 2.0]], dtype=torch.float64),
+        torch.tensor([[1, 2]]),
+        torch.tensor([[[1.0, 2.0]]]),
+        torch.tensor([[1.0, 2.0, 0.0]]),
+        {"x": torch.tensor([[1.0, 2.0]]), "y": torch.tensor([[1.0]])},
+        {"z": torch.tensor([[1.0, 2.0]])},
+    ],
+)
+def test_contents_feel_values_order_types_shapes_and_names(other):
+    same = Data.from_arrays({"x": torch.tensor([[1.0, 2.0]])}).contents()
+    assert Data.from_arrays(torch.tensor([[1.0, 2.0]])).contents() == same
+    assert Data.from_arrays(other).contents() != same
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.complex64])
+def test_contents_of_any_type_over_several_blocks_of_reading(dtype):
+    x = (torch.arange(600) % 2).reshape(600, 1).to(dtype)
+    found = Data.from_arrays(x).contents()
+    assert len(found) == 600
+    assert set(found.tolist()) == {found[0], found[1]}
+    assert len(set(found[::2].tolist())) == 1
