@@ -51,7 +51,7 @@ def test_measures_are_chosen_by_family_and_by_attack(run: Run, words: tuple[obje
     code, out, _ = run("--json", *words, "--metric", "accuracy", "--metric", "loss", "-o", tmp_path / "a")
     assert code == 0
     assert {m["group"] for m in json.loads(out)["sections"][0]["metrics"]} == {"accuracy", "loss"}
-    code, out, _ = run("--json", *words, "--metric", "entropy_lr", "-o", tmp_path / "b")
+    code, out, _ = run("--json", *words, "--metric", "membership/entropy_lr", "-o", tmp_path / "b")
     assert [m["name"] for m in json.loads(out)["sections"][0]["metrics"]] == ["membership/entropy_lr"]
 
 
@@ -59,6 +59,7 @@ def test_measures_are_chosen_by_family_and_by_attack(run: Run, words: tuple[obje
     ("extra", "said"),
     [
         (("--metric", "accuracie"), "a known metric or attack in --metric, got 'accuracie': did you mean 'accuracy'"),
+        (("--metric", "svc"), "a known metric or attack in --metric, got 'svc': write membership/svc"),
         (("--bound", "accuracy/tst > 0.5"), "a number that is measured, got 'accuracy/tst': did you mean"),
         (("--bound", "accuracy/test"), "a bound NAME OP NUMBER with OP one of >= <= > <, got 'accuracy/test'"),
         (("--bound", "accuracy/test >= high"), "a number in the bound 'accuracy/test >= high', got 'high'"),
@@ -78,10 +79,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 def test_every_measure_is_listed_with_what_it_needs(run: Run) -> None:
     code, out, _ = run("--json", "measures")
     assert code == 0
-    assert set(json.loads(out)) == {*metrics.names(), *attacks.names()} - {"membership"}
+    every = {*metrics.names(), *(f"membership/{name}" for name in attacks.names())}
+    assert set(json.loads(out)) == every - {"membership"}
     numbers = {n for row in json.loads(out).values() for n in row["numbers"]}
     assert {"accuracy/test", "membership/loss/auc", "probe/one_shot"} <= numbers
-    code, out, _ = run("measures", "entropy_lr")
+    code, out, _ = run("measures", "membership/entropy_lr")
     assert code == 0
     assert "Logistic regression on one feature" in out
     assert "membership/entropy_lr" in out

@@ -88,15 +88,16 @@ def measures(
     from expunge.metrics.membership import Membership
 
     found: dict[str, Any] = {n: metrics.load(n)() for n in metrics.names() if n != "membership"}
-    found |= {n: Membership(names=(n,)) for n in attacks.names()}
+    found |= {f"membership/{n}": Membership(names=(n,)) for n in attacks.names()}
     if name is not None and name not in found:
         raise UserError("a known metric or attack", repr(name), suggest(name, found))
     rows = {}
     for key in [name] if name else found:
-        cls = attacks.load(key) if key in attacks.names() else type(found[key])
+        attack = key.partition("/")[2]
+        cls = attacks.load(attack) if attack else type(found[key])
         rows[key] = {
             "text": cleandoc(cls.__doc__ or ""),
-            "kind": "attack" if key in attacks.names() else "metric",
+            "kind": "attack" if attack else "metric",
             "needs": sorted(found[key].needs | cls.needs),
             "trains": found[key].trains,
             "numbers": {

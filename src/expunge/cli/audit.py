@@ -26,7 +26,10 @@ def audit(
     show_samples: Annotated[bool, typer.Option("--show-samples", help="Show forgotten images in the report.")] = False,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="Family or attack to run, repeatable: accuracy, membership, svc. Default: all."),
+        typer.Option(
+            "--metric",
+            help="What to run, repeatable: accuracy, membership/svc ..., see expunge measures. Default: all.",
+        ),
     ] = None,
     bound: Annotated[
         list[str] | None,
@@ -156,12 +159,14 @@ def _measures(names: list[str]) -> Any:
     from expunge.errors import UserError, suggest
     from expunge.metrics.membership import Membership
 
-    known = [*metrics.names(), *attacks.names()]
+    known = [*metrics.names(), *(f"membership/{name}" for name in attacks.names())]
     stray = [name for name in names if name not in known]
     if stray:
-        raise UserError("a known metric or attack in --metric", repr(stray[0]), suggest(stray[0], known))
+        found = f"membership/{stray[0]}"
+        remedy = f"write {found}" if found in known else suggest(stray[0], known)
+        raise UserError("a known metric or attack in --metric", repr(stray[0]), remedy)
     families = [metrics.load(name)() for name in dict.fromkeys(names) if name in metrics.names()]
-    chosen = tuple(name for name in dict.fromkeys(names) if name not in metrics.names())
+    chosen = tuple(name.partition("/")[2] for name in dict.fromkeys(names) if "/" in name)
     if chosen and "membership" not in names:
         families.append(Membership(names=chosen))
     return families or None
