@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from expunge.attacks import _logistic, _roc
+from expunge.attacks import _roc
 from expunge.attacks.loss import LossThreshold
 from expunge.errors import UserError
 from expunge.evidence import Outputs
@@ -125,10 +125,10 @@ def test_balanced_accuracy_is_that_of_scikit_learn(members: int, others: int, sh
 def test_the_line_minimises_the_balanced_loss(members: list[int], others: list[int], scale: float):
     """Newton's line is scikit-learn's, for classes apart and sizes far from equal too; a start does not move it."""
     x, y = scale * np.r_[members, others], np.arange(len(members) + len(others)) < len(members)
-    weight, bias = _logistic.fit(x, y)
+    weight, bias = _roc.line(x, y)
     model = LogisticRegression(class_weight="balanced", tol=1e-12, max_iter=100_000).fit(x[:, None], y)
     assert (weight, bias) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), abs=2e-5)
-    assert _logistic.fit(x, y, (weight + 1, bias - 2)) == pytest.approx((weight, bias), abs=1e-6)
+    assert _roc.line(x, y, (weight + 1, bias - 2)) == pytest.approx((weight, bias), abs=1e-6)
 
 
 def test_no_signal_at_all_is_not_a_number():
