@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-BLOCK = 2**21  # numbers worked on at once
+BLOCK = 2**19  # numbers worked on at once
 FLAT = 1e-12  # share of (Σ ‖x_i‖²)², rows centred, below which a self-similarity is rounding
 STILL = 1e-14  # share of Σ ‖x_i‖² below which what is left after centring is rounding
 
