@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from expunge import stats
 from expunge.metric import Audit, Found, Goal, Metric, Number, Unavailable, Value, missing
+from expunge.metrics._distance import mean
 from expunge.stats import Interval
 from expunge.task import Classification, Regression
 
@@ -81,13 +82,13 @@ class Paired(Metric):
         own, other = (audit.said("forget", role).signals.confidence for role in ("model", "retrained"))
         assert own is not None
         assert other is not None
-        return Value.of(stats.mean_t((own - other).abs().numpy()))
+        return mean((own - other).abs(), (0.0, 1.0), "1")
 
     def _distance(self, audit: Audit) -> Value | Unavailable:
         if not isinstance(audit.task, Regression):
             return Unavailable("it is a distance of regression")
         own, other = (audit.said("forget", role).outputs for role in ("model", "retrained"))
-        return Value.of(stats.mean_t((own - other).abs().flatten(1).mean(dim=1).numpy()), "target units")
+        return mean((own - other).abs().flatten(1).mean(dim=1), (0.0, math.inf), "target units")
 
     def _shift(self, audit: Audit, split: str) -> Interval | Unavailable:
         """Return the mean shift on a split."""
