@@ -52,6 +52,9 @@ def test_rate_equals_a_search_over_all_thresholds(members: list[float], others: 
         [float((a >= cut).mean()) for cut in np.r_[a, b, np.inf] if (b >= cut).mean() <= rate + 1e-12], default=0.0
     )
     found = _roc.tpr_at(a, b, rate)
+    if len({*members, *others}) == 1:
+        assert found == Unavailable("all scores are equal")
+        return
     assert found.x == pytest.approx(best, abs=1e-12)
     interval = binomtest(round(best * len(a)), len(a)).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
@@ -145,3 +148,10 @@ def test_one_in_a_thousand_needs_a_thousand_unseen_samples(others: int, defined:
         assert found == Unavailable("a false positive rate of 0.001 needs 1000 unseen samples, there are 999")
     else:  # one false positive of 1000, three of 3000
         assert found.x == {1000: 0.5, 3000: 0.75}[others]
+
+
+def test_scores_that_are_all_equal_tell_nothing_at_any_rate():
+    same = np.zeros(100)
+    assert _roc.tpr_at(same, same, 0.01) == Unavailable("all scores are equal")
+    assert _roc.balanced_accuracy(same, same, 0) == Unavailable("all scores are equal")
+    assert _roc.tpr_at(np.r_[same, 1.0], same, 0.01).x == pytest.approx(1 / 101)

@@ -53,6 +53,8 @@ def tpr_at(members: Scores, others: Scores, rate: float) -> Value | Unavailable:
         return Unavailable(f"a false positive rate of {rate:g} needs {least} unseen samples, there are {len(others)}")
     if len(members) == 0:
         return Unavailable("there are no members")
+    if np.ptp(np.concatenate([members, others])) == 0:
+        return Unavailable("all scores are equal")
     fpr, tpr = curve(members, others)
     best = float(tpr[fpr <= rate].max())
     return Value.of(stats.wilson(round(best * len(members)), len(members)))

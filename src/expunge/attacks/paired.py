@@ -34,10 +34,19 @@ class Paired(Attack):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"labels", "retrained"})
+    undefined: ClassVar[tuple[str, ...]] = ("a loss of retrained is infinite or not a number",)
     label: ClassVar[str] = "paired attack"
     against: ClassVar[str | None] = "retrained"
 
     margins: bool = True
+
+    def declines(self, audit: Audit) -> str | None:
+        """Return why not: without classes it compares losses, and one of retrained's is not finite."""
+        said = [audit.outputs(split, "retrained") for split in ("forget", "test", "test_forget")]
+        losses = [o.loss for o in said if o is not None and o.loss is not None]
+        if isinstance(audit.task, Classification) or all(bool(loss.isfinite().all()) for loss in losses):
+            return None
+        return "a loss of retrained is infinite or not a number"
 
     def fit(self, audit: Audit, shadows: Sequence[Evidence] = ()) -> Paired:
         """Learn whether the task has classes."""
