@@ -91,7 +91,9 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     p = successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, max(0.0, middle - half), min(1.0, middle + half), n)
+    low = 0.0 if successes == 0 else middle - half  # exact at the ends, where rounding would leave the estimate out
+    high = 1.0 if successes == n else middle + half
+    return Interval(p, low, high, n)
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
