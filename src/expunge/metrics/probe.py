@@ -116,7 +116,8 @@ class Probe(Metric):
         classes, counts = np.unique(labels, return_counts=True)
         if len(classes) < 2:
             return Unavailable("there is one class only")
-        rows = [np.flatnonzero(labels == c) for c in classes]
+        order = np.concatenate([_order(audit, "forget"), len(parts[0]) + _order(audit, "retain")])
+        rows = [order[labels[order] == c] for c in classes]
         tap, there = str(audit.tap), _flat(unseen, str(audit.tap))
         for shots in self.curve:
             found: Value | Unavailable = _few(shots, counts)

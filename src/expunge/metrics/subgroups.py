@@ -49,8 +49,10 @@ class Subgroups(Metric):
     goal: ClassVar[Goal] = Goal.AS_RETRAINED
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
+    wants: ClassVar[frozenset[str]] = frozenset({"original"})
     undefined: ClassVar[tuple[str, ...]] = (
         "every test sample is of the forgotten kind",
+        f"fewer than {LEAST} samples: ",
         f"no group has {LEAST} samples",
         f"needs two groups of {LEAST} samples",
     )
