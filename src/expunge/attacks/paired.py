@@ -24,6 +24,9 @@ class Paired(Attack):
     whether they differ more, or less, on forget samples than on unseen ones: an AUC of 0.5 is the ideal by definition,
     above it the forgotten are still known, below it they are known less than had they never been there.
 
+    Of a removed class both sets belong to the class: a model that still knows it knows both, and stays at 0.5. There
+    the metric family ``paired`` tells by its gap and shift.
+
     Args:
         margins: whether the outputs are logits, to be compared by margins; fitted.
 

@@ -27,7 +27,9 @@ class Paired(Metric):
       a task without classes it is the mean of loss(retrained) − loss(model), not cut.
     - ``paired/excess`` = the shift on forget − the same shift on unseen samples of the forgotten kind (all test samples
       where the kind cannot be told): a difference in differences, in which what sets the two trainings apart on
-      samples of either set drops out, such as another seed, or damage to the whole model.
+      samples of either set drops out, such as another seed, or damage to the whole model. Of a removed class the
+      unseen samples are of the class too, and what a model still knows of the class as such drops out as well: the
+      shift shows it.
 
     The ideal of each is 0, by definition. Intervals are over samples, with both models as they are: they do not hold
     the spread between training seeds.
