@@ -479,3 +479,10 @@ def test_adjusting_refuses_what_is_no_probability(adjust, bad):
     assert adjust([]) == []
     with pytest.raises(UserError, match=f"p-values between 0 and 1, got {bad}: leave out tests that have none"):
         adjust([0.5, bad])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.9999])
+def test_wilsons_interval_holds_its_estimate_at_the_ends(level: float):
+    for n in range(1, 400):
+        assert stats.wilson(0, n, level).low == 0.0 < stats.wilson(0, n, level).high
+        assert stats.wilson(n, n, level).high == 1.0 > stats.wilson(n, n, level).low
