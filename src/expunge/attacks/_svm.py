@@ -74,7 +74,8 @@ def fit(x: Array, y: NDArray[np.bool_], *, bins: int | None, balanced: bool = Fa
         x, y, weight = merged(x[:, 0], y, bins)
     if balanced:
         weight = np.where(y, weight / weight[y].sum(), weight / weight[~y].sum()) * weight.sum() / 2
-    found = SVC(C=C, kernel="rbf", gamma=1 / x.shape[1]).fit(x, y, sample_weight=weight)
+    # Without a seed of its own it draws one from numpy's random state, which is the caller's.
+    found = SVC(C=C, kernel="rbf", gamma=1 / x.shape[1], random_state=0).fit(x, y, sample_weight=weight)
     return Machine(found, bins is None)
 
 

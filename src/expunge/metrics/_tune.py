@@ -229,7 +229,7 @@ def once(audit: Audit, role: str, what: Hashable, work: Callable[[str], T]) -> T
     """Return what work gives for a role's model; retrained's is kept, for every other model is compared with it.
 
     It is kept as long as the model lives, and looked up by everything that the work reads: its settings, the seed,
-    the weights, the samples, precision and device.
+    the weights and which of them are trained, the samples, precision and device.
 
     Args:
         audit: whose models and samples they are.
@@ -245,7 +245,8 @@ def once(audit: Audit, role: str, what: Hashable, work: Callable[[str], T]) -> T
         return work(role)
     samples = tuple(weakref.ref(audit.data[split]) for split in ("forget", "retain") if split in audit.data)
     where = (audit.runtime.precision, audit.runtime.torch_device, id(audit.task))
-    key = (what, audit.seed, tensors.weights_digest(model), samples, where)
+    trained = tuple(p.requires_grad for p in model.parameters())
+    key = (what, audit.seed, tensors.weights_digest(model), trained, samples, where)
     kept = _KNOWN.setdefault(model, {})
     if key not in kept:
         kept[key] = work(role)
