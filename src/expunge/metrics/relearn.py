@@ -20,6 +20,7 @@ from expunge.task import Classification
 from expunge.tensors import isolated_rng
 
 Answers = dict[int, NDArray[np.float64]]
+FIRST = 32  # samples asked about at once, then twice as many, and so on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,12 +207,13 @@ def _back(model: nn.Module, audit: Audit, forget: Part, bar: float) -> bool:
     """Return whether the forget set is back: at most so many wrong answers, or without classes so high a mean loss."""
     if not isinstance(audit.task, Classification):
         return float(_tune.ask(model, audit, forget).mean()) <= bar
-    wrong, size = 0.0, audit.runtime.batch_size
-    for start in range(0, len(forget), size):
+    wrong, start, size = 0.0, 0, FIRST
+    while start < len(forget):
         part = forget.take(np.arange(start, min(start + size, len(forget))))
         wrong += len(part) - float(_tune.ask(model, audit, part).sum())
         if wrong > bar:  # a copy far from the target is not asked about every sample
             return False
+        start, size = start + size, 2 * size
     return True
 
 
