@@ -23,7 +23,8 @@ attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scor
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
 project/config project/template project/entry project/weights project/pretrained project/networks project/samples
 project/__init__ trial
-report/format report/document report/distance report/svg report/tables report/charts report/page report/__init__
+report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
+report/charts report/roc report/series report/page report/__init__
 ledger bench/cell bench/grid bench/store bench/runner bench/tune bench/__init__ qualify service testing
 cli/_app cli/_show cli/_samples cli/_jobs cli/_request cli/_plan cli/* cli/__init__ __main__
 """

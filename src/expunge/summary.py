@@ -70,6 +70,7 @@ def section(
                 "unit": _unit(scores, k),
                 "goal": str(number.goal),
                 "target": number.target,
+                "range": [end if math.isfinite(end) else None for end in number.range],
                 "group": k.partition("/")[0],
             }
             for k, number in scores.numbers.items()

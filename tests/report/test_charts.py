@@ -5,26 +5,36 @@ import xml.etree.ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from expunge.report import charts
-from expunge.report.svg import GREY, figure, inline, style
+from audits import build, few, widest
+from expunge.report import charts, layout, looks, roc, series
+from expunge.report.svg import GREY, compact, figure, inline, style
 
 NS = "{http://www.w3.org/2000/svg}"
 
 
 def every(document):
-    look = charts.looks(document["sections"])
+    look = looks.looks(document["sections"])
     for i, section in enumerate(document["sections"]):
-        yield from charts.accuracies(section, look, f"s{i}-accuracy")
+        yield charts.overview(section, layout.key(section), look, f"s{i}-key")
         for quantity in ("loss", "entropy"):
             yield from charts.distributions(section, quantity, look, f"s{i}-{quantity}")
-        yield charts.roc(section, look, f"s{i}-roc")
+        yield from roc.panels(section, look, f"s{i}-roc")
+        for chart in series.charts(section, look, f"s{i}-series"):
+            yield from chart.svgs
         yield charts.changed(section, f"s{i}-changed")
 
 
-def test_every_chart_is_labelled_xml_with_text_as_text(document):
-    svgs = list(every(document))
-    assert len(svgs) == 2 * 5 + 2 * (5 + 4) + 2 + 2
-    for svg in svgs:
+@pytest.fixture(scope="module")
+def drawn():
+    return [list(every(each)) for each in (build(), widest())]
+
+
+def test_every_chart_is_labelled_xml_with_text_as_text(drawn):
+    small, large = drawn
+    assert len(small) == 2 + 2 * (5 + 4) + 2 + 2
+    # An overview, two quantities of nine models, attacks, curves, a change, eleven models' groups, two strips.
+    assert len(large) == 1 + 2 * 9 + 6 + 2 + 1 + 11 + 2
+    for svg in small + large:
         root = ET.fromstring(svg)
         assert root.tag == f"{NS}svg"
         assert root.get("role") == "img"
@@ -35,59 +45,80 @@ def test_every_chart_is_labelled_xml_with_text_as_text(document):
         assert not tags & {"script", "style", "metadata", "image", "foreignObject", "a"}
 
 
-def test_ids_do_not_collide_and_every_reference_is_met(document):
-    seen = set()
-    for svg in every(document):
-        root = ET.fromstring(svg)
-        ids = [e.get("id") for e in root.iter() if e.get("id")]
-        assert len(set(ids)) == len(ids)
-        assert not seen & set(ids)
-        seen |= set(ids)
-        assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg)) <= set(ids)
+def test_ids_do_not_collide_and_every_reference_is_met(drawn):
+    for svgs in drawn:
+        seen = set()
+        for svg in svgs:
+            root = ET.fromstring(svg)
+            ids = [e.get("id") for e in root.iter() if e.get("id")]
+            assert len(set(ids)) == len(ids)
+            assert not seen & set(ids)
+            seen |= set(ids)
+            assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg)) <= set(ids)
 
 
-def test_charts_repeat_to_the_byte(document):
-    assert list(every(document)) == list(every(document))
+def test_charts_repeat_to_the_byte(document, drawn):
+    assert list(every(document)) == drawn[0]
 
 
-def test_hostile_names_stay_text(document):
-    for svg in every(document):
+def test_hostile_names_stay_text(document, drawn):
+    for svg in drawn[0]:
         assert "<script" not in svg
         assert "\x1b" not in svg
-    text = charts.roc(document["sections"][1], charts.looks(document["sections"]), "k")
-    assert "&lt;script&gt;" in text
+    assert "&lt;script&gt;" in charts.changed(document["sections"][1], "k")
 
 
-def test_names_that_matplotlib_would_treat_specially_are_shown(document):
-    section = document["sections"][1]
-    section = json.loads(json.dumps(section).replace('"ssd"', json.dumps("_x $\\frac$")))
-    for svg in (charts.roc(section, charts.looks([section]), "k"), charts.changed(section, "k")):
-        assert "_x $\\frac$" in "".join(ET.fromstring(svg).itertext())
+def test_names_that_matplotlib_would_treat_specially_are_shown(document, wide):
+    for section, name in ((document["sections"][1], "ssd"), (few(wide), "ssd")):
+        section = json.loads(json.dumps(section).replace(f'"{name}"', json.dumps("_x $\\frac$")))
+        look = looks.looks([section])
+        drawn = [charts.overview(section, layout.key(section), look, "k"), charts.changed(section, "k")]
+        drawn += [c.svgs[0] for c in series.charts(section, look, "k") if c.name == "robustness/change"]
+        for svg in drawn:
+            assert "_x $\\frac$" in "".join(ET.fromstring(svg).itertext())
 
 
 def test_what_was_not_measured_makes_no_chart(document):
     section = document["sections"][0]
-    section |= {"curves": {}, "changed": {}, "metrics": [m for m in section["metrics"] if m["group"] != "accuracy"]}
-    look = charts.looks([section])
-    assert charts.accuracies(section, look, "k") == []
+    section |= {"curves": {}, "changed": {}}
+    look = looks.looks([section])
+    assert charts.overview(section, [], look, "k") is None
     assert charts.distributions(section, "loss", look, "k") == []
-    assert charts.roc(section, look, "k") is None
+    assert roc.panels(section, look, "k") == []
+    assert series.charts(section, look, "k") == []
     assert charts.changed(section, "k") is None
 
 
-def test_a_missing_accuracy_is_said(document):
-    section = document["sections"][0]
+def test_a_missing_number_is_a_dash_and_a_flawed_model_no_row(wide):
+    section = wide["sections"][0]
     section["values"]["ssd"]["accuracy/forget"] = {"unavailable": "no labels"}
-    assert "not available" in charts.accuracies(section, charts.looks([section]), "k")[0]
+    svg = charts.overview(section, layout.key(section)[:1], looks.looks([section]), "k")
+    texts = [e.text for e in ET.fromstring(svg).iter(f"{NS}text")]
+    assert texts.count("–") == 1
+    assert "sisa" in texts
+    assert "broken" not in texts
+    assert "unsir" not in texts
 
 
-def test_a_model_looks_the_same_in_every_section_and_unlike_the_others(document):
+def test_a_model_looks_the_same_in_every_section_and_unlike_the_others(document, wide):
     first, second = document["sections"]
-    look = charts.looks([first, second])
-    assert charts.looks([first])["ssd"] == look["ssd"]
-    assert len({(v.colour, v.marker) for v in look.values()}) == len(look)
+    look = looks.looks([first, second])
+    assert looks.looks([first])["ssd"] == look["ssd"]
+    for found in (look, looks.looks(wide["sections"])):
+        assert len({(v.colour, v.marker) for v in found.values()}) == len(found)
     assert len({v.marker for v in look.values()}) == len(look)
     assert look["no_op"].colour == look["head_mask"].colour == GREY
+    assert look["no_op"].behind
+
+
+def test_every_look_has_a_symbol_and_a_line(wide):
+    look = looks.looks(wide["sections"])
+    text, ids = looks.symbols(look)
+    root = ET.fromstring(f"<svg>{text}</svg>")
+    assert [e.get("id") for e in root] == [i for name in look for i in (ids[name], f"{ids[name]}l")]
+    lines = [e.find("path") for e in root if e.get("id").endswith("l")]
+    assert sum("stroke-dasharray" in e.attrib for e in lines) == len(look) - 2  # original and retrained are solid
+    assert "var(--retrained" in ET.tostring(root.find(f"symbol[@id='{ids['retrained']}']")).decode()
 
 
 def test_matplotlib_options_are_left_as_found():
@@ -101,10 +132,25 @@ def test_ink_follows_the_page():
     with style("k"):
         fig = figure(100, 100)
         fig.text(0.5, 0.5, "x")
+        fig.add_subplot().plot([0, 1], color="#010203")
         svg = inline(fig, "k", "a label")
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert "system-ui" in svg
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("M 1 2  L 1 2.04  L 5 2  z", "M1 2h4z"),
+        ("M 10.06 0  L 0.33 0  L 0.33 -7.26 ", "M10.1 0h-9.8v-7.3"),
+        ("M 0 0  L 0.36 0.36  L 0.72 0.72  L 1.08 1.08 ", "M0 0l.4 .4l.3 .3l.4 .4"),  # rounded points, no drift
+        ("M 0 3.25  C 0.86 3.251  1.69 2.9  2.3 2.3  z ", "M0 3.2C.9 3.3 1.7 2.9 2.3 2.3z"),
+        ("167.283", "167.3"),
+    ],
+)
+def test_paths_are_short_and_end_where_they_ended(path, short):
+    assert re.sub(r"\s+", " ", compact(path)) == short
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
@@ -113,7 +159,7 @@ def test_edges_choose_the_axis(document, scale):
     edges = section["curves"]["loss"]["edges"]
     if scale == "log":
         section["curves"]["loss"]["edges"] = [1e-4 * 10 ** (i / 8) for i in range(len(edges))]
-    found = charts.distributions(section, "loss", charts.looks([section]), "k")
+    found = charts.distributions(section, "loss", looks.looks([section]), "k")
     assert len(found) == 5
     assert not any("mathdefault" in svg for svg in found)
 
@@ -123,5 +169,5 @@ def test_a_distribution_is_drawn_as_the_shares_it_was_given(document):
     edges = [1e-4 * 10 ** (i / 2) for i in range(5)]
     shares = {m: {"forget": [0.5, 0.2, 0.2, 0.1], "test": [0.9, 0.1, 0, 0]} for m in ("original", "retrained")}
     section["curves"]["loss"] = {"edges": edges, "densities": shares}
-    first = charts.distributions(section, "loss", charts.looks([section]), "k")[0]
+    first = charts.distributions(section, "loss", looks.looks([section]), "k")[0]
     assert "in the lowest bin 50% of the forget set, 90% of the test set" in first

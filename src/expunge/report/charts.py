@@ -1,16 +1,14 @@
-"""The charts of a section as inline SVG: accuracies, distributions, ROC curves, parameters changed."""
+"""The charts of a section as inline SVG: numbers beside retrained's, distributions, parameters changed."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -18,122 +16,103 @@ from numpy.typing import NDArray
 from expunge.report import document as doc
 from expunge.report import format as fmt
 from expunge.report.document import Section
-from expunge.report.svg import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RULE, SKY, VERMILION, figure, inline, style
+from expunge.report.looks import Look
+from expunge.report.svg import BLUE, INK, RULE, SKY, figure, inline, style
 
 NAME = 22  # letters of a model's name in a chart
-FINEST = 1e-3  # smallest false-positive rate drawn
 SHARES = (1e-12, 0.01, 0.1, 0.5, 0.99, 1.01)  # classes of the share changed, beside exactly 0
 SHARE_NAMES = ("0%", "below 1%", "1–10%", "10–50%", "50–99%", "all")
-WIDTH, PANEL, STRIP = 370, 205, 720
+PANEL, STRIP = 205, 720
+TITLE = 17  # letters of a line above a panel
+ROWS = 16  # panels of one overview, at most
+Metric = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a model is drawn in every chart.
-
-    Args:
-        colour: of line and marker.
-        marker: of its dot, told apart without colour.
-        line: dashes of its line, told apart without colour.
-    """
-
-    colour: str
-    marker: str
-    line: Any
-
-
-def looks(sections: Sequence[Section]) -> dict[str, Look]:
-    """Return the look of each model: fixed by its role, and by its place among those of the same role.
-
-    Args:
-        sections: all sections of the page, so that a model looks the same in each.
-
-    Returns:
-        Looks by model name; more methods than colours repeat colours with other markers and dashes.
-    """
-    of = {
-        "original": cycle([Look(INK, "X", "-")]),
-        "retrained": cycle([Look(BLUE, "D", "-")]),
-        "floor": cycle([Look(SKY, "d", (0, (5, 2)))]),
-        "control": cycle([Look(GREY, m, s) for m, s in (("v", (0, (1, 1.5))), ("<", (0, (4, 1.5, 1, 1.5))))]),
-    }
-    colours = cycle((VERMILION, GREEN, PURPLE, ORANGE))
-    markers = cycle("os^Ph*p")
-    lines = cycle(((0, (6, 1.5)), (0, (3, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)), (0, (8, 2, 2, 2))))
-    out: dict[str, Look] = {}
-    for model in (m for section in sections for m in doc.models(section)):
-        if model["name"] not in out:
-            method = Look(next(colours), next(markers), next(lines)) if model["role"] not in of else None
-            out[model["name"]] = method or next(of[model["role"]])
-    return out
-
-
-def accuracies(section: Section, look: Mapping[str, Look], key: str) -> list[str]:
-    """Return one chart for each accuracy: every model's dot and interval beside retrained's line and floor band.
+def overview(section: Section, metrics: Sequence[Metric], look: Mapping[str, Look], key: str) -> str | None:
+    """Return several numbers side by side: every model's dot and interval beside retrained's line and floor band.
 
     Args:
         section: a section of the document.
-        look: how each model is drawn, from `looks`.
+        metrics: one panel each.
+        look: how each model is drawn, from `expunge.report.looks.looks`.
         key: prefix of the ids, unique in the page.
 
     Returns:
-        SVG elements in the order of the table; none where no accuracy was measured.
+        An SVG element, a row for each model; None where nothing was measured.
     """
-    every = [m for m in doc.metrics(section) if m["group"] == "accuracy" and m["unit"] == "1"]
-    with_values = [
-        m for m in every if any(doc.found(section, "values", r["name"], m["name"]) for r in section["models"])
-    ]
-    return [_accuracy(section, metric, look, f"{key}-{i}") for i, metric in enumerate(with_values)]
-
-
-def _accuracy(section: Section, metric: Mapping[str, Any], look: Mapping[str, Look], key: str) -> str:
-    models = [m["name"] for m in doc.models(section) if not m.get("declined")]
-    values = {m: doc.found(section, "values", m, metric["name"]) for m in models}
+    models = [m["name"] for m in doc.models(section) if not m.get("declined") and not m["flaw"]]
+    shown = [m for m in metrics if m["group"] != "cost"]
+    shown = [m for m in shown if any(doc.found(section, "values", name, m["name"]) for name in models)][:ROWS]
+    if not shown or not models:
+        return None
     with style(key):
-        fig = figure(WIDTH, 58 + 21 * len(models))
-        ax = fig.add_subplot()
-        _reference(ax, section, metric["name"])
-        for at, model in enumerate(models):
-            value = values[model]
-            if value is None:
-                ax.annotate("not available", (0.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-                continue
-            if fmt.half(value) is not None:
-                ax.plot([100 * value["low"], 100 * value["high"]], [at, at], color=look[model].colour, lw=1.8)
-            ax.plot(100 * value["x"], at, look[model].marker, color=look[model].colour, ms=6.5, mew=0)
-        _room(ax)
-        ax.set_yticks(range(len(models)), [fmt.plain(m, NAME) for m in models])
-        ax.set_ylim(len(models) - 0.4, -0.6)
-        ax.tick_params(axis="y", length=0)
-        ax.spines["left"].set_visible(False)
-        ax.grid(axis="x")
-        ax.set_axisbelow(True)
-        ax.set_title(fmt.plain(metric["label"], 46), loc="left")
-        told = [f"{m} {fmt.value(v)}" for m, v in values.items() if v is not None]
-        return inline(fig, key, f"{metric['label']}: {'; '.join(told)}")
+        fig = figure(150 + 118 * len(shown), 84 + 21 * len(models), apart=0.06)
+        axes = fig.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for ax, metric in zip(axes, shown, strict=True):
+            _panel(ax, section, metric, models, look)
+        axes[0].set_yticks(range(len(models)), [fmt.plain(m, NAME) for m in models])
+        axes[0].set_ylim(len(models) - 0.4, -0.6)
+        told = []
+        for metric in shown:
+            values = {m: doc.found(section, "values", m, metric["name"]) for m in models}
+            told.append(f"{metric['label']}: {', '.join(f'{m} {fmt.value(v)}' for m, v in values.items() if v)}")
+        return inline(fig, key, "; ".join(told))
 
 
-def _reference(ax: Axes, section: Section, metric: str) -> None:
-    """Draw retrained's value as a line and the floor around it as a band."""
+def _panel(ax: Axes, section: Section, metric: Metric, models: Sequence[str], look: Mapping[str, Look]) -> None:
+    by = fmt.scale(metric["unit"])
+    _reference(ax, section, metric)
+    for at, model in enumerate(models):
+        value = doc.found(section, "values", model, metric["name"])
+        if value is None:
+            ax.annotate("–", (0.5, at), xycoords=("axes fraction", "data"), va="center", ha="center", fontsize=9)
+            continue
+        if fmt.half(value) is not None:
+            ax.plot([by * value["low"], by * value["high"]], [at, at], color=look[model].colour, lw=1.8)
+        ax.plot(by * value["x"], at, look[model].marker, color=look[model].colour, ms=6.5, mew=0)
+    room(ax, metric["unit"], ax.dataLim.x0, ax.dataLim.x1)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
+    ax.set_axisbelow(True)
+    ax.set_title("\n".join(textwrap.wrap(fmt.plain(metric["label"], 3 * TITLE), TITLE)), loc="left", fontsize=10)
+
+
+def _reference(ax: Axes, section: Section, metric: Metric) -> None:
+    """Draw what is to be come close to, retrained's value or the ideal, as a line and the floor around it as a band."""
     reference = doc.of_role(section, "retrained")
-    value = doc.found(section, "values", reference[0]["name"], metric) if reference else None
-    floor = doc.floor(section, metric)
-    if value is None:
+    value = doc.found(section, "values", reference[0]["name"], metric["name"]) if reference else None
+    goal = metric["target"] if metric["target"] is not None else None if value is None else value["x"]
+    if goal is None:
         return
+    by, floor = fmt.scale(metric["unit"]), doc.floor(section, metric["name"])
     if floor is not None:
-        ends = [100 * (value["x"] - floor["x"]), 100 * (value["x"] + floor["x"])]
-        ax.axvspan(max(0.0, ends[0]), min(100.0, ends[1]), color=SKY, alpha=0.28, lw=0)
-    ax.axvline(100 * value["x"], color=BLUE, lw=1.4)
+        ends = [by * (goal - floor["x"]), by * (goal + floor["x"])]
+        if metric["unit"] == "1":
+            ends = [max(0.0, ends[0]), min(100.0, ends[1])]
+        ax.axvspan(ends[0], ends[1], color=SKY, alpha=0.28, lw=0)
+    ax.axvline(by * goal, color=BLUE, lw=1.4)
 
 
-def _room(ax: Axes) -> None:
-    """Leave the axis at least two points wide, inside 0 to 100 but for the dots' own width."""
-    low, high = ax.dataLim.x0, ax.dataLim.x1
-    span = max(high - low, 2.0)
-    middle = min(max((low + high) / 2, span / 2), 100 - span / 2)
-    ax.set_xlim(middle - 0.56 * span, middle + 0.56 * span)
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}%" if -1e-9 <= x <= 100 + 1e-9 else ""))
+def room(ax: Axes, unit: str, low: float, high: float) -> None:
+    """Set the horizontal axis: a few ticks, and never so short that a printed digit looks like a gulf.
+
+    Args:
+        ax: the axes.
+        unit: of the numbers; shares are percent, stay inside 0 to 100 but for the dots' own width, and span two points.
+        low: smallest number, in its printed scale.
+        high: largest number.
+    """
+    least = 2.0 if unit == "1" else max(20 * fmt.resolution(unit) * fmt.scale(unit), 0.02 * max(abs(low), abs(high)))
+    span = max(high - low, least) or 1.0
+    middle = (low + high) / 2
+    if unit == "1" and low >= 0 and high <= 100:
+        middle = min(max(middle, span / 2), 100 - span / 2)
+    ax.set_xlim(middle - 0.58 * span, middle + 0.58 * span)
+    ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+    percent = FuncFormatter(lambda x, _: f"{x:g}%".replace("-", "−") if -100 - 1e-9 <= x <= 100 + 1e-9 else "")
+    number = FuncFormatter(lambda x, _: f"{x:.3g}".replace("-", "−"))
+    ax.xaxis.set_major_formatter(percent if unit == "1" else number)
 
 
 def distributions(section: Section, quantity: str, look: Mapping[str, Look], key: str) -> list[str]:
@@ -142,7 +121,7 @@ def distributions(section: Section, quantity: str, look: Mapping[str, Look], key
     Args:
         section: a section of the document.
         quantity: ``loss`` or ``entropy``.
-        look: how each model is drawn, from `looks`.
+        look: how each model is drawn, from `expunge.report.looks.looks`.
         key: prefix of the ids, unique in the page.
 
     Returns:
@@ -198,6 +177,7 @@ def _distribution(
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(LogLocator(numticks=4))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            ax.xaxis.set_minor_locator(FixedLocator([]))
             ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlim(edges[0], edges[-1])
         ax.grid(axis="y")
@@ -206,55 +186,6 @@ def _distribution(
         ax.set_xlabel(quantity)
         means = {s: f"{100 * float(shares[s][0]):.0f}% of the {s} set" for s in ("forget", "test")}
         return inline(fig, key, f"{quantity} under {model}: in the lowest bin {means['forget']}, {means['test']}")
-
-
-def roc(section: Section, look: Mapping[str, Look], key: str) -> str | None:
-    """Return the ROC curves of the loss attack, log by log, with the diagonal of a guess.
-
-    Args:
-        section: a section of the document.
-        look: how each model is drawn, from `looks`.
-        key: prefix of the ids, unique in the page.
-
-    Returns:
-        An SVG element, or None where there is no curve.
-    """
-    curves = (section.get("curves", {}).get("roc") or {}).get("loss") or {}
-    names = [m["name"] for m in doc.models(section) if curves.get(m["name"], {}).get("fpr")]
-    if not names:
-        return None
-    rates = [f for m in names for f in curves[m]["fpr"] if f > 0]
-    least = min(0.1, max(FINEST, min(rates, default=FINEST)))
-    with style(key):
-        lines = -(-len(names) // 2)
-        fig = figure(WIDTH, 325 + 18 * lines)
-        ax = fig.add_subplot()
-        ax.plot([least, 1], [least, 1], color=GREY, lw=1, ls=(0, (1, 2)))
-        for model in names:
-            fpr, tpr = (np.asarray(curves[model][side], dtype=np.float64) for side in ("fpr", "tpr"))
-            behind = look[model].colour == GREY
-            ax.plot(
-                np.maximum(fpr, least / 10),  # log of 0: outside the frame instead of nowhere
-                np.maximum(tpr, least / 10),
-                color=look[model].colour,
-                ls=look[model].line,
-                lw=1.4 if behind else 1.9,
-                zorder=2 if behind else 3,
-            )
-        ax.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1.05), aspect="equal")
-        ax.set(xlabel="false-positive rate", ylabel="true-positive rate")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}%"))
-            axis.set_minor_formatter(FuncFormatter(lambda _x, _at: ""))
-        ax.grid(which="major")
-        ax.set_axisbelow(True)
-        handles = [Line2D([], [], color=look[m].colour, ls=look[m].line, lw=1.9) for m in names]
-        legend = fig.legend(
-            handles, ["x" * min(len(fmt.plain(m)), NAME) for m in names], loc="outside lower left", ncols=2
-        )
-        for text, model in zip(legend.get_texts(), names, strict=True):
-            text.set_text(fmt.plain(model, NAME))  # set afterwards: a legend drops labels that start with _
-        return inline(fig, key, f"ROC curves of the loss attack on {fmt.listed([fmt.plain(m) for m in names])}")
 
 
 def changed(section: Section, key: str) -> str | None:

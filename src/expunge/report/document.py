@@ -13,8 +13,11 @@ from expunge.report.format import known
 KIND = "expunge.audit"
 SCHEMA = 2
 ROLES = ("original", "retrained", "floor", "control", "method")
-REMEDY = "write the document again with this version of expunge"
+REMEDY = "make the document again with this version of expunge"
+ITSELF = "it is the reference itself"  # why retrained has no distance to retrained
 IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*")
+
+NUMBER: Any = int | float | None
 
 Section = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -47,14 +50,15 @@ def validate(document: Mapping[str, Any]) -> None:
         document: the audit document, as read from JSON.
 
     Raises:
-        Incompatible: another kind or a newer schema, a key is missing or of the wrong type, a model or metric is
+        Incompatible: another kind or schema, a key is missing or of the wrong type, a model or metric is
             named that is not listed, a number is not finite, or a sample image is not embedded.
     """
     if document.get("kind") != KIND:
         raise Incompatible(f"a document of kind '{KIND}'", repr(document.get("kind")), "give an audit document")
     schema = document.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise Incompatible(f"schema {SCHEMA} or older", repr(schema), "update expunge")
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise Incompatible(f"an audit document of schema {SCHEMA}", repr(schema), "update expunge" if newer else REMEDY)
     _keys(document, {"title": str, "lead": str, "created": str, "versions": Mapping, "sections": list}, "the document")
     if not document["sections"]:
         raise Incompatible("at least one section in the document", "none", "audit at least one scenario")
@@ -62,25 +66,27 @@ def validate(document: Mapping[str, Any]) -> None:
         _section(section, f"section {number}")
 
 
-def _keys(part: Any, wanted: Mapping[str, type], where: str) -> None:
+def _keys(part: Any, wanted: Mapping[str, Any], where: str) -> None:
     if not isinstance(part, Mapping):
         raise Incompatible(f"an object for {where}", type(part).__name__, REMEDY)
     for key, kind in wanted.items():
         if key not in part:
             raise Incompatible(f"the key '{key}' in {where}", f"only {listing(sorted(part), 12)}", REMEDY)
         if not isinstance(part[key], kind):
-            raise Incompatible(f"'{key}' in {where} as {kind.__name__}", type(part[key]).__name__, REMEDY)
+            named = getattr(kind, "__name__", "a number or null")
+            raise Incompatible(f"'{key}' in {where} as {named}", type(part[key]).__name__, REMEDY)
 
 
 def _section(section: Any, where: str) -> None:
     kinds = {"name": str, "kind": str, "text": str, "counts": Mapping, "seeds": int, "models": list, "metrics": list}
     _keys(section, kinds | {"values": Mapping, "gaps": Mapping, "floor": Mapping}, where)
     for model in section["models"]:
-        _keys(model, {"name": str, "role": str}, f"a model of {where}")
+        _keys(model, {"name": str, "role": str, "nature": str, "flaw": str}, f"a model of {where}")
         if model["role"] not in ROLES:
             raise Incompatible(f"a known role in {where}", repr(model["role"]), suggest(model["role"], ROLES))
     for metric in section["metrics"]:
-        _keys(metric, {"name": str, "label": str, "unit": str, "group": str}, f"a metric of {where}")
+        texts = dict.fromkeys(("name", "label", "unit", "group"), str)
+        _keys(metric, texts | {"target": NUMBER}, f"a metric of {where}")
     models = [m["name"] for m in section["models"]]
     metrics = [m["name"] for m in section["metrics"]]
     for names, what in ((models, "models"), (metrics, "metrics")):
@@ -92,7 +98,17 @@ def _section(section: Any, where: str) -> None:
             _entries(entries, metrics, f"{part} of {model!r} in {where}")
     _entries(section["floor"], metrics, f"the floor of {where}")
     _curves(section.get("curves") or {}, models, where)
+    _series(section.get("series") or {}, models, where)
     _listed(section.get("changed") or {}, models, "model", f"changed of {where}")
+    for caveat in section.get("caveats") or ():
+        if not isinstance(caveat, str):
+            raise Incompatible(f"caveats of {where} as sentences", type(caveat).__name__, REMEDY)
+    for bound in section.get("bounds") or ():
+        _keys(
+            bound,
+            {"bound": str, "text": str, "met": bool, "sure": bool, "x": NUMBER},
+            f"a bound of {where}",
+        )
     for sample in section.get("samples") or ():
         _keys(sample, {"id": str, "label": str, "image": str}, f"a sample of {where}")
         if not IMAGE.fullmatch(sample["image"]):
@@ -119,6 +135,20 @@ def _curves(curves: Mapping[str, Any], models: list[str], where: str) -> None:
             raise Incompatible(f"as many numbers in curve {'/'.join(key)} of {where}", f"{one} and {other}", REMEDY)
 
 
+def _series(series: Mapping[str, Any], models: list[str], where: str) -> None:
+    """Refuse series of unknown models, or whose points have no place, no number and no reason."""
+    _keys(series, {}, f"series of {where}")
+    _listed(series, models, "model", f"series of {where}")
+    for model, found in series.items():
+        for name, points in found.items():
+            there = f"series {name} of {model!r} in {where}"
+            if not isinstance(points, list):
+                raise Incompatible(f"{there} as list", type(points).__name__, REMEDY)
+            for point in points:
+                _keys(point, {"at": str | int | float}, there)
+                _entry(point, str(point["at"]), there)
+
+
 def _listed(names: Iterable[str], wanted: Iterable[str], what: str, where: str) -> None:
     stray = sorted(set(names) - set(wanted))
     if stray:
@@ -129,10 +159,14 @@ def _entries(entries: Any, metrics: Iterable[str], where: str) -> None:
     _keys(entries, {}, where)
     _listed(entries, metrics, "metric", where)
     for name, entry in entries.items():
-        if not isinstance(entry, Mapping) or not ("unavailable" in entry or isinstance(entry.get("x"), int | float)):
-            raise Incompatible(f"a number x or a reason for {name} in {where}", repr(entry)[:60], REMEDY)
-        if not all(math.isfinite(entry.get(k) or 0) for k in ("x", "low", "high")):
-            raise Incompatible(f"finite numbers for {name} in {where}", "NaN or infinity", "write null for no bound")
+        _entry(entry, name, where)
+
+
+def _entry(entry: Any, name: str, where: str) -> None:
+    if not isinstance(entry, Mapping) or not ("unavailable" in entry or isinstance(entry.get("x"), int | float)):
+        raise Incompatible(f"a number x or a reason for {name} in {where}", repr(entry)[:60], REMEDY)
+    if not all(math.isfinite(entry.get(k) or 0) for k in ("x", "low", "high")):
+        raise Incompatible(f"finite numbers for {name} in {where}", "NaN or infinity", "write null for no bound")
 
 
 def found(section: Section, part: str, model: str, metric: str) -> Entry | None:
@@ -153,6 +187,13 @@ def reason(section: Section, model: Mapping[str, Any], metric: str) -> str:
     if model.get("declined"):
         return f"declined: {model['declined']}"
     return str(entry.get("unavailable") or "not measured")
+
+
+def series(section: Section, name: str) -> dict[str, list[Entry]]:
+    """Return the points of one series that hold a number, by model in the order of a table; models without are out."""
+    every = section.get("series") or {}
+    found = {m["name"]: [p for p in every.get(m["name"], {}).get(name, ()) if known(p)] for m in models(section)}
+    return {model: points for model, points in found.items() if points}
 
 
 def of_role(section: Section, *roles: str) -> list[Mapping[str, Any]]:

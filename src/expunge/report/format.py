@@ -71,13 +71,25 @@ def _places(scaled: float, unit: str) -> int | None:
     """Return how many decimals a number prints with: fixed for shares and nats, else three significant digits."""
     if unit in {"1", "nats"}:
         return {"1": 1, "nats": 3}[unit]
-    if unit == "bytes":
-        return 1 if abs(scaled) < 100 else 0
+    if unit in {"bytes", "steps"}:
+        return 1 if abs(scaled) < 100 and (unit == "bytes" or scaled % 1) else 0
     if scaled == 0 or (unit == "s" and abs(scaled) < 1e-3):
         return 3 if unit == "s" else 0
     size = math.floor(math.log10(abs(scaled)))
     # Two digits below 0.1, and an exponent only for the tiny and the huge.
     return max(0, (2 if size >= -1 else 1) - size) if -5 <= size <= 8 else None
+
+
+def ideal(metric: Mapping[str, Any]) -> str:
+    """Return a metric's ideal by definition as text, or an empty string where it is retrained's value.
+
+    >>> ideal({"target": 0.5, "unit": "1"}), ideal({"target": 0, "unit": "nats"}), ideal({"target": None, "unit": "1"})
+    ('50%', '0 nats', '')
+    """
+    if metric.get("target") is None:
+        return ""
+    unit = str(metric["unit"])
+    return f"{metric['target'] * scale(unit):g}".replace("-", "−") + suffix(unit)
 
 
 def known(value: Mapping[str, Any] | None) -> bool:
@@ -93,13 +105,14 @@ def half(value: Mapping[str, Any]) -> float | None:
     return (float(high) - float(low)) / 2
 
 
-def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False) -> str:
+def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, named: bool = True) -> str:
     """Return an estimate with its interval: x ± half, or x (low to high) where the interval is lopsided.
 
     Args:
         entry: x, low, high, n and unit.
         compact: leave out unit and spaces, and always print x±half, for a terminal.
         gap: the entry is a difference, so that shares print as points.
+        named: with its unit; without, only the percent sign is kept, and points are numbers.
 
     Returns:
         The text; x alone where there is no interval.
@@ -108,11 +121,16 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False) ->
     '97.3 ± 0.4%'
     >>> value({"x": 0.973, "low": None, "high": None, "n": 1, "unit": "1"})
     '97.3%'
+    >>> value({"x": 200.0, "low": 200.0, "high": None, "n": 1, "unit": "steps"})
+    '≥ 200 steps'
     """
     unit = str(entry.get("unit", ""))
+    after = suffix(unit, gap) if named or (unit == "1" and not gap) else ""
     middle, spread = digits(entry["x"], unit), half(entry)
+    if spread is None and entry.get("high") is None and entry.get("low") == entry["x"]:
+        return f"≥{middle}" if compact else f"≥ {middle}{after}"  # counting ended there
     if spread is None or middle.startswith("<"):
-        return middle if compact else middle + suffix(unit, gap)
+        return middle if compact else middle + after
     if compact:  # the longer side, since zero of many is never certain
         longer = max(entry["x"] - entry["low"], entry["high"] - entry["x"])
         return f"{middle}±{digits(longer, unit, like=entry['x'])}"
@@ -120,8 +138,8 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False) ->
     down, up = entry["x"] - entry["low"], entry["high"] - entry["x"]
     if abs(up - down) > 0.5 * spread and abs(up - down) >= resolution(unit):
         low, high = (digits(entry[end], unit, like=entry["x"]) for end in ("low", "high"))
-        return f"{middle}{suffix(unit, gap)} ({low} to {high})"
-    return f"{middle} ± {around}{suffix(unit, gap)}"
+        return f"{middle}{after} ({low} to {high})"
+    return f"{middle} ± {around}{after}"
 
 
 def gap(entry: Mapping[str, Any], like: float | None = None) -> str:
@@ -156,6 +174,15 @@ def distance(entry: Mapping[str, Any]) -> str:
 def size(entry: Mapping[str, Any]) -> float:
     """Return the mean size of a difference over seeds, or the size of its mean where the former is not given."""
     return float(entry.get("distance", abs(entry["x"])))
+
+
+def times(length: float) -> str:
+    """Return how many yardsticks a gap is long.
+
+    >>> times(0.31), times(25.2), times(4e5)
+    ('0.3×', '25×', '>999×')
+    """
+    return f"{length:.1f}×" if length < 9.95 else f"{length:,.0f}×" if length < 1000 else ">999×"
 
 
 def count(n: int, one: str, many: str | None = None) -> str:

@@ -12,25 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from expunge.files import canonical, check_free, jsonable, write_text
-from expunge.report import charts, tables
+from expunge.report import charts, findings, layout, looks, roc, series, tables
 from expunge.report import document as doc
 from expunge.report import format as fmt
+from expunge.report.distance import ALPHA, told
 from expunge.report.document import Section
-from expunge.report.svg import SEEN_AS
+from expunge.report.layout import Block, Part
 
-GROUPS = {
-    "accuracy": "Share of samples classified right.",
-    "loss": "Mean loss of a sample.",
-    "membership": "How well an attack tells the forgotten samples from unseen ones.",
-    "probe": "What a second, small model still reads out of the features.",
-    "cost": "Time, memory and weights touched. No distance to retrained is sought here.",
-}
 DISTRIBUTIONS = {
     "loss": "Training pushes the loss of its samples towards zero.",
     "entropy": "How unsure a model is: near zero it is sure, right or wrong.",
 }
-OTHER = "other quantities"
-ROLES = {"original": "", "retrained": "the reference", "floor": "retrained again", "control": "control"}
+ROLES = {"original": "", "method": "", "retrained": "the reference", "floor": "retrained again", "control": "control"}
+ATTACKS = 3  # ROC curves that are shown; more are folded
 COUNTS = {"train": "training samples", "forget": "to forget", "retain": "to retain"}
 
 
@@ -47,9 +41,10 @@ def render(document: Mapping[str, Any]) -> str:
         Incompatible: the document lacks something, or is of another kind or a newer schema.
     """
     doc.validate(document)
-    look = charts.looks(document["sections"])
+    look = looks.looks(document["sections"])
+    marks, ids = looks.symbols(look)
     sections = [_section(section, look, f"s{i}") for i, section in enumerate(document["sections"], 1)]
-    few = [s["name"] for s in document["sections"] if s["seeds"] < tables.FEW_SEEDS]
+    few = [s["name"] for s in document["sections"] if s["seeds"] < findings.FEW_SEEDS]
     return _template().render(
         title=document["title"],
         lead=document["lead"],
@@ -57,8 +52,11 @@ def render(document: Mapping[str, Any]) -> str:
         command=document.get("command"),
         versions=sorted(document["versions"].items()),
         sections=sections,
-        few=tables.FEW_SEEDS if few else None,
+        marks=Markup(marks),
+        ids=ids,
+        few=findings.FEW_SEEDS if few else None,
         few_where=fmt.listed(few),
+        alpha=f"{ALPHA:.0%}",
     )
 
 
@@ -98,30 +96,59 @@ def _when(created: str) -> str:
         return created
 
 
-def _section(section: Section, look: Mapping[str, charts.Look], key: str) -> dict[str, Any]:
+def _section(section: Section, look: Mapping[str, looks.Look], key: str) -> dict[str, Any]:
     """Return what the template reads of a section."""
     rows, counts = tables.rows(section), section["counts"]
     share = 100 * counts["forget"] / counts["train"] if counts.get("train") and "forget" in counts else None
-    curves = [(q, text, charts.distributions(section, q, look, f"{key}-{q}")) for q, text in DISTRIBUTIONS.items()]
+    shown = [row for row in rows if any(cell.available for cell in row.cells)]
     return {
         "key": key,
         "name": section["name"],
         "text": section["text"],
-        "sentences": tables.sentences(section),
+        "sentences": findings.sentences(section),
+        "caveats": findings.caveats(section),
+        "bounds": section.get("bounds") or [],
         "counts": [(COUNTS.get(k, k), f"{n:,}") for k, n in counts.items()] + [("seeds", section["seeds"])],
         "share": share,
         "share_text": "" if share is None else f"{fmt.digits(share / 100, '1')}% of the training samples are forgotten",
-        "colours": {m: SEEN_AS.get(seen.colour.lower(), seen.colour) for m, seen in look.items()},
         "roles": {m["name"]: ROLES.get(m["role"], m["role"]) for m in section["models"]},
         "coloured": any(cell.distance is not None for row in rows for cell in row.cells),
-        "declined": [(row.model, row.declined) for row in rows if row.declined],
-        "tables": _tables(section, [row for row in rows if not row.declined]),
-        "accuracies": [Markup(svg) for svg in charts.accuracies(section, look, f"{key}-accuracy")],
-        "distributions": [(q, text, [Markup(svg) for svg in svgs]) for q, text, svgs in curves if svgs],
-        "roc": _markup(charts.roc(section, look, f"{key}-roc")),
-        "changed": _markup(charts.changed(section, f"{key}-changed")),
+        "absent": [(row.model, row.absent) for row in rows if row not in shown],
+        "first": _first(section, shown),
+        "blocks": [_block(section, shown, block) for block in layout.blocks(section)],
+        "unmeasured": [(reason, fmt.listed(labels)) for reason, labels in layout.unmeasured(section).items()],
         "models": [_model(model) for model in doc.models(section)],
         "samples": section.get("samples") or [],
+        **_charts(section, look, key),
+    }
+
+
+def _charts(section: Section, look: Mapping[str, looks.Look], key: str) -> dict[str, Any]:
+    """Return every chart of a section: overviews, attacks, curves, groups, and what was changed."""
+    curves = [(q, text, charts.distributions(section, q, look, f"{key}-{q}")) for q, text in DISTRIBUTIONS.items()]
+    drawn = series.charts(section, look, f"{key}-series")
+    rates = roc.panels(section, look, f"{key}-roc")
+    return {
+        "overview": _markup(charts.overview(section, layout.key(section), look, f"{key}-key")),
+        "distributions": [(q, text, [Markup(svg) for svg in svgs]) for q, text, svgs in curves if svgs],
+        "rocs": [Markup(svg) for svg in rates[:ATTACKS]],
+        "more_rocs": [Markup(svg) for svg in rates[ATTACKS:]],
+        "curves": [_series(c) for c in drawn if c.family not in ("subgroups", "weights")],
+        "groups": [_series(c) for c in drawn if c.family == "subgroups"],
+        "layers": [_series(c) for c in drawn if c.family == "weights"],
+        "changed": _markup(charts.changed(section, f"{key}-changed")),
+        "legend": [m["name"] for m in doc.models(section) if not m.get("declined") and not m["flaw"]],
+    }
+
+
+def _series(chart: series.Chart) -> dict[str, Any]:
+    return {
+        "title": chart.title,
+        "text": chart.text,
+        "svgs": [Markup(svg) for svg in chart.svgs],
+        "wide": chart.wide,
+        "rows": chart.rows,
+        "places": chart.places,
     }
 
 
@@ -129,42 +156,65 @@ def _markup(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)
 
 
-def _tables(section: Section, rows: list[tables.Row]) -> list[dict[str, Any]]:
-    """Return a table for each group of metrics; groups of one metric share a table."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for group, metrics in doc.groups(section).items():
-        groups.setdefault(group if len(metrics) > 1 or group in {"accuracy", "cost"} else OTHER, []).extend(metrics)
-    costs = groups.pop("cost", None)
-    return [_table(section, rows, g, ms) for g, ms in (groups | ({"cost": costs} if costs else {})).items()]
+def _first(section: Section, rows: list[tables.Row]) -> dict[str, Any] | None:
+    """Return the table of the numbers that tell most, and on how many quantities each row is told from retrained."""
+    key = layout.key(section)
+    if not key:
+        return None
+    table = _table(section, rows, Part("", tuple(key), tuple(m["label"] for m in key)))
+    counts = {m["name"]: told(section, m) for m in section["models"]}
+    tested = any(count.tested for count in counts.values())
+    return table | {"told": counts if any(c.measured for c in counts.values()) else {}, "tested": tested}
 
 
-def _table(section: Section, rows: list[tables.Row], group: str, metrics: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one group's table: its heads, its part of every row, the floor, and reasons for dashes."""
-    names = {m["name"] for m in metrics}
-    parts = [(row, [cell for cell in row.cells if cell.metric in names]) for row in rows]
-    heads = [{"name": m["name"], "label": _head(m["label"], group)} for m in metrics]
-    floors = [doc.floor(section, m["name"]) for m in metrics]
+def _block(section: Section, rows: list[tables.Row], block: Block) -> dict[str, Any]:
     return {
-        "title": group.capitalize(),
-        "text": GROUPS.get(group, ""),
-        "heads": heads,
-        "rows": parts,
-        "floor": [fmt.MISSING if f is None else fmt.value(f, gap=True) for f in floors] if any(floors) else [],
-        "why": _why(parts, [head["label"] for head in heads]),
+        "title": block.title,
+        "text": block.text,
+        "folded": block.folded,
+        "parts": [_table(section, rows, part) for part in block.parts],
+        "summary": _summary(section, block),
     }
 
 
-def _head(label: str, group: str) -> str:
-    """Return a metric's label without the group that already stands above the table."""
-    short = label[len(group) :].lstrip(", :") if label.lower().startswith(group.lower()) else label
-    return short or label
+def _summary(section: Section, block: Block) -> str:
+    """Return what a folded block holds: how many numbers, and the method farthest from retrained."""
+    names = {m["name"] for m in block.metrics}
+    part = {**section, "metrics": [m for m in section["metrics"] if m["name"] in names]}
+    text = fmt.count(len(names), "number")
+    far = [(told(part, m), m["name"]) for m in doc.of_role(section, "method")]
+    found, model = max(far, key=lambda pair: pair[0].times, default=(None, ""))
+    if found is None or found.farthest is None:
+        return text
+    return f"{text}; farthest from retrained: {model}, {findings.farthest(found)}"
+
+
+def _table(section: Section, rows: list[tables.Row], part: Part) -> dict[str, Any]:
+    """Return one table: its heads, its part of every row, the floor, and reasons for dashes."""
+    at = {m["name"]: i for i, m in enumerate(doc.metrics(section))}
+    parts = [(row, [row.cells[at[m["name"]]] for m in part.metrics]) for row in rows]
+    heads = [
+        {"name": m["name"], "label": label + layout.unit(m), "ideal": fmt.ideal(m)}
+        for m, label in zip(part.metrics, part.heads, strict=True)
+    ]
+    floors = [doc.floor(section, m["name"]) for m in part.metrics]
+    return {
+        "title": part.title,
+        "heads": heads,
+        "rows": parts,
+        "floor": [fmt.MISSING if f is None else fmt.value(f, gap=True, named=False) for f in floors]
+        if any(floors)
+        else [],
+        "why": _why(parts, list(part.heads)),
+    }
 
 
 def _why(parts: list[tuple[tables.Row, list[tables.Cell]]], labels: list[str]) -> list[str]:
     """Return one line for each reason, with the models and metrics it explains."""
     lines: dict[tuple[str, str], list[str]] = {}
     for row, cells in parts:
-        missing = [(cell.title, label) for cell, label in zip(cells, labels, strict=True) if not cell.available]
+        dashes = [c.text == fmt.MISSING for c in cells]
+        missing = [(c.title, label) for c, label, dash in zip(cells, labels, dashes, strict=True) if dash]
         for reason in dict.fromkeys(title for title, _ in missing):
             what = [label for title, label in missing if title == reason]
             every = "" if len(what) == len(labels) else ", ".join(what)
@@ -179,6 +229,8 @@ def _model(model: Mapping[str, Any]) -> dict[str, Any]:
         "name": model["name"],
         "role": model["role"],
         "text": model.get("text") or "",
+        "nature": findings.LONG_NATURES.get(model["nature"], model["nature"]),
+        "flaw": model["flaw"],
         "declined": model.get("declined"),
         "notes": model.get("notes") or [],
         "settings": shown,

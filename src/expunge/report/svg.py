@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from expunge.report.format import plain
 
@@ -28,7 +29,8 @@ SEEN_AS = {
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 REFERENCE = re.compile(r"#([\w.-]+)")
-DECIMALS = re.compile(r"(\.\d\d)\d+")
+PLAIN = re.compile(r"(?:\s*[ML]\s*-?[\d.]+\s+-?[\d.]+|\s*z)*\s*")  # straight lines only
+NUMBER = re.compile(r"-?\d+\.\d+(?!\d|e)")
 NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -74,9 +76,18 @@ def style(key: str) -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> Figure:
-    """Return a figure of this size in CSS pixels, laid out to fit its labels."""
-    return Figure(figsize=(width / 72, height / 72), layout="constrained")
+def figure(width: float, height: float, apart: float = 0.02) -> Figure:
+    """Return a figure of this size in CSS pixels, laid out to fit its labels.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        apart: room between panels side by side, a share of their width.
+
+    Returns:
+        The figure.
+    """
+    return Figure(figsize=(width / 72, height / 72), layout=ConstrainedLayoutEngine(wspace=apart))
 
 
 def inline(fig: Figure, key: str, label: str) -> str:
@@ -92,8 +103,7 @@ def inline(fig: Figure, key: str, label: str) -> str:
     """
     buffer = io.StringIO()
     fig.savefig(buffer, format="svg", metadata=NO_METADATA)
-    for prefix, space in (("", SVG), ("xlink", XLINK)):
-        ET.register_namespace(prefix, space)
+    ET.register_namespace("", SVG)
     root = ET.fromstring(buffer.getvalue())
     _tidy(root, key)
     width = root.attrib["viewBox"].split()[2]
@@ -105,35 +115,102 @@ def inline(fig: Figure, key: str, label: str) -> str:
     title = ET.Element(f"{{{SVG}}}title")
     title.text = plain(label)
     root.insert(0, title)
-    return ET.tostring(root, encoding="unicode")
+    return ET.tostring(root, encoding="unicode").replace(" />", "/>")
+
+
+def compact(path: str) -> str:
+    """Return SVG coordinates with one decimal, a tenth of a pixel, and lines as steps from point to point.
+
+    >>> compact("M 33.333 125.96  L -0.02 126  L -0.02 7.0  z"), compact("12.04")
+    ('M33.3 126h-33.3v-119z', '12')
+    """
+    if PLAIN.fullmatch(path):
+        return _steps(re.findall(r"([MLz])([^MLz]*)", path))
+    short = NUMBER.sub(lambda found: _short(float(found[0])), path)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", short).strip()
+
+
+def _steps(parts: list[tuple[str, str]]) -> str:
+    out: list[str] = []
+    x = y = 0.0
+    for letter, numbers in parts:
+        if letter == "z":
+            out.append("z")
+            continue
+        after = [round(float(v), 1) for v in numbers.split()]
+        right, down = round(after[0] - x, 1), round(after[1] - y, 1)  # from the rounded point: nothing drifts
+        x, y = after
+        if letter == "M":
+            out.append(f"M{_short(x)} {_short(y)}")
+        elif down == 0 and right:
+            out.append(f"h{_short(right)}")
+        elif right == 0 and down:
+            out.append(f"v{_short(down)}")
+        elif right:
+            out.append(f"l{_short(right)} {_short(down)}")
+    return "".join(out)
+
+
+def _short(number: float) -> str:
+    return f"{round(number, 1) + 0.0:g}".replace("0.", ".") if abs(number) < 1 else f"{round(number, 1):g}"
+
+
+def seen(css: str) -> str:
+    """Return a colour, or a style, with the stand-ins replaced by what the page gives them."""
+    for stand_in, real in SEEN_AS.items():
+        css = css.replace(stand_in, real)
+    return css
 
 
 def _tidy(root: ET.Element, key: str) -> None:
     """Keep the ids that something points to, under the chart's own prefix, and drop what the page must not get."""
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            # A style element would reach beyond its chart, to the whole page.
-            if child.tag in {f"{{{SVG}}}metadata", f"{{{SVG}}}style"}:
-                parent.remove(child)
     root.attrib["stroke-linejoin"], root.attrib["stroke-linecap"] = "round", "butt"
-    links = ("clip-path", f"{{{XLINK}}}href")
-    used = {m for e in root.iter() for link in links for m in REFERENCE.findall(e.get(link, ""))}
+    root.attrib["fill"] = "currentColor"  # of all text
     for element in root.iter():
-        if (own := element.attrib.pop("id", None)) in used:
-            element.attrib["id"] = f"{key}-{own}"
+        if href := element.attrib.pop(f"{{{XLINK}}}href", None):
+            element.attrib["href"] = href
+    links = ("clip-path", "href")
+    used = dict.fromkeys(m for e in root.iter() for link in links for m in REFERENCE.findall(e.get(link, "")))
+    ids = {old: f"{key}-{i}" for i, old in enumerate(used)}
+    for element in root.iter():
+        if (own := element.attrib.pop("id", None)) in ids:
+            element.attrib["id"] = ids[own]
         for link in links:
             if link in element.attrib:
-                element.attrib[link] = REFERENCE.sub(rf"#{key}-\1", element.attrib[link])
-        for name in {"d", "x", "y", "transform"} & set(element.attrib):
-            element.attrib[name] = DECIMALS.sub(r"\1", element.attrib[name])
+                element.attrib[link] = REFERENCE.sub(lambda found: f"#{ids[found[1]]}", element.attrib[link])
+        if element.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+        for name in {"d", "x", "y"} & set(element.attrib):
+            element.attrib[name] = compact(element.attrib[name])
         if "style" in element.attrib:
-            element.attrib["style"] = _seen(element.attrib["style"])
+            element.attrib["style"] = _style(element.attrib["style"], text=element.tag == f"{{{SVG}}}text")
+        if element.tag != f"{{{SVG}}}text" and not (element.text or "").strip():
+            element.text = None
+        element.tail = None
+    _prune(root)
 
 
-def _seen(css: str) -> str:
-    for stand_in, real in SEEN_AS.items():
-        css = css.replace(stand_in, real)
+def _style(css: str, text: bool) -> str:
     # Some versions of matplotlib write a shorthand, which cannot leave the family out.
-    return re.sub(r"(font: [^;]*?px) [^;]*", r"\1 system-ui, sans-serif", re.sub(r"font-family: [^;]*; ?", "", css))
+    css = re.sub(
+        r"(font: [^;]*?px) [^;]*", r"\1 system-ui, sans-serif", re.sub(r"font-family: [^;]*; ?", "", seen(css))
+    )
+    for needless in ("stroke-linejoin: miter", "stroke-dashoffset: 0", *(["fill: currentColor"] if text else [])):
+        css = re.sub(rf"(?:; )?{needless}(?=;|$)", "", css)
+    return re.sub(r"([;:]) ", r"\1", css).lstrip(";")
+
+
+def _prune(parent: ET.Element) -> None:
+    """Drop what is not seen, and groups that say nothing, whose children take their place."""
+    kept: list[ET.Element] = []
+    for child in parent:
+        _prune(child)
+        tag = child.tag.removeprefix(f"{{{SVG}}}")
+        # A style element would reach beyond its chart, to the whole page.
+        unseen = tag in {"metadata", "style"} or (tag == "path" and child.get("style") == "fill:none")
+        if unseen or (tag in {"g", "defs"} and not len(child)):
+            continue
+        kept += list(child) if tag == "g" and not child.attrib else [child]
+    parent[:] = kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,56 +12,24 @@ from rich.text import Text
 
 from expunge.report import document as doc
 from expunge.report import format as fmt
-from expunge.report.distance import FORGOTTEN, distance_class, overforgets, yardstick
+from expunge.report import layout
+from expunge.report.distance import distance_class, length, overforgets, yardstick
 from expunge.report.document import Entry, Section
+from expunge.report.findings import caveats, sentences
 
-FEW_SEEDS = 10
 STYLES = ("green", "", "yellow", "dark_orange", "red")
+COLUMNS = 10  # of a short table at most
+NAMED = 3  # numbers left out that are named, not counted
 
-# What a sentence tells, one metric of each line, the first that has a gap.
-TOLD = (
-    ((FORGOTTEN, "on the forgotten samples"),),
-    (("accuracy/test", "on the test set"), ("accuracy/test_retain", "on the test set without the forgotten class")),
-    (("accuracy/retain", "on the retained samples"),),
-    (("membership/loss/auc", "in the AUC of the loss attack"),),
-    (("probe/one_shot", "in what a one-shot probe of the features finds"),),
-)
 HEADS = {
     "membership/entropy_lr": "entropy\nattack",
     "membership/loss/auc": "loss\nAUC",
     "membership/loss/balanced_accuracy": "loss\nbal. acc.",
     "membership/loss/tpr_at_fpr_0.01": "TPR at\n1% FPR",
+    "accuracy/test_retain": "test\nrest",
     "probe/one_shot": "one-shot\nprobe",
     "cost/seconds": "time\nin s",
 }
-# Columns of a narrow terminal, in the order in which they are placed.
-KEPT = (
-    "accuracy/forget",
-    "accuracy/test",
-    "accuracy/test_retain",
-    "membership/loss/auc",
-    "probe/one_shot",
-    "cost/seconds",
-    "accuracy/retain",
-)
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """What is said about one model, or about the section where ``model`` is empty.
-
-    Args:
-        model: name of the model, or an empty string.
-        role: role of the model, or ``section``.
-        text: what is said, to be read after the name and a colon.
-    """
-
-    model: str
-    role: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.model}: {self.text}" if self.model else self.text
 
 
 @dataclass(frozen=True)
@@ -77,6 +45,7 @@ class Cell:
         title: what a reader may ask for: the interval, the yardstick, or the reason for a dash.
         available: whether there is a value.
         over: forgets more than retraining does.
+        ideal: no value, but the ideal by definition: what retrained would have against itself.
     """
 
     metric: str
@@ -87,6 +56,7 @@ class Cell:
     title: str = ""
     available: bool = True
     over: bool = False
+    ideal: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,14 +67,14 @@ class Row:
         model: its name.
         role: its role.
         text: what the row is.
-        declined: reason why the method declined, or an empty string.
+        absent: why nothing is known of the model, because the method declined or its outputs are of no use.
         cells: one for each metric, in the order of `expunge.report.document.metrics`.
     """
 
     model: str
     role: str
     text: str
-    declined: str
+    absent: str
     cells: tuple[Cell, ...]
 
 
@@ -122,7 +92,7 @@ def rows(section: Section) -> list[Row]:
             model=model["name"],
             role=model["role"],
             text=str(model.get("text") or ""),
-            declined=str(model.get("declined") or ""),
+            absent=str(model.get("declined") or model["flaw"] or ""),
             cells=tuple(_cell(section, model, metric) for metric in doc.metrics(section)),
         )
         for model in doc.models(section)
@@ -133,131 +103,32 @@ def _cell(section: Section, model: Mapping[str, Any], metric: Mapping[str, Any])
     name, key = model["name"], metric["name"]
     value = doc.found(section, "values", name, key)
     if value is None:
-        return Cell(key, fmt.MISSING, title=doc.reason(section, model, key), available=False)
+        why = doc.reason(section, model, key)
+        if model["role"] == "retrained" and metric["target"] is not None and why == doc.ITSELF:
+            return Cell(key, fmt.ideal(metric), title=f"{why}: the ideal by definition", available=False, ideal=True)
+        return Cell(key, fmt.MISSING, title=why, available=False)
     gap = doc.found(section, "gaps", name, key) if model["role"] != "retrained" else None
-    if gap is None:
-        return Cell(key, fmt.value(value), title=_title(value, None))
-    unit = yardstick(section, name, key) if metric["group"] != "cost" else None
-    over = key == FORGOTTEN and overforgets(section, name)
-    shown = fmt.gap(gap, like=value["x"])
-    if unit is None:
-        return Cell(key, fmt.value(value), shown, title=_title(value, gap), over=over)
-    length = fmt.size(gap) / unit[0]
-    times = f"{length:.1f}×" if length < 9.95 else f"{length:,.0f}×" if length < 1000 else ">999×"
-    title = f"{_title(value, gap)}; {times} the {unit[1]} of {fmt.digits(unit[0], str(gap['unit']))}"
-    return Cell(key, fmt.value(value), shown, distance_class(length), times, title, over=over)
+    if gap is None or metric["group"] == "cost":
+        return Cell(key, fmt.value(value, named=False), title=_title(value, None))
+    over, unit = overforgets(section, name, key), yardstick(section, name, key)
+    shown = "" if metric["target"] == 0 else fmt.gap(gap, like=value["x"])  # else it would repeat the value
+    far = length(section, model, metric)
+    if far is None or unit is None:
+        return Cell(key, fmt.value(value, named=False), shown, title=_title(value, gap), over=over)
+    title = f"{_title(value, gap)}; yardstick: {unit[1]} of {fmt.digits(unit[0], str(gap['unit']))}"
+    return Cell(key, fmt.value(value, named=False), shown, distance_class(far), fmt.times(far), title, over=over)
 
 
 def _title(value: Entry, gap: Entry | None) -> str:
     unit = str(value["unit"])
-    bounds = "no interval"
-    if fmt.half(value) is not None:
-        bounds = f"95% interval {fmt.digits(value['low'], unit)} to {fmt.digits(value['high'], unit)}"
-    text = f"{bounds}, n = {value['n']}"
+    text = f"n = {value['n']}" if fmt.half(value) is not None else "no interval, n = 1"
     if gap is None:
         return text
+    text = f"{text}; {fmt.gap(gap)}{fmt.suffix(unit, gap=True)} from retrained"
     if fmt.half(gap) is None:
-        return f"{text}; {fmt.gap(gap)}{fmt.suffix(unit, gap=True)} from retrained"
-    ends = " to ".join(fmt.gap({"x": gap[end], "unit": unit}) for end in ("low", "high"))
-    return f"{text}; {fmt.gap(gap)} ({ends}){fmt.suffix(unit, gap=True)} from retrained"
-
-
-def sentences(section: Section) -> list[Sentence]:
-    """Return one sentence for each method and each control, and one on the number of seeds where it is small.
-
-    Args:
-        section: a section of the document.
-
-    Returns:
-        Facts, methods first: how far each model is from retrained, beside how far two retrained models are from
-        each other. Nothing is ranked.
-    """
-    said = [Sentence(m["name"], m["role"], _sentence(section, m)) for m in doc.of_role(section, "method")]
-    said += [Sentence(m["name"], m["role"], _control(section, m)) for m in doc.of_role(section, "control")]
-    if section["seeds"] < FEW_SEEDS:
-        ranks = "ranks" if section["seeds"] == 1 else "rank"
-        text = f"{fmt.count(section['seeds'], 'seed')} {ranks} nothing: read the rows as measurements, not as an order."
-        said.append(Sentence("", "section", text))
-    return said
-
-
-def _sentence(section: Section, model: Mapping[str, Any]) -> str:
-    if model.get("declined"):
-        return f"declined this task: {str(model['declined']).rstrip('.')}."
-    told = list(_told(section, model["name"]))
-    if not told and not doc.of_role(section, "retrained"):
-        return _alone(section, model["name"])
-    if not told:
-        return f"no distance to retrained could be measured ({doc.reason(section, model, FORGOTTEN).rstrip('.')})."
-    parts: list[str] = []
-    unit = ""
-    for metric, where in told:
-        gap = doc.found(section, "gaps", model["name"], metric) or {}
-        same = str(gap["unit"]) == unit
-        unit = str(gap["unit"])
-        named = "" if same else fmt.suffix(unit, gap=True) + (" from retrained" if not parts else "")
-        parts.append(f"{fmt.distance(gap)}{named} {where}")
-    text = f"{fmt.listed(parts)}; {_floors(section, told)}."
-    if overforgets(section, model["name"]):
-        text += (
-            " This is over-forgetting: it gets fewer of the forgotten samples right than a model that never saw them,"
-            " a distance like any other and itself a trace."
-        )
-    return text
-
-
-def _alone(section: Section, model: str) -> str:
-    """Return a sentence for a section without a retrained model: what changed, and that nothing is compared."""
-    parts = []
-    for metric, where in (TOLD[0][0], TOLD[1][0]):
-        now, before = (doc.found(section, "values", name, metric) for name in (model, "original"))
-        if now is not None:
-            parts.append(f"{fmt.value(now)} {where}" + (f" (original {fmt.value(before)})" if before else ""))
-    told = f"accuracy {fmt.listed(parts)}" if parts else "no accuracy was measured"
-    return f"{told}; there is no retrained model here to compare with."
-
-
-def _told(section: Section, model: str) -> Iterator[tuple[str, str]]:
-    """Yield the metrics a sentence tells: the known ones, else the first three that have a gap."""
-    gaps = {m["name"]: m for m in doc.metrics(section) if doc.found(section, "gaps", model, m["name"])}
-    chosen = [next((line for line in lines if line[0] in gaps), None) for lines in TOLD]
-    if any(chosen):
-        yield from (line for line in chosen if line)
-        return
-    rest = [(name, f"in {m['label']}") for name, m in gaps.items() if m["group"] != "cost"]
-    yield from rest[:3]
-
-
-def _floors(section: Section, told: list[tuple[str, str]]) -> str:
-    floors = [(doc.floor(section, metric), where) for metric, where in told]
-    there = [(fmt.distance(floor), where) for floor, where in floors if floor is not None]
-    if not there:
-        return "how far two retrained models differ was not measured"
-    if len(there) == len(floors):
-        return f"two retrained models differ by {fmt.listed([text for text, _ in there])}"
-    return f"two retrained models differ by {fmt.listed([f'{text} {where}' for text, where in there])}"
-
-
-def _control(section: Section, model: Mapping[str, Any]) -> str:
-    if model.get("declined"):
-        return _sentence(section, model)
-    text = f"a control that must look bad on something: {_sentence(section, model)}"
-    row = next(r for r in rows(section) if r.model == model["name"])
-    lengths = [cell.distance for cell in row.cells if cell.distance is not None]
-    if not lengths:
         return text
-    far, every = sum(length > 0 for length in lengths), fmt.count(len(lengths), "quantity", "quantities")
-    farther = "it is farther from retrained than the yardstick (the floor, else half the interval)"
-    if far:
-        return f"{text} On {far} of {every} {farther}{_false_alarms(section)}."
-    return f"{text} On none of {every} {farther.replace('it is', 'is it')}: these numbers cannot tell it from removal."
-
-
-def _false_alarms(section: Section) -> str:
-    """Return on how many quantities a second retrained model is as far, so that a control's number can be judged."""
-    others = {m["name"] for m in doc.of_role(section, "floor")}
-    far = [sum((c.distance or 0) > 0 for c in row.cells) for row in rows(section) if row.model in others]
-    return f"; so is a second retrained model on {max(far)}" if any(far) else ""
+    ends = " to ".join(fmt.gap({"x": gap[end], "unit": unit}) for end in ("low", "high"))
+    return f"{text}, interval {ends}"
 
 
 def terminal(section: Section, width: int = 120) -> Table:
@@ -272,15 +143,11 @@ def terminal(section: Section, width: int = 120) -> Table:
     """
     every = rows(section)
     metrics = doc.metrics(section)
-    key = [i for i, m in enumerate(metrics) if m["group"] in {"accuracy", "membership", "probe"}]
-    key += [i for i, m in enumerate(metrics) if m["name"] == "cost/seconds"]
-    key = [i for i in key if any(r.cells[i].available for r in every)]
-    key = [i for i in key or range(len(metrics)) if metrics[i]["name"] != "accuracy/holdout"]
     lines = {r.model: [_short(section, r, c) for c in r.cells] for r in every}
-    shown, left_out = _fitting(key, metrics, lines, width - min(24, max(len(r.model) for r in every)))
+    shown = _fitting(columns(section), metrics, lines, width - min(24, max(len(r.model) for r in every)))
     caption = "percent where no unit is given; colour: distance to retrained"
-    if left_out:
-        caption += "; in the report also: " + ", ".join(fmt.plain(metrics[i]["name"]) for i in left_out)
+    if rest := _rest(section, [metrics[i] for i in shown]):
+        caption += f"; in the report also: {rest}"
     table = Table(title=Text(fmt.plain(section["name"])), caption=caption, title_justify="left", caption_justify="left")
     table.box, table.padding, table.pad_edge = None, (0, 1), False
     table.add_column("model", no_wrap=True, max_width=24)
@@ -292,20 +159,35 @@ def terminal(section: Section, width: int = 120) -> Table:
     return table
 
 
-def _fitting(
-    key: list[int], metrics: list[Mapping[str, Any]], lines: Mapping[str, list[str]], room: int
-) -> tuple[list[int], list[int]]:
-    """Return the key columns that fit and those that do not, the most telling ones first to be placed."""
+def columns(section: Section) -> list[int]:
+    """Return the positions of the columns of a short table, in the order in which they are placed, at most ten."""
+    at = {m["name"]: i for i, m in enumerate(doc.metrics(section))}
+    there = layout.measured(section)
+    first = [m["name"] for m in layout.key(section)]
+    then = [m["name"] for m in there if m["group"] == "accuracy" and m["name"] != "accuracy/holdout"]
+    last = [m["name"] for m in there if m["group"] == "membership" and layout.leading(m)]
+    chosen = list(dict.fromkeys([*first, *then, *last])) or [m["name"] for m in there]
+    return [at[name] for name in chosen[:COLUMNS]]
+
+
+def _rest(section: Section, shown: list[Mapping[str, Any]]) -> str:
+    """Return the numbers that a short table leaves out: named where they are few, else counted."""
+    names = {m["name"] for m in shown}
+    left = [fmt.plain(m["name"]) for m in layout.measured(section) if m["name"] not in names]
+    return ", ".join(left) if len(left) <= NAMED else f"{len(left)} more numbers" if left else ""
+
+
+def _fitting(key: list[int], metrics: list[Mapping[str, Any]], lines: Mapping[str, list[str]], room: int) -> list[int]:
+    """Return those of the columns that fit, in the order of the report; the first ones are placed first."""
     shown: list[int] = []
-    first = {name: at for at, name in enumerate(KEPT)}
-    for i in sorted(key, key=lambda i: first.get(metrics[i]["name"], len(first))):
+    for i in key:
         words = _head(metrics[i]).splitlines()
         size = 2 + max(len(text) for text in [*words, *(line[i] for line in lines.values())])
         if size > room:
             break
         room -= size
         shown.append(i)
-    return sorted(shown), [i for i in key if i not in shown]
+    return sorted(shown)
 
 
 def _head(metric: Mapping[str, Any]) -> str:
@@ -329,25 +211,42 @@ def _style(cell: Cell) -> str:
 
 
 def markdown(section: Section) -> str:
-    """Return the sentences and the table of a section as Markdown, one table for each group of metrics.
+    """Return caveats, sentences and numbers of a section as Markdown.
 
     Args:
         section: a section of the document.
 
     Returns:
-        The text, every name escaped; gaps to retrained stand in brackets.
+        The text, every name escaped; gaps to retrained stand in brackets. Of few numbers there is a table for each
+        group, of many one table of those that tell most.
     """
-    every = rows(section)
+    every, metrics = rows(section), doc.metrics(section)
     out = [f"### {_escape(section['name'])}", _escape(section["text"])]
-    out.append("\n".join(f"- {_escape(str(sentence))}" for sentence in sentences(section)))
-    for metrics in doc.groups(section).values():
-        names = {m["name"] for m in metrics}
-        lines = [["model", *(_escape(m["label"]) for m in metrics)], ["---", *("---:" for _ in metrics)]]
-        for row in every:
-            cells = [f"{c.text} ({c.gap})" if c.gap else c.text for c in row.cells if c.metric in names]
-            lines.append([_escape(row.model), *map(_escape, cells)])
-        out.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    out += ["\n".join(f"> {_escape(text)}" for text in [*caveats(section), *bounds(section)])]
+    out += ["\n".join(f"- {_escape(str(sentence))}" for sentence in sentences(section))]
+    if len(layout.measured(section)) > layout.MANY:
+        shown = [metrics[i] for i in sorted(columns(section))]
+        out += [_table(every, shown), f"In the report also: {_escape(_rest(section, shown))}."]
+    else:
+        out += [_table(every, group) for group in doc.groups(section).values()]
     return "\n\n".join(part for part in out if part) + "\n"
+
+
+def bounds(section: Section) -> list[str]:
+    """Return what became of each bound that was set, in sentences."""
+    return [str(bound["text"]) for bound in section.get("bounds") or ()]
+
+
+def _table(every: list[Row], metrics: list[Mapping[str, Any]]) -> str:
+    names = {m["name"] for m in metrics}
+    ideals = [f" (ideal {fmt.ideal(m)})" if fmt.ideal(m) else "" for m in metrics]
+    units = [layout.unit(m) for m in metrics]
+    heads = [_escape(m["label"] + u + i) for m, u, i in zip(metrics, units, ideals, strict=True)]
+    lines = [["model", *heads], ["---", *("---:" for _ in metrics)]]
+    for row in every:
+        cells = [f"{c.text} ({c.gap})" if c.gap else c.text for c in row.cells if c.metric in names]
+        lines.append([_escape(row.model), *map(_escape, cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _escape(text: str) -> str:
