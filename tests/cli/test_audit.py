@@ -47,6 +47,30 @@ def test_what_cannot_be_measured_misses_its_bound(run: Run, words: tuple[object,
     assert "could not be measured: canaries must be planted before training" in out
 
 
+def test_canaries_show_without_a_retrained_model_what_was_forgotten(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "expunge.toml").write_text(
+        '[model]\nnetwork = "mlp"\nweights = "train"\nbase = "random"\n[data]\nname = "digits"\n'
+        "[recipe]\nepochs = 30\ncanaries = 40\n"
+        '[policy]\nbounds = ["canaries/forgotten <= 0.65"]\n'
+    )
+    code, out, _ = run("prepare", "-o", "work")
+    assert code == 0
+    assert "Canaries: 40 of them under random labels" in out
+    (tmp_path / "ids.txt").write_text("\n".join(json.loads(Path("work/canaries.json").read_text())["planted"]))
+    for name in ("ssd", "retrain"):
+        assert run("forget", "--start", "work", "-m", name, "--ids", "ids.txt", "-o", name)[0] == 0
+    words = ("--original", "work", "--retrained", "retrain", "--metric", "canaries")
+    words = (*words, "--canaries", "work/canaries.json")
+    code, out, _ = run("--json", "audit", "--unlearned", "retrain", *words, "-o", "good")
+    assert code == 0
+    found = json.loads(out)["sections"][0]["values"]
+    assert found["no_op"]["canaries/forgotten"]["low"] > 0.75
+    assert found["retrain"]["canaries/forgotten"]["low"] < 0.5 < found["retrain"]["canaries/forgotten"]["high"]
+    code, out, _ = run("audit", "--unlearned", "ssd", *words, "-o", "bad")
+    assert code == 3
+    assert "Bound missed: canaries/forgotten <= 0.65" in out
+
+
 def test_measures_are_chosen_by_family_and_by_attack(run: Run, words: tuple[object, ...], tmp_path: Path) -> None:
     code, out, _ = run("--json", *words, "--metric", "accuracy", "--metric", "loss", "-o", tmp_path / "a")
     assert code == 0
