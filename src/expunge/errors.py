@@ -39,6 +39,10 @@ class Declined(UserError):
     """A method says, with a reason, that it does not apply to this task, scenario or model."""
 
 
+class Misfit(UserError):
+    """Labels do not fit a model's outputs: other classes, types or shapes."""
+
+
 class NotFinite(UserError):
     """A weight, loss, output or importance is NaN or infinite."""
 

@@ -14,7 +14,7 @@ from expunge import attacks as attack_registry
 from expunge import methods
 from expunge import metrics as metric_registry
 from expunge.data import Data
-from expunge.errors import NotFinite, UserError, listing
+from expunge.errors import Misfit, NotFinite, UserError, listing
 from expunge.evidence import Evidence, Outputs, collect
 from expunge.metric import Audit, Found, Kept, Metric, Number, Value
 from expunge.metrics.membership import Membership
@@ -110,8 +110,14 @@ def evaluate(
 
     def said(name: str) -> dict[str, Outputs]:
         taps[name] = head_tap(_module(named[name]), task, splits["forget"], runtime) if probing else None
-        outputs, flaw = _collect(_module(named[name]), task, read, same, taps[name], runtime)
-        if why := flaw or _other_request(named[name], name, scenario):
+        try:
+            outputs, flaw = _collect(_module(named[name]), task, read, same, taps[name], runtime)
+        except Misfit as error:  # the original was trained on such labels: there the data is at fault, not the model
+            if name == "original":
+                raise
+            outputs, flaw = {}, f"its outputs do not fit the labels ({_lower(str(error).partition(': ')[0])})"
+        inherited = flaws.get("original") if _is_control(name) else None  # it is made of the original
+        if why := flaw or inherited or _other_request(named[name], name, scenario):
             flaws[name] = why
         return outputs
 
@@ -214,9 +220,17 @@ def _named(
             declined[control] = reason
         else:
             ids = scenario.forget
-            named[control] = unlearn(method, model, task, forget=ids, scenario=scenario, runtime=runtime, seed=seed)
+            try:
+                named[control] = unlearn(method, model, task, forget=ids, scenario=scenario, runtime=runtime, seed=seed)
+            except NotFinite:
+                declined[control] = "the original's weights hold NaN or infinity"
+                continue
             groups[control] = [control]
     return named, groups, declined
+
+
+def _is_control(name: str) -> bool:
+    return name in methods.names(controls=True) and methods.load(name).control
 
 
 def _module(model: Model) -> nn.Module:
@@ -299,11 +313,19 @@ def _caveats(
     splits: Mapping[str, Data], kept: Mapping[str, Mapping[str, Outputs]], flaws: Mapping[str, str], runtime: Runtime
 ) -> tuple[str, ...]:
     """Return what a reader must know, in sentences: models that cannot be measured, twins of forgotten samples."""
-    found = [f"Nothing is said of {name}: {why}." for name, why in flaws.items()]
+    found = [f"Nothing is said of {name.partition(chr(0))[0]}: {why}." for name, why in flaws.items()]
+    sizes = [tuple(kept[n]["forget"].outputs.shape[1:]) for n in ("original", REFERENCE) if kept.get(n)]
+    if len(set(sizes)) > 1:
+        what = f"outputs of shape {sizes[1]} where the original has {sizes[0]}"
+        found.append(f"The retrained model gives {what}: what compares the two sample by sample is left out.")
     # Features of a model that was trained on the forget set would bring it near to what it was trained beside.
     seen_by = {} if REFERENCE in flaws else kept.get(REFERENCE, {})
     twins = near_duplicates(splits["forget"], splits["retain"], seen_by)
-    return (*found, *([twins.sentence()] if twins.pairs else []))
+    return (*dict.fromkeys(found), *([twins.sentence()] if twins.pairs else []))
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _like_forgotten(data: Data, scenario: Scenario) -> np.ndarray | None:

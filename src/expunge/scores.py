@@ -107,9 +107,7 @@ def pooled(runs: Sequence[Scores]) -> Scores:
         changed={
             m: {k: float(np.mean([r.changed[m][k] for r in runs])) for k in first.changed[m]} for m in first.changed
         },
-        samples={
-            m: {k: np.concatenate([r.samples[m][k] for r in runs]) for k in first.samples[m]} for m in first.samples
-        },
+        samples={m: _joined([r.samples[m] for r in runs]) for m in first.samples},
         scenario=first.scenario,
         series={m: _series([r.series.get(m, {}) for r in runs]) for m in first.series},
         flaws={m: why for r in runs for m, why in r.flaws.items()},
@@ -143,10 +141,7 @@ def merged(scores: Scores, groups: Mapping[str, Sequence[str]]) -> Scores:
         for name, ns in groups.items()
         if all(n in scores.changed for n in ns)
     }
-    samples = {
-        name: {k: np.concatenate([scores.samples[n][k] for n in ns]) for k in scores.samples[ns[0]]}
-        for name, ns in groups.items()
-    }
+    samples = {name: _joined([scores.samples[n] for n in ns]) for name, ns in groups.items()}
     series = {name: _series([scores.series.get(n, {}) for n in ns]) for name, ns in groups.items()}
     flaws = {name: scores.flaws[n] for name, ns in groups.items() for n in ns if n in scores.flaws}
     gaps = {  # paired with the reference by sample; of several replicates only the mean's gap means anything
@@ -176,6 +171,11 @@ def _series(runs: Sequence[Series]) -> dict[str, dict[Place, Value | Unavailable
         places = [at for at in points[0] if all(at in p for p in points)]
         found[name] = {at: points[0][at] if len(points) == 1 else pool([p[at] for p in points]) for at in places}
     return found
+
+
+def _joined(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join the samples that every run has; one whose model has a flaw has none."""
+    return {k: np.concatenate([run[k] for run in runs]) for k in runs[0] if all(k in run for run in runs)}
 
 
 def _sizes(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

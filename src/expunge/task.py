@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.data import Batch
-from expunge.errors import UserError, listing
+from expunge.errors import Misfit, UserError, listing
 
 
 @runtime_checkable
@@ -127,19 +127,19 @@ class Classification:
         """Refuse outputs that are not (B, K) and targets that are not class indices in range.
 
         Raises:
-            UserError: says which of the two.
+            Misfit: says which of the two.
         """
         if outputs.dim() != 2:
-            raise UserError(
+            raise Misfit(
                 "logits of shape (B, K)", str(tuple(outputs.shape)), "wrap the model so that it returns them"
             )
         if target.dim() != 1 or target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             got = f"{target.dtype} of shape {tuple(target.shape)}"
-            raise UserError("class indices as integers of shape (B,)", got, "encode classes as 0..K-1")
+            raise Misfit("class indices as integers of shape (B,)", got, "encode classes as 0..K-1")
         low, high, k = int(target.min()), int(target.max()), outputs.shape[1]
         if low < 0 or high >= k:
             bad = low if low < 0 else high
-            raise UserError(f"classes 0 to {k - 1}", f"class {bad}", "check the labels and the model's last layer")
+            raise Misfit(f"classes 0 to {k - 1}", f"class {bad}", "check the labels and the model's last layer")
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,13 @@ class Regression:
         """Refuse targets that are not finite real numbers of the outputs' shape.
 
         Raises:
-            UserError: says what they are.
+            Misfit: says what they are.
         """
         if not target.is_floating_point():
             remedy = "pass floats, or use Classification for classes"
-            raise UserError("real targets", f"{target.dtype}", remedy)
+            raise Misfit("real targets", f"{target.dtype}", remedy)
         if target.shape[:1] != outputs.shape[:1] or target.numel() != outputs.numel():
             got = f"{tuple(target.shape)} for outputs {tuple(outputs.shape)}"
-            raise UserError("targets of the outputs' shape", got, "make the two agree")
+            raise Misfit("targets of the outputs' shape", got, "make the two agree")
         if not bool(torch.isfinite(target).all()):
-            raise UserError("finite targets", "NaN or infinity", "drop or repair those samples")
+            raise Misfit("finite targets", "NaN or infinity", "drop or repair those samples")
