@@ -250,6 +250,23 @@ def test_the_reference_has_no_gap_to_itself() -> None:
         ("cost/seconds <= 0", "larger runtime.batch_size"),
         ("cost/peak_memory <= 0", "larger runtime.batch_size"),
         ("divergence/js/forget <= 0", EITHER),
+        ("membership/svc >= 1", STRONGER),
+        ("membership/neighbours <= 0", GENTLER),
+        ("membership/paired/auc <= 0", STRONGER),
+        ("flips/lost/test <= 0", GENTLER),
+        ("paired/shift <= 0", STRONGER),
+        ("paired/excess >= 1", GENTLER),
+        ("paired/gap <= 0", EITHER),
+        ("relearn/steps >= 1", STRONGER),
+        ("relearn/ain <= 0", GENTLER),
+        ("relearn/few <= 0", STRONGER),
+        ("robustness/int8 <= 0", STRONGER),
+        ("weights/to_original <= 0", GENTLER),
+        ("weights/to_retrained <= 0", EITHER),
+        ("zrf/forget >= 1", STRONGER),
+        ("tow/tow >= 1", EITHER),
+        ("similarity/cka/test >= 1", EITHER),
+        ("activation/l2/test <= 0", EITHER),
     ],
 )
 def test_remedies_point_the_right_way(bound: str, way: str) -> None:
@@ -278,6 +295,12 @@ def test_remedies_of_gaps_lead_to_retrained_from_either_side(name: str, more: bo
     found = Bound(name, "<=", 0.1, gap=True).check(scores, "ssd")
     assert not found.met
     assert way in found.remedy
+
+
+def test_losses_in_place_of_answers_point_the_other_way() -> None:
+    for name in ("robustness/noise", "relearn/few"):
+        found = Bound(name, ">=", 0.9).check(scored(ssd={name: Value(0.5, 0.4, 0.6, 9, "loss")}), "ssd")
+        assert STRONGER in found.remedy
 
 
 def test_attacks_that_count_the_unseen_point_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:

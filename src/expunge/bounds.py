@@ -37,7 +37,17 @@ _GENTLE = {
     "subgroups/worst_change": 1,
     "subgroups/spread": -1,
     "cost/changed": -1,
+    "flips/": -1,
+    "paired/shift": 1,
+    "paired/excess": 1,
+    "relearn/steps": -1,
+    "relearn/ain": -1,
+    "relearn/few": 1,
+    "robustness/": 1,
+    "weights/to_original": -1,
+    "zrf/": -1,
 }
+_ANSWERS = ("relearn/few", "robustness/")  # shares of right answers; without classes losses, which go the other way
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ class Bound:
             rises = rises == (gap > 0)
             if gap == 0:
                 return _EITHER
-        way = _gentle(self.name)
+        way = _gentle(self.name, scores, model)
         return _EITHER if way == 0 else _GENTLER if rises == (way > 0) else _STRONGER
 
 
@@ -169,11 +179,14 @@ class Outcome:
         return {"bound": str(self.bound), "x": x, "met": self.met, "sure": self.sure, "text": self.sentence()}
 
 
-def _gentle(name: str) -> int:
+def _gentle(name: str, scores: Scores, model: str) -> int:
     """Return 1 where a number rises as the edit gets gentler, -1 where it falls, 0 where that cannot be said."""
     found = next((way for start, way in _GENTLE.items() if name.startswith(start)), 0)
     parts = name.split("/")
     if parts[0] == "membership" and parts[1] in attacks.names() and attacks.load(parts[1]).counts == "unseen":
+        return -found
+    value = scores[model].get(name)
+    if name.startswith(_ANSWERS) and isinstance(value, Value) and value.unit == "loss":
         return -found
     return found
 
