@@ -133,37 +133,34 @@ def rates(lines: list[dict[str, Any]], number: str) -> dict[str, tuple[int, int,
     return {row: (c[0], c[1], c[2], c[3]) for row, c in counts.items()}
 
 
-def table(path: Path) -> Iterator[str]:
-    """Yield a Markdown table: a line a number, for each case what was found under the two rules."""
+def table(path: Path, rule: str) -> Iterator[str]:
+    """Yield a Markdown table, a line a number and a column a case, and the numbers to be trusted in each case."""
     lines = read(path)
     names = [name for name in cases() if any(line["case"] == name for line in lines)]
     numbers = list(dict.fromkeys(k for line in lines for k in line["rows"]["goals"] if not k.startswith("cost/")))
-    sizes = {name: next(line["forget"] for line in lines if line["case"] == name) for name in names}
-    yield "| number | " + " | ".join(f"{name} ({sizes[name]})" if name == "class" else name for name in names) + " |"
-    yield "|---|" + "---|" * len(names)
-    trusted: dict[str, list[str]] = defaultdict(list)
+    by_case = {name: [line for line in lines if line["case"] == name] for name in names}
+    found = {(n, name): rates(by_case[name], n) for n in numbers for name in names}
+    yield "| number | " + " | ".join(names) + " |"
+    yield "|---|" + "---:|" * len(names)
     for number in numbers:
-        cells = []
-        for name in names:
-            found = rates([line for line in lines if line["case"] == name], number)
-            cells.append(cell(found))
-            for row in ROWS:
-                if row in found and trusts(found, row):
-                    trusted[f"{row}, {name}"].append(number)
+        cells = [cell(found[number, name], rule) for name in names]
         if any(cells):
             yield f"| `{number}` | " + " | ".join(c or "–" for c in cells) + " |"
     yield ""
-    for where, several in trusted.items():
-        yield f"- **{where}**: " + ", ".join(f"`{n}`" for n in several)
+    for row in ROWS:
+        for name in names:
+            trusted = [f"`{n}`" for n in numbers if row in found[n, name] and trusts(found[n, name], row)]
+            if any(row in found[n, name] for n in numbers):
+                yield f"- {row}, {name}: {', '.join(trusted) or 'none'}"
 
 
-def cell(found: dict[str, tuple[int, int, int, int]]) -> str:
-    """Return ``no_op / head_mask / second`` found by the calibrated rule, with the interval rule in brackets."""
+def cell(found: dict[str, tuple[int, int, int, int]], rule: str) -> str:
+    """Return what was found of no_op, of head_mask where it applies, and of the further retrained models."""
     parts = []
     for row in (*ROWS, "second"):
-        if row in found:
-            hits, asked, told_, able = found[row]
-            parts.append(f"{hits}/{asked}" + (f" ({told_}/{able})" if able else ""))
+        hits, asked = found.get(row, (0, 0, 0, 0))[slice(0, 2) if rule == "calibrated" else slice(2, 4)]
+        if asked:
+            parts.append(f"{hits}/{asked}")
     return " · ".join(parts)
 
 
@@ -183,12 +180,14 @@ def main() -> None:
     runs.add_argument("--workers", type=int, default=2)
     runs.add_argument("--output", type=Path, required=True)
     runs.add_argument("--only", action="append", default=[])
-    steps.add_parser("table").add_argument("path", type=Path)
+    tables = steps.add_parser("table")
+    tables.add_argument("path", type=Path)
+    tables.add_argument("--rule", choices=("calibrated", "interval"), default="calibrated")
     given = parser.parse_args()
     if given.step == "run":
         run(given.seeds, given.workers, given.output, given.only)
     else:
-        print("\n".join(table(given.path)))
+        print("\n".join(table(given.path, given.rule)))
 
 
 if __name__ == "__main__":
