@@ -158,7 +158,8 @@ def cell(found: dict[str, tuple[int, int, int, int]], rule: str) -> str:
     """Return what was found of no_op, of head_mask where it applies, and of the further retrained models."""
     parts = []
     for row in (*ROWS, "second"):
-        hits, asked = found.get(row, (0, 0, 0, 0))[slice(0, 2) if rule == "calibrated" else slice(2, 4)]
+        counts = found.get(row, (0, 0, 0, 0))
+        hits, asked = (counts[0], counts[1]) if rule == "calibrated" else (counts[2], counts[3])
         if asked:
             parts.append(f"{hits}/{asked}")
     return " · ".join(parts)
