@@ -142,6 +142,13 @@ def test_a_second_retrained_model_seldom_raises_an_alarm(document):
     assert any_ / runs < 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
 
+def test_costs_and_weights_are_not_counted(wide):
+    section = wide["sections"][0]
+    there = told(section, model(section, "ssd"))
+    section["metrics"] = [m for m in section["metrics"] if m["group"] not in ("weights", "cost")]
+    assert told(section, model(section, "ssd")) == there
+
+
 def test_told_names_the_farthest(document):
     section = document["sections"][0]
     there = told(section, model(section, "no_op"))

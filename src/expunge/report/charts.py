@@ -88,8 +88,11 @@ def _reference(ax: Axes, section: Section, metric: Metric) -> None:
     by, floor = fmt.scale(metric["unit"]), doc.floor(section, metric["name"])
     if floor is not None:
         ends = [by * (goal - floor["x"]), by * (goal + floor["x"])]
-        if metric["unit"] == "1":
-            ends = [max(0.0, ends[0]), min(100.0, ends[1])]
+        low, high = metric.get("range") or ((0, 1) if metric["unit"] == "1" else (None, None))
+        ends = [
+            ends[0] if low is None else max(by * low, ends[0]),
+            ends[1] if high is None else min(by * high, ends[1]),
+        ]
         ax.axvspan(ends[0], ends[1], color=SKY, alpha=0.28, lw=0)
     ax.axvline(by * goal, color=BLUE, lw=1.4)
 

@@ -19,6 +19,7 @@ BOUNDS = (1, 2, 4, 8)
 FORGOTTEN = "accuracy/forget"
 FEW = 2
 ALPHA = 0.05
+UNCOUNTED = ("cost", "weights")  # groups in which a distance to retrained shows no trace: every edit starts elsewhere
 CHANCE = 0.5
 
 
@@ -98,8 +99,8 @@ def distance_class(times: float) -> int:
 
 
 def told(section: Section, model: Mapping[str, Any]) -> Told:
-    """Count the quantities on which a model is told from retrained: by the yardstick, and by tests."""
-    metrics = [m for m in section["metrics"] if m["group"] != "cost"]
+    """Count the quantities on which a model is told from retrained, by the yardstick and by tests."""
+    metrics = [m for m in section["metrics"] if m["group"] not in UNCOUNTED]
     lengths = [(times, m) for m in metrics if (times := length(section, model, m)) is not None]
     chances = [p for m in metrics if (p := chance(section, model, m)) is not None]
     times, farthest = max(lengths, key=lambda pair: pair[0], default=(0.0, None))

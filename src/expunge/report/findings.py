@@ -216,7 +216,7 @@ def _control(section: Section, model: Mapping[str, Any]) -> str:
     found, false = told(section, model), alarms(section)
     text = "a control that must look bad on something."
     if not found.measured:
-        return f"{text} {_sentence(section, model).capitalize()}"
+        return f"a control; {_sentence(section, model)}"
     every = fmt.count(found.measured, "quantity", "quantities")
     farther = "farther from retrained than the yardstick (the floor, else half the interval)"
     if not found.beyond:

@@ -28,6 +28,13 @@ AXES = {
     "probe": ("labelled samples a class", "recall of the forgotten class"),
     "relearn": ("steps", "forgotten samples right"),
 }
+HEADINGS = {
+    "probe/shots": "Reading the class out of the features",
+    "relearn/curve": "Relearning the forgotten",
+    "robustness/change": "Disturbing the model a little",
+    "weights/layers": "Weights, layer by layer",
+    "weights/buffers": "Buffers, layer by layer",
+}
 NOTES = {
     "probe": "What a small model reads out of the features, by how many labelled samples it is given. A network that "
     "never saw the forgotten samples needs more of them.",
@@ -116,6 +123,8 @@ def heading(name: str) -> str:
     >>> heading("subgroups/label"), heading("subgroups/camera/accuracy"), heading("probe/one_class")
     ('By class', 'By camera: accuracy', 'Probe: one class')
     """
+    if name in HEADINGS:
+        return HEADINGS[name]
     family, _, rest = name.partition("/")
     column, _, what = rest.partition("/")
     if family == "subgroups":

@@ -194,7 +194,8 @@ def _head(metric: Mapping[str, Any]) -> str:
     name = metric["name"]
     if name in HEADS:
         return HEADS[name]
-    short = name.removeprefix("accuracy/").replace("_", " ").replace("/", " ")
+    short = name.removeprefix("accuracy/").removeprefix("membership/").replace("_", " ").replace("/", " ")
+    short = short.removesuffix("auc") + "AUC" if short.endswith(" auc") else short
     unit = "" if metric["unit"] == "1" else f" {fmt.suffix(metric['unit']).strip()}"
     return "\n".join(fmt.plain(short + unit).split())
 
