@@ -32,6 +32,7 @@ from contract import (
 )
 from expunge import attacks, metrics
 from expunge.data import Data
+from expunge.evaluate import evaluate
 from expunge.evidence import Outputs
 from expunge.metric import Audit, Found, Metric, Number, Unavailable, Value
 from expunge.metrics import divergence as divergence_module
@@ -411,6 +412,28 @@ def test_everything_is_left_as_it_was(family: str, kind: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_copy_of_retrained_has_no_gap_to_it(family: str, kind: str) -> None:
     check_reference(made(family), setting(kind))
+
+
+def test_in_an_evaluation_a_copy_of_retrained_has_no_gap_in_any_number() -> None:
+    at = setting("class")
+    train = at.data["forget"]
+    whole = replace(train, positions=np.sort(np.concatenate([train.positions, at.data["retain"].positions])))
+    models = {"original": at.models["original"], "retrained": at.models["retrained"]}
+    scores = evaluate(
+        {**models, "copy": copy.deepcopy(at.models["retrained"])},
+        at.task,
+        train=whole,
+        test=at.data["test"],
+        holdout=at.data["holdout"],
+        scenario=at.scenario,
+        metrics=[made(family) for family in FAMILIES],
+        new_model=at.new_model,
+        runtime=QUIET,
+    )
+    gaps = {name: gap.x for name, gap in scores.gaps["copy"].items() if not name.startswith("cost/")}
+    assert len(gaps) > 50
+    assert {name: x for name, x in gaps.items() if abs(x) > 1e-9} == {}
+    assert sum(abs(gap.x) > 1e-3 for gap in scores.gaps["no_op"].values()) > 30
 
 
 @pytest.mark.parametrize("case", DEGENERATE)

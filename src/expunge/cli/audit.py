@@ -177,7 +177,7 @@ def _bounds(given: list[str], place: Any, measures: Any) -> Any:
     from expunge.bounds import Bound
 
     families = measures or [metrics.load(name)() for name in metrics.names()]
-    known = [name for family in families for name in family.numbers]
+    known = {name: number for family in families for name, number in family.numbers.items()}
     return [Bound.parse(text, known) for text in (*place.config.policy.bounds, *given)]
 
 
