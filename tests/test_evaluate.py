@@ -22,7 +22,7 @@ from expunge.metric import Unavailable, Value
 from expunge.metrics import names as families
 from expunge.report import render
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_subclass
-from expunge.scores import FLOOR, Scores, pooled
+from expunge.scores import FLOOR, Scores, pool, pooled
 from expunge.summary import document, section
 from expunge.task import Regression
 from expunge.train import Recipe, fit, fresh
@@ -182,6 +182,21 @@ def test_pooling_pairs_gaps_by_seed_and_never_invents_a_spread(tiny: World) -> N
     assert found["ssd"]["x"] == Unavailable("why")
     alone = pooled(runs[:1]).gaps["ssd"]["accuracy/forget"]
     assert (alone.low, alone.high) == (-math.inf, math.inf)
+
+
+def test_pooling_cuts_shares_to_their_range_and_changes_of_shares_not() -> None:
+    def ends(*xs: float, half: float = 0.0) -> tuple[float, float, float]:
+        found = pool([Value(x, x - half, x + half, 50) for x in xs])
+        assert isinstance(found, Value)
+        return found.low, found.x, found.high
+
+    assert ends(0.0, 0.1)[0] == 0.0
+    assert ends(0.9, 1.0)[2] == 1.0
+    low, x, high = ends(-0.02, 0.0)
+    assert low < x < high
+    assert low == pytest.approx(-0.01 - 0.01 * 12.706, rel=1e-3)  # t with one degree of freedom
+    assert ends(0.0, 0.02, half=0.01)[0] < 0  # a change whose intervals reach below zero
+    assert ends(1.2, 1.3)[2] > 1.3
 
 
 def test_only_like_runs_are_pooled(tiny: World) -> None:

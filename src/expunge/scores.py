@@ -153,14 +153,20 @@ def merged(scores: Scores, groups: Mapping[str, Sequence[str]]) -> Scores:
 
 
 def pool(found: Sequence[Value | Unavailable]) -> Value | Unavailable:
-    """Return the mean with a t interval, inside [0, 1] for shares; one undefined value makes the pool undefined."""
+    """Return the mean with a t interval, inside [0, 1] for shares; one undefined value makes the pool undefined.
+
+    Changes of shares may be negative, and some distances exceed 1: where a value does, that end is not cut.
+    """
     values = [v for v in found if isinstance(v, Value)]
     if len(values) < len(found):
         return next(v for v in found if isinstance(v, Unavailable))
     mean = stats.mean_t([v.x for v in values])
     if values[0].unit != "1" or len(values) == 1:
         return Value.of(mean, values[0].unit)
-    return Value(mean.x, max(0.0, mean.low), min(1.0, mean.high), mean.n)
+    signed = any(v.x < 0 or -math.inf < v.low < 0 for v in values)
+    large = any(v.x > 1 or 1 < v.high < math.inf for v in values)
+    low, high = mean.low if signed else max(0.0, mean.low), mean.high if large else min(1.0, mean.high)
+    return Value(mean.x, low, high, mean.n)
 
 
 def _series(runs: Sequence[Series]) -> dict[str, dict[Place, Value | Unavailable]]:
