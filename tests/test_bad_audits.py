@@ -186,6 +186,13 @@ def test_probabilities_for_logits(tiny: World, retrained: list[Unlearned]) -> No
     assert f"Nothing is said of original: {PROBABILITIES}." in every.caveats
 
 
+def test_probabilities_are_seen_where_no_unseen_sample_is_of_the_forgotten_kind(tiny: World) -> None:
+    soft = nn.Sequential(tiny.model, nn.Softmax(dim=1))
+    others = [i for i, y in zip(tiny.test.ids, tiny.test.targets().tolist(), strict=True) if y != 1]
+    scores = measured(tiny, {"original": tiny.model, "mine": soft}, test=tiny.test.subset(others))
+    assert scores.flaws == {"mine": PROBABILITIES}
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 def test_retrained_with_other_classes(classes: int, tiny: World) -> None:
     scores = measured(tiny, {"original": tiny.model, "retrained": headed(classes), "mine": tiny.model})

@@ -173,6 +173,7 @@ def test_outputs_work_them_out_once() -> None:
         (torch.full((2, 2, 2), 0.5), False),
         (torch.full((5, 1000), 0.001, dtype=torch.float16), True),
         (torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).softmax(dim=1), True),
+        (torch.randn(500, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=1).bfloat16().double(), True),
         (torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).log_softmax(dim=1), False),
         (torch.tensor([[0.2, math.nan]]), False),
     ],

@@ -92,7 +92,10 @@ def _signals(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def is_probabilities(outputs: Tensor) -> bool:
-    """Return whether outputs (N, K) look like probabilities: none negative, each row summing to 1 within 1e-3."""
+    """Return whether outputs (N, K) look like probabilities: none negative, each row summing to 1 within 0.005.
+
+    Probabilities in bfloat16 are each off by up to 2⁻⁹ of their size, and so is their sum.
+    """
     if outputs.dim() != 2 or outputs.shape[1] < 2 or len(outputs) == 0:
         return False
-    return bool((outputs >= 0).all()) and bool(((outputs.sum(dim=1) - 1).abs() < 1e-3).all())
+    return bool((outputs >= 0).all()) and bool(((outputs.sum(dim=1) - 1).abs() < 5e-3).all())
