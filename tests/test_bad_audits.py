@@ -245,6 +245,32 @@ def test_retrained_for_another_request(which: str, tiny: World, retrained: list[
         assert "accuracy/test" not in scores.floor
 
 
+def test_retrained_twice_from_one_seed_is_no_floor(tiny: World, retrained: list[Unlearned]) -> None:
+    models = {"original": tiny.model, "retrained": [retrained[0], without(tiny, tiny.scenario.forget, 1)]}
+    scores = measured(tiny, models)
+    why = "it has the weights of retrained to the bit: a floor needs one retrained from another seed"
+    assert scores.flaws == {FLOOR: why}
+    assert f"Nothing is said of {FLOOR}: {why}." in scores.caveats
+    assert [name for name in scores.floor if not name.startswith(("cost/", "weights/"))] == []
+    scores = measured(tiny, {"original": tiny.model, "retrained": copy.deepcopy(tiny.model)})
+    assert scores.flaws == {"retrained": "it has the original's weights to the bit, and so was not retrained"}
+    assert "accuracy/forget" not in scores.gaps["no_op"]
+
+
+def test_a_method_run_for_another_request(tiny: World, retrained: list[Unlearned]) -> None:
+    def made(ids: Sequence[str]) -> Unlearned:
+        retain = tiny.train.without(ids)
+        return unlearn(load("finetune")(), tiny.model, tiny.task, forget=list(ids), retain=retain, recipe=tiny.recipe)
+
+    wanted = list(tiny.scenario.forget)
+    sets = {"right": wanted, "fewer": wanted[1:], "more": [*wanted, tiny.retain.ids[0]], "other": tiny.retain.ids[:4]}
+    scores = measured(tiny, {"original": tiny.model, "retrained": retrained} | {n: made(i) for n, i in sets.items()})
+    why = "it was made to forget other samples than those of this request"
+    assert scores.flaws == dict.fromkeys(("fewer", "more", "other"), why)
+    assert scores["other"]["accuracy/forget"] == Unavailable(why)
+    assert isinstance(scores["right"]["accuracy/forget"], Value)
+
+
 def test_too_few_samples_and_one_class_splits(tiny: World, retrained: list[Unlearned]) -> None:
     models = {"original": tiny.model, "retrained": retrained}
     labels = dict(zip(tiny.test.ids, tiny.test.targets().tolist(), strict=True))

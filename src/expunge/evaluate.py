@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from expunge import attacks as attack_registry
-from expunge import methods
+from expunge import methods, tensors
 from expunge import metrics as metric_registry
 from expunge.data import Data
 from expunge.errors import Misfit, NotFinite, UserError, listing
@@ -117,7 +117,7 @@ def evaluate(
                 raise
             outputs, flaw = {}, f"its outputs do not fit the labels ({_lower(str(error).partition(': ')[0])})"
         inherited = flaws.get("original") if _is_control(name) else None  # it is made of the original
-        if why := flaw or inherited or _other_request(named[name], name, scenario):
+        if why := flaw or inherited or _other_request(named[name], name, scenario) or _copy(name, named):
             flaws[name] = why
         return outputs
 
@@ -300,13 +300,36 @@ def _collect(
 
 
 def _other_request(model: Model, name: str, scenario: Scenario) -> str:
-    """Return why a retrained model is no reference: its state says that it forgot others than the scenario's."""
-    if not isinstance(model, Unlearned) or not (name == REFERENCE or name.startswith(FLOOR)):
+    """Return why a result is none of this request: its state says that it forgot others than the scenario's."""
+    if not isinstance(model, Unlearned):
         return ""
     gone, stayed = (forgotten(model.state, ids) for ids in (scenario.forget, scenario.retain))
     if gone is None or stayed is None or (gone.all() and not stayed.any()):
         return ""
-    return "it was retrained without other samples than those of this request"
+    if _is_retrained(name):
+        return "it was retrained without other samples than those of this request"
+    return "it was made to forget other samples than those of this request"
+
+
+def _copy(name: str, named: Mapping[str, Model]) -> str:
+    """Return why a retrained model says nothing: it is one that is there already, and so near to it for no merit.
+
+    Two retrained models of one seed are the same to the bit; the floor between them would be 0.
+    """
+    if not _is_retrained(name):
+        return ""
+    own = _module(named[name])
+    there = [n for n in named if n == "original" or _is_retrained(n)]
+    for other in there[: there.index(name)] if any(True for _ in own.parameters()) else []:
+        if tensors.weights_digest(_module(named[other])) == tensors.weights_digest(own):
+            if other == "original":
+                return "it has the original's weights to the bit, and so was not retrained"
+            return f"it has the weights of {other} to the bit: a floor needs one retrained from another seed"
+    return ""
+
+
+def _is_retrained(name: str) -> bool:
+    return name == REFERENCE or name.startswith(FLOOR)
 
 
 def _caveats(
