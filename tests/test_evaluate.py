@@ -300,3 +300,11 @@ def test_replicates_and_several_retrained_models_reach_the_report(tiny: World) -
     assert scores.floor["loss/test"].x == pytest.approx(float(want))
     page = document([section(scores, name="a", text="b", counts={"train": 39})], title="t", lead="l", command=None)
     assert "mine #2" in render(page)
+
+
+def test_counts_given_up_at_their_cap_pool_to_a_lower_bound() -> None:
+    found = pool([Value(20, -math.inf, math.inf, 1, "steps"), Value(250, 250, math.inf, 1, "steps")])
+    assert found == Value(135.0, 135.0, math.inf, 2, "steps")
+    plain = pool([Value(20, -math.inf, math.inf, 1, "steps"), Value(24, -math.inf, math.inf, 1, "steps")])
+    assert isinstance(plain, Value)
+    assert math.isfinite(plain.high)

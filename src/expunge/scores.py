@@ -155,12 +155,15 @@ def merged(scores: Scores, groups: Mapping[str, Sequence[str]]) -> Scores:
 def pool(found: Sequence[Value | Unavailable]) -> Value | Unavailable:
     """Return the mean with a t interval, inside [0, 1] for shares; one undefined value makes the pool undefined.
 
-    Changes of shares may be negative, and some distances exceed 1: where a value does, that end is not cut.
+    Changes of shares may be negative, and some distances exceed 1: where a value does, that end is not cut. Where a
+    count was given up at its cap, its interval [cap, ∞), the mean is a lower bound as well.
     """
     values = [v for v in found if isinstance(v, Value)]
     if len(values) < len(found):
         return next(v for v in found if isinstance(v, Unavailable))
     mean = stats.mean_t([v.x for v in values])
+    if any(math.isfinite(v.low) and v.high == math.inf for v in values):
+        return Value(mean.x, mean.x, math.inf, mean.n, values[0].unit)
     if values[0].unit != "1" or len(values) == 1:
         return Value.of(mean, values[0].unit)
     signed = any(v.x < 0 or -math.inf < v.low < 0 for v in values)

@@ -66,7 +66,7 @@ class Paired(Metric):
                 "difference of predictions, forget set", goal=Goal.MIN, range=(0.0, math.inf)
             ),
             "paired/shift": self.number("forget set known better than by retrained"),
-            "paired/excess": self.number("the same, beyond unseen samples"),
+            "paired/excess": self.number("forget set known better, beyond unseen samples"),
         }
 
     def measure(self, audit: Audit) -> Found:
