@@ -78,6 +78,21 @@ def test_of_several_the_first_is_named_and_transforms_do_not_hide_it() -> None:
     )
 
 
+def test_training_samples_among_the_unseen_are_named_whatever_their_ids() -> None:
+    x = torch.arange(6.0)[:, None]
+    sets = {"test": data(x[[5, 2, 0]], "t"), "holdout": data(x[[4, 4]] + 9, "h")}
+    found = near_duplicates(data(x[:2], "f"), data(x[2:5], "r"), {}, sets)
+    assert found.seen == {"test": (("t1", "r0"), ("t2", "f0"))}
+    assert found.sentences() == [
+        "2 of the test samples stand in the training data too, to the bit: t1 ~ r0, t2 ~ f0. "
+        "They count as unseen, and make members look like others."
+    ]
+    one = near_duplicates(data(x[:2], "f"), data(x[1:5], "r"), {}, {"test": data(x[:1], "t")})
+    assert one.seen["test"] == (("t0", "f0"),)
+    assert one.sentences() == [one.sentence(), one.sentences()[1]]
+    assert one.sentences()[1].startswith("1 of the test samples stands in")
+
+
 def test_planted_near_duplicates_are_found() -> None:
     stay, own = draw(500, 10), draw(100, 11)
     own[[3, 50, 99]] = stay[[10, 20, 30]] + 0.01 * draw(3, 12) - 0.05

@@ -343,8 +343,9 @@ def _caveats(
         found.append(f"The retrained model gives {what}: what compares the two sample by sample is left out.")
     # Features of a model that was trained on the forget set would bring it near to what it was trained beside.
     seen_by = {} if REFERENCE in flaws else kept.get(REFERENCE, {})
-    twins = near_duplicates(splits["forget"], splits["retain"], seen_by)
-    return (*dict.fromkeys(found), *([twins.sentence()] if twins.pairs else []))
+    unseen = {name: splits[name] for name in ("test", "holdout") if name in splits}
+    twins = near_duplicates(splits["forget"], splits["retain"], seen_by, unseen)
+    return (*dict.fromkeys(found), *twins.sentences())
 
 
 def _lower(text: str) -> str:

@@ -1,10 +1,10 @@
-"""Near-duplicates of forget samples among those that stay: what they teach the model stays with them."""
+"""Near-duplicates of forget samples among those that stay, and training samples among those that count as unseen."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,11 +31,13 @@ class Twins:
         pairs: (forget id, retain id, whether the inputs are the same to the bit), nearest first.
         forget: samples in the forget set.
         chance: near-duplicates to expect by accident.
+        seen: by name of a set that counts as unseen, (id there, training id) of samples with the same inputs.
     """
 
     pairs: tuple[tuple[str, str, bool], ...]
     forget: int
     chance: float
+    seen: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Return what a reader must know of them."""
@@ -55,8 +57,22 @@ class Twins:
         shown = listing([f"{a} ~ {b}" for a, b, _ in (*exact, *near)], SHOWN)
         return f"{'; '.join(parts)}: {shown}. What such twins teach the model stays, and looks like membership."
 
+    def sentences(self) -> list[str]:
+        """Return what a reader must know of them, and of each set of unseen samples that were trained on."""
+        found = [self.sentence()] if self.pairs else []
+        for name, pairs in self.seen.items():
+            stand = "stands" if len(pairs) == 1 else "stand"
+            shown = listing([f"{a} ~ {b}" for a, b in pairs], SHOWN)
+            found.append(
+                f"{len(pairs)} of the {name} samples {stand} in the training data too, to the bit: {shown}. "
+                "They count as unseen, and make members look like others."
+            )
+        return found
 
-def near_duplicates(forget: Data, retain: Data, seen_by: Mapping[str, Outputs]) -> Twins:
+
+def near_duplicates(
+    forget: Data, retain: Data, seen_by: Mapping[str, Outputs], unseen: Mapping[str, Data] | None = None
+) -> Twins:
     """Return the twins of forget samples in the retain set: same inputs, or nearer features than unseen samples have.
 
     A forget sample is a near-duplicate where the cosine of its features, centred by the mean of the retained ones, with
@@ -71,34 +87,43 @@ def near_duplicates(forget: Data, retain: Data, seen_by: Mapping[str, Outputs]) 
         forget: samples to forget.
         retain: samples that stay.
         seen_by: outputs of the retrained model by split, with one tap; without features only exact twins are found.
+        unseen: sets that count as unseen, by name, to be searched for training samples under other ids.
 
     Returns:
-        The pairs, exact ones first.
+        The pairs, exact ones first, and the training samples among the unseen.
     """
-    exact, ids = _exact(forget, retain), forget.ids
+    of_forget, of_retain = _first(forget), _first(retain)
+    exact, ids = _exact(forget, of_retain), forget.ids
+    trained = of_retain | of_forget
+    again = {name: tuple(_exact(data, trained).items()) for name, data in (unseen or {}).items()}
+    again = {name: found for name, found in again.items() if found}
     pairs = [(a, b, True) for a, b in exact.items()]
     rest = np.asarray([i for i, key in enumerate(ids) if key not in exact], dtype=np.int64)
     test = next((s for s in ("test_forget", "test") if len(seen_by.get(s) or ())), "test")
     parts = [seen_by.get(split) for split in ("forget", "retain", test)]
     flat = [_flat(o) for o in parts if o is not None and o.features and len(o)]
     if len(flat) < 3 or len(rest) == 0:
-        return Twins(tuple(pairs), len(forget), 0.0)
-    own, stay, unseen = flat
+        return Twins(tuple(pairs), len(forget), 0.0, again)
+    own, stay, others = flat
     middle = stay.mean(dim=0)
     stay = _units(stay, middle)
     there, at = _nearest(_units(own[torch.from_numpy(rest)], middle), stay)
-    bar, k, m = _bar(_nearest(_units(unseen[:: -(-len(unseen) // ENOUGH)], middle), stay)[0])
+    bar, k, m = _bar(_nearest(_units(others[:: -(-len(others) // ENOUGH)], middle), stay)[0])
     above = there > bar
     if above.any() and betabinom.sf(above.sum() - 1, len(rest), k, m - k + 1) < SURE:
-        others = retain.ids
-        pairs += [(ids[rest[i]], others[at[i]], False) for i in np.argsort(-there, kind="stable") if above[i]]
-    return Twins(tuple(pairs), len(forget), len(rest) * k / (m + 1))
+        stays = retain.ids
+        pairs += [(ids[rest[i]], stays[at[i]], False) for i in np.argsort(-there, kind="stable") if above[i]]
+    return Twins(tuple(pairs), len(forget), len(rest) * k / (m + 1), again)
 
 
-def _exact(forget: Data, retain: Data) -> dict[str, str]:
-    """Return the id of the first retained sample with the same inputs, by forget id."""
-    where = dict(zip(retain.contents().tolist()[::-1], retain.ids[::-1], strict=True))
-    return {i: where[h] for i, h in zip(forget.ids, forget.contents().tolist(), strict=True) if h in where}
+def _first(data: Data) -> dict[int, str]:
+    """Return the id of the first sample with some inputs, by their hash."""
+    return dict(zip(data.contents().tolist()[::-1], data.ids[::-1], strict=True))
+
+
+def _exact(data: Data, where: Mapping[int, str]) -> dict[str, str]:
+    """Return whose inputs are the same, by id."""
+    return {i: where[h] for i, h in zip(data.ids, data.contents().tolist(), strict=True) if h in where}
 
 
 def _bar(values: NDArray[np.float64]) -> tuple[float, int, int]:
