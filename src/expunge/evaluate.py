@@ -93,7 +93,8 @@ def evaluate(
         Values, gaps, floor, and what plots need.
 
     Raises:
-        UserError: no model, an unknown metric or attack, or ids that are not in the data.
+        UserError: no model, an unknown metric or attack, two metrics of one number, ids that are not in the data, or
+            unseen canaries that were trained on.
     """
     runtime = runtime or Runtime()
     if not models:
@@ -264,10 +265,20 @@ def _same_content(one: Data, other: Data) -> bool:
 
 
 def _planted(planted: Data, unseen: Data, scenario: Scenario) -> dict[str, Data]:
-    """Return the canaries that are forgotten, those that stay, and those never trained on."""
-    forget = set(scenario.forget)
-    gone = [i for i in planted.ids if i in forget]
-    parts = {"canary": planted.subset(gone), "canary_kept": planted.without(gone), "canary_unseen": unseen}
+    """Return the canaries that are forgotten, those that stay, and those never trained on.
+
+    Planted ones that an earlier request took out of the training set are none of these.
+
+    Raises:
+        UserError: an unseen one is in the training set.
+    """
+    forget, retain = set(scenario.forget), set(scenario.retain)
+    trained = [i for i in unseen.ids if i in forget or i in retain]
+    if trained:
+        remedy = "pass as train, and build the scenario on, the data as it was trained on: Canaries.applied(data)"
+        raise UserError("unseen canaries outside the training set", f"{listing(trained)} in it", remedy)
+    gone, stay = ([i for i in planted.ids if i in ids] for ids in (forget, retain))
+    parts = {"canary": planted.subset(gone), "canary_kept": planted.subset(stay), "canary_unseen": unseen}
     return {name: data for name, data in parts.items() if len(data)}
 
 

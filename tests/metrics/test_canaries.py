@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from expunge import zoo
 from expunge.canaries import Canaries, plant
 from expunge.data import Data
+from expunge.errors import UserError
 from expunge.evaluate import evaluate
 from expunge.evidence import Outputs
 from expunge.methods import load as method
@@ -186,3 +187,19 @@ def test_planted_forgotten_and_measured(tmp_path: Path) -> None:
     others = measured(forget_ids(train, retain.without(list(manifest.planted)[1::2]).ids[:30]))
     assert others["original"][FORGOTTEN] == Unavailable("no planted canary is in the forget set")
     assert isinstance(others["original"][KEPT], Value)
+
+
+def test_canaries_of_an_earlier_request_do_not_count_as_kept_and_trained_ones_not_as_unseen() -> None:
+    x = torch.arange(40.0)[:, None]
+    full = Data.from_arrays(x, [0, 1] * 20)
+    train, manifest = plant(full, 6)
+    earlier, now = list(manifest.planted)[:2], list(manifest.planted)[2:4]
+    given: dict[str, Any] = {"train": train.without(earlier), "metrics": ["canaries"], "runtime": QUIET}
+    case = forget_ids(given["train"], now)
+    given |= {"scenario": case, "canaries": manifest.samples(full)}
+    scores = evaluate({"mine": nn.Linear(1, 2)}, Classification(), **given)
+    assert scores["mine"][FORGOTTEN].n == 2 + 6
+    assert scores["mine"][KEPT].n == 2 + 6
+    whole = given | {"train": full, "scenario": forget_ids(full, now)}
+    with pytest.raises(UserError, match="unseen canaries outside the training set, got .* in it: pass as train"):
+        evaluate({"mine": nn.Linear(1, 2)}, Classification(), **whole)
