@@ -20,6 +20,7 @@ from expunge.files import canonical
 from expunge.methods import load
 from expunge.metric import Unavailable, Value
 from expunge.metrics import names as families
+from expunge.metrics.cost import Cost
 from expunge.report import render
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_subclass
 from expunge.scores import FLOOR, Scores, pool, pooled
@@ -212,7 +213,8 @@ def test_only_like_runs_are_pooled(tiny: World) -> None:
 
 def test_a_list_of_results_is_pooled_under_one_name(tiny: World) -> None:
     both = [world("class").model, tiny.model]
-    scores = evaluate({"mine": both}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=["accuracy"])
+    chosen = ["accuracy", "accuracy"]  # asked for twice, run once
+    scores = evaluate({"mine": both}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=chosen)
     assert list(scores.values) == ["mine"]
     assert scores["mine"]["accuracy/forget"].n == 2
 
@@ -224,6 +226,8 @@ def test_a_list_of_results_is_pooled_under_one_name(tiny: World) -> None:
         ({"a": 3}, {}, "a module or unlearn result under 'a', got int"),
         ({"a": "model"}, {"metrics": ["acuracy"]}, "a known metric, got 'acuracy': did you mean 'accuracy'"),
         ({"a": "model"}, {"attacks": ["los"]}, "a known attack, got 'los'"),
+        ({"a": "model"}, {"metrics": ["cost"], "attacks": ["loss"]}, "'membership' among the metrics, .* got none"),
+        ({"a": "model"}, {"metrics": ["cost", Cost()]}, "each number from one metric, got cost/seconds, .* several"),
     ],
 )
 def test_bad_calls_are_refused(models: dict[str, Any], more: dict[str, Any], text: str, tiny: World) -> None:

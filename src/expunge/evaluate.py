@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -182,14 +183,23 @@ def _metrics(
 ) -> list[Metric]:
     for name in attacks or ():
         attack_registry.load(name)
+    given = list[str | Metric](metric_registry.names() if metrics is None else metrics)
+    if attacks is not None and "membership" not in given:
+        remedy = "add it, or give Membership(names=...) and no attacks"
+        raise UserError("'membership' among the metrics, which runs the attacks", "none", remedy)
     found: list[Metric] = []
-    for metric in metric_registry.names() if metrics is None else metrics:
+    for metric in (m for i, m in enumerate(given) if isinstance(m, Metric) or m not in given[:i]):
         if isinstance(metric, Metric):
             found.append(metric)
         elif metric == "membership":
             found.append(Membership(names=None if attacks is None else tuple(attacks), shadows=shadows))
         else:
             found.append(metric_registry.load(metric)())
+    counts = Counter(name for metric in found for name in metric.numbers)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        remedy = "evaluate them one after the other, or leave one out"
+        raise UserError("each number from one metric", f"{listing(twice)} from several", remedy)
     return found
 
 
