@@ -122,8 +122,11 @@ def rates(lines: list[dict[str, Any]], number: str) -> dict[str, tuple[int, int,
     for seed, models in by_seed.items():
         others = [gap for s, gaps in again.items() if s != seed for gap in gaps]
         for model, numbers in models.items():
+            if model == "goals":
+                continue
             row = "second" if model.startswith(FLOOR) else model
-            if model == "goals" or number not in numbers or not others:
+            counts[row]  # a row whose number is never there still has its place in the table
+            if number not in numbers or not others:
                 continue
             counts[row][0] += abs(numbers[number]["gap"]) > max(others)
             counts[row][1] += 1
@@ -149,7 +152,7 @@ def table(path: Path, rule: str) -> Iterator[str]:
     yield ""
     for row in ROWS:
         for name in names:
-            trusted = [f"`{n}`" for n in numbers if row in found[n, name] and trusts(found[n, name], row)]
+            trusted = [f"`{n}`" for n in numbers if trusts(found[n, name], row)]
             if any(row in found[n, name] for n in numbers):
                 yield f"- {row}, {name}: {', '.join(trusted) or 'none'}"
 
@@ -160,14 +163,14 @@ def cell(found: dict[str, tuple[int, int, int, int]], rule: str) -> str:
     for row in (*ROWS, "second"):
         counts = found.get(row, (0, 0, 0, 0))
         hits, asked = (counts[0], counts[1]) if rule == "calibrated" else (counts[2], counts[3])
-        if asked:
-            parts.append(f"{hits}/{asked}")
-    return " · ".join(parts)
+        if row in found:
+            parts.append(f"{hits}/{asked}" if asked else "–")
+    return " · ".join(parts) if any(part != "–" for part in parts) else ""
 
 
 def trusts(found: dict[str, tuple[int, int, int, int]], row: str) -> bool:
     """Return whether a row is found in 9 of 10 seeds with at most one false alarm in ten, by the calibrated rule."""
-    hits, asked = found[row][:2]
+    hits, asked = found.get(row, (0, 0, 0, 0))[:2]
     wrong, tried = found.get("second", (0, 0, 0, 0))[:2]
     return asked > 0 and tried > 0 and hits >= SURE * asked and wrong <= QUIET * tried
 

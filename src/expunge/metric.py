@@ -112,11 +112,13 @@ class Kept:
         series: values by name and place: a curve by its abscissa, groups by their name.
         samples: per-sample numbers by name.
         gaps: differences to retrained by number, where a metric can pair samples.
+        fits: attacks fitted on the audited model, by their settings; see `Audit.fitted`.
     """
 
     series: dict[str, dict[Place, Value | Unavailable]] = field(default_factory=dict)
     samples: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     gaps: Found = field(default_factory=dict)
+    fits: dict[str, Attack] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +200,15 @@ class Audit:
             self.shared[name] = work()
         found: T = self.shared[name]
         return found
+
+    def fitted(self, attack: Attack, shadows: Sequence[Evidence] = ()) -> Attack:
+        """Return an attack fitted on the audited model, once for all measures that use it with the same settings."""
+        if shadows:
+            return attack.fit(self, shadows)
+        key = f"{type(attack).__module__} {attack!r}"
+        if key not in self.kept.fits:
+            self.kept.fits[key] = attack.fit(self)
+        return self.kept.fits[key]
 
     def record(self, name: str, at: Place, value: Value | Unavailable) -> None:
         """Keep one value of a series, such as a point of a curve or one subgroup."""

@@ -62,7 +62,7 @@ class Membership(Metric):
             if reason:
                 found |= dict.fromkeys(self._numbers(name, type(attack)), Unavailable(reason))
             else:
-                found |= self._run(name, attack.fit(audit, self.shadows), audit)
+                found |= self._run(name, audit.fitted(attack, self.shadows), audit)
         return found
 
     def _names(self) -> Sequence[str]:
@@ -79,11 +79,12 @@ class Membership(Metric):
         }
 
     def _run(self, name: str, attack: Attack, audit: Audit) -> Found:
-        members, others = member_scores(attack, audit)
         if attack.threshold is not None:
+            members = _scores(attack, audit, "forget")
             called = int((members > attack.threshold).sum())
             count = called if attack.counts == "members" else len(members) - called
             return {f"membership/{name}": Value.of(stats.wilson(count, len(members)))}
+        members, others = member_scores(attack, audit)
         prefix, keys = f"membership/{name}", self._numbers(name, type(attack))
         if len(others) == 0:
             return dict.fromkeys(keys, Unavailable("no unseen sample of the forgotten kind"))

@@ -92,7 +92,7 @@ def efficacy(audit: Audit) -> float | Unavailable:
     reason = missing(attack.needs | {"forget", "test"}, audit) or attack.declines(audit)
     if reason:
         return Unavailable(f"MIA efficacy cannot be had: {reason}")
-    scores = attack.fit(audit).score(audit.said("forget"))
+    scores = audit.fitted(attack).score(audit.said("forget"))
     return float((scores <= 0).double().mean())
 
 
