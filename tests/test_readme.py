@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge import methods
+from expunge import attacks, methods, metrics
 from expunge.data import Data
 from expunge.fisher import diagonal, kernels, rules
 from expunge.methods import load
@@ -54,6 +54,25 @@ def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, object] = {}
     exec(code, scope)
     assert "Value(x=" in capsys.readouterr().out
+
+
+def test_the_page_on_the_audit_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    scope: dict[str, object] = {}
+    exec("\n".join(blocks("docs/guide.md", "python")), scope)  # whose model, data and scores it goes on with
+    capsys.readouterr()
+    exec("\n".join(blocks("docs/audit.md", "python")), scope)
+    said = capsys.readouterr().out
+    assert said.count("Bound ") == 2
+    assert "Value(x=" in said
+
+
+def test_the_page_on_the_audit_names_every_family_and_attack() -> None:
+    page = (ROOT / "docs/audit.md").read_text()
+    table = page[page.index("| family |") : page.index("**Which of these")]
+    missing = [name for name in metrics.names() if f"`{name}" not in table and name != "membership"]
+    missing += [name for name in attacks.names() if f"/{name}`" not in table]
+    assert missing == []
 
 
 def test_the_page_on_the_diagonal_runs(monkeypatch: pytest.MonkeyPatch) -> None:
