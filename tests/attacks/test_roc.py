@@ -57,8 +57,26 @@ def test_rate_equals_a_search_over_all_thresholds(members: list[float], others: 
         return
     assert found.x == pytest.approx(best, abs=1e-12)
     interval = binomtest(round(best * len(a)), len(a)).proportion_ci(method="wilson")
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert found.low <= interval.low + 1e-9
+    assert found.high >= interval.high - 1e-9
     assert found.n == len(a)
+
+
+def test_the_interval_of_a_rate_holds_the_error_of_its_threshold():
+    """Of 1000 others 4 to 17 lie above the true threshold: the members above the 4th and the 18th largest."""
+    others = np.arange(1000.0)
+    members = np.r_[np.full(20, 998.5), np.full(10, 995.5), np.full(30, 985.5), np.full(40, 0.5)]
+    found = _roc.tpr_at(members, others, 0.01)
+    own = binomtest(30, 100).proportion_ci(method="wilson")
+    assert found.x == 0.3
+    assert found.low == pytest.approx(0.3 - np.hypot(0.3 - own.low, 0.1))
+    assert found.high == pytest.approx(0.3 + np.hypot(own.high - 0.3, 0.3))
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        found = _roc.tpr_at(rng.normal(2, 1, 300), rng.normal(0, 1, 1000), 0.01)
+        held += found.low <= 0.3721 <= found.high  # 1 − Φ(Φ⁻¹(0.99) − 2)
+    assert held / 300 > 0.93
 
 
 @pytest.mark.parametrize(("others", "defined"), [(99, False), (100, True), (101, True)])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import binom
 from sklearn.model_selection import StratifiedKFold
 
 from expunge import stats
@@ -44,20 +47,28 @@ def auc(members: Scores, others: Scores) -> Value | Unavailable:
 
 
 def tpr_at(members: Scores, others: Scores, rate: float) -> Value | Unavailable:
-    """Return the largest true positive rate at a false positive rate of at most ``rate``, Wilson's interval.
+    """Return the largest true positive rate at a false positive rate of at most ``rate``.
 
-    The interval is that of the members at the threshold found; the threshold's own error is not in it.
+    The 95 % interval holds two errors, added in squares on either side: that of the share of members above a threshold
+    (Wilson's), and that of the threshold, for a few others settle it. Of m others, Binomial(m, rate) lie above the true
+    one; its 2.5 % and 97.5 % quantiles bound it by two of them, and the members above these bound the rate. Where less
+    than one other is to be expected above it at the lower quantile, as of fewer than some 370 others at 1 %, there is
+    no lower bound beside 0.
     """
-    least = int(np.ceil(1 / rate))
-    if len(others) < least:
-        return Unavailable(f"a false positive rate of {rate:g} needs {least} unseen samples, there are {len(others)}")
+    m, least = len(others), int(np.ceil(1 / rate))
+    if m < least:
+        return Unavailable(f"a false positive rate of {rate:g} needs {least} unseen samples, there are {m}")
     if len(members) == 0:
         return Unavailable("there are no members")
     if np.ptp(np.concatenate([members, others])) == 0:
         return Unavailable("all scores are equal")
     fpr, tpr = curve(members, others)
-    best = float(tpr[fpr <= rate].max())
-    return Value.of(stats.wilson(round(best * len(members)), len(members)))
+    x = float(tpr[fpr <= rate].max())
+    own = stats.wilson(round(x * len(members)), len(members))
+    few, many = (int(binom.ppf(p, m, rate)) for p in (0.025, 0.975))
+    down, up = float(tpr[fpr <= (few - 1) / m].max(initial=0.0)), float(tpr[fpr <= many / m].max())
+    low, high = math.hypot(x - own.low, x - min(x, down)), math.hypot(own.high - x, max(x, up) - x)
+    return Value(x, max(0.0, x - low), min(1.0, x + high), len(members))
 
 
 def balanced_accuracy(members: Scores, others: Scores, seed: int) -> Value | Unavailable:
