@@ -150,11 +150,13 @@ def test_shots_are_kept_as_a_curve() -> None:
     assert list(curve) == [1, 2, 5, 10]
     assert isinstance(one, Value)
     assert one.x > 0.99
+    assert one.low <= 30 / (30 + 1.96**2) + 0.001  # all of 30 found, in every draw, is no certainty
+    assert one.n == 30
     for shots in (1, 2, 5):
         point = curve[shots]
         assert isinstance(point, Value)
         assert point.x > 0.99
-        assert (point.high, point.n) == (1.0, 20)
+        assert (point.high, point.n) == (1.0, 30)
     assert curve[10] == Unavailable("10 shots of every class are needed, one has 5")
 
 

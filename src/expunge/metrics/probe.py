@@ -32,7 +32,8 @@ class Probe(Metric):
 
     ``probe/one_shot``, of a forgotten class: its recall by a logistic regression fitted with few labelled training
     samples. For each of several draws it is fitted on ``shots`` samples of every class, the forgotten one included,
-    and its recall on unseen samples of the forgotten class is taken; the mean over draws with a t interval over draws.
+    and its recall on unseen samples of the forgotten class is taken; the mean over draws. Its interval holds the error
+    of the draws (t) and of the few unseen samples (Wilson's), added in squares on either side, and is rather too wide.
     A network that has learned the class lays it out so that one example finds the others; one that never saw it does
     less so. Many shots tell little: even random features then suffice on easy data. The series ``probe/shots`` shows
     it by shots; there the probe is the ridge regression of `ridge`, in closed form and so quick at any size.
@@ -124,13 +125,13 @@ class Probe(Metric):
             if counts.min() >= shots:
                 drawn = self._draws(rows, shots, "probe/shots", audit.seed, shots)
                 fitted = (ridge(_pick(parts, tap, at), labels[at], there) for at in drawn)
-                found = _within(stats.mean_t([float((g == audit.scenario.target).mean()) for g in fitted]))
+                found = _recall(np.stack([g == audit.scenario.target for g in fitted]))
             audit.record("probe/shots", shots, found)
         if counts.min() < self.shots:
             return _few(self.shots, counts)
         drawn = self._draws(rows, self.shots, "probe", audit.seed)
         guesses = (_logistic(_pick(parts, tap, at), labels[at], there) for at in drawn)
-        return Value.of(stats.mean_t([float((g == audit.scenario.target).mean()) for g in guesses]))
+        return _recall(np.stack([g == audit.scenario.target for g in guesses]))
 
     def _draws(self, rows: Sequence[Labels], shots: int, *names: object) -> Iterator[Labels]:
         """Yield positions of as many samples of every class, drawn anew each time."""
@@ -152,9 +153,7 @@ class Probe(Metric):
             other = self._read_out(audit, "retrained")
             if not isinstance(other, Unavailable):
                 audit.kept.gaps["probe/label"] = Value.of(stats.paired(own, other))
-        total, n = float(own.sum()), len(own)
-        few, many = math.floor(total + 1e-9), math.ceil(total - 1e-9)
-        return Value(total / n, stats.wilson(few, n).low, stats.wilson(many, n).high, n)
+        return _shares(own)
 
     def _read_out(self, audit: Audit, role: str) -> Features | Unavailable:
         """Return the share of draws in which each forget sample's label is read out of a role's features."""
@@ -254,8 +253,19 @@ def _few(shots: int, counts: Labels) -> Unavailable:
     return Unavailable(f"{shots} shots of every class are needed, one has {counts.min()}")
 
 
-def _within(interval: stats.Interval) -> Value:
-    return Value(interval.x, max(0.0, interval.low), min(1.0, interval.high), interval.n)
+def _recall(found: NDArray[np.bool_]) -> Value:
+    """Return the share of unseen samples that are found (draws, N), with the error of the draws and of the samples."""
+    drawn, asked = stats.mean_t(found.mean(axis=1)), _shares(found.mean(axis=0))
+    low = drawn.x - math.hypot(drawn.x - drawn.low, drawn.x - asked.low)
+    high = drawn.x + math.hypot(drawn.high - drawn.x, asked.high - drawn.x)
+    return Value(drawn.x, max(0.0, low), min(1.0, high), asked.n)
+
+
+def _shares(found: Features) -> Value:
+    """Return the mean of each sample's share of draws (N,); Wilson's interval, from the counts around their sum."""
+    total, n = float(found.sum()), len(found)
+    few, many = math.floor(total + 1e-9), math.ceil(total - 1e-9)
+    return Value(total / n, stats.wilson(few, n).low, stats.wilson(many, n).high, n)
 
 
 def _labels(outputs: Outputs) -> Labels:
