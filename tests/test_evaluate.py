@@ -312,3 +312,15 @@ def test_counts_given_up_at_their_cap_pool_to_a_lower_bound() -> None:
     plain = pool([Value(20, -math.inf, math.inf, 1, "steps"), Value(24, -math.inf, math.inf, 1, "steps")])
     assert isinstance(plain, Value)
     assert math.isfinite(plain.high)
+
+
+def test_groups_by_class_stand_under_the_names_of_classes(one_class: Scores) -> None:
+    groups = {
+        "no_op": {
+            "subgroups/label": {0: Value.single(-0.5), 9: Value.single(0.1)},
+            "subgroups/camera": {0: Value.single(0)},
+        }
+    }
+    part = section(replace(one_class, series=groups), name="n", text="t", counts={}, classes=["zero", "one"])
+    assert [p["at"] for p in part["series"]["no_op"]["subgroups/label"]] == ["zero", 9]
+    assert [p["at"] for p in part["series"]["no_op"]["subgroups/camera"]] == [0]

@@ -38,6 +38,7 @@ def section(
     declined: Mapping[str, str] | None = None,
     samples: Sequence[Mapping[str, str]] = (),
     bounds: Sequence[Outcome] = (),
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return one scenario of the report document, as plain JSON values.
 
@@ -50,6 +51,7 @@ def section(
         samples: images to show, with id, label and image as a data address; mind that a report of an erasure must
             not carry what was erased.
         bounds: what became of bounds on this scenario's numbers.
+        classes: names of the classes by index, for groups by class.
 
     Returns:
         The section.
@@ -82,7 +84,7 @@ def section(
         },
         "floor": {k: _plain(v) for k, v in scores.floor.items()},
         "curves": _curves(scores),
-        "series": {m: _series(found) for m, found in scores.series.items() if found},
+        "series": {m: _series(found, classes) for m, found in scores.series.items() if found},
         "caveats": list(scores.caveats),
         "bounds": [outcome.to_json() for outcome in bounds],
         "changed": jsonable(scores.changed),
@@ -176,8 +178,16 @@ def _rocs(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def _series(found: Mapping[str, Mapping[Any, Value | Unavailable]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [{"at": at, **_plain(v)} for at, v in points.items()] for name, points in found.items()}
+def _series(
+    found: Mapping[str, Mapping[Any, Value | Unavailable]], classes: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the series as lists of points, classes by their names."""
+
+    def named(series: str, at: Any) -> Any:
+        by_class = series.startswith("subgroups/label") and isinstance(at, int) and 0 <= at < len(classes)
+        return classes[at] if by_class else at
+
+    return {name: [{"at": named(name, at), **_plain(v)} for at, v in points.items()] for name, points in found.items()}
 
 
 def _corners(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -132,6 +132,7 @@ def _page(scores: Any, name: str, place: Any, shown: Any, outcomes: Any) -> dict
         counts=_request.counts(case),
         samples=shown,
         bounds=outcomes,
+        classes=names,
     )
     lead = "One request on one model: intervals are over samples, not over training seeds."
     return document([part], title=f"Audit of {name} on {place.name}", lead=lead, command=_jobs.command())

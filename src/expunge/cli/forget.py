@@ -161,6 +161,7 @@ def _measured(
         name=_request.title(case, place.class_names),
         text=_request.text(case, place.class_names),
         counts=_request.counts(case),
+        classes=place.class_names,
     )
     lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
     if _idle(done):
