@@ -23,7 +23,7 @@ from expunge.report import render
 from expunge.scenario import forget_ids
 from expunge.scores import FLOOR, Scores, pooled
 from expunge.summary import document, section
-from expunge.task import Regression
+from expunge.task import Classification, Regression
 from expunge.unlearn import Unlearned, unlearn
 from worlds import CLASSES, QUIET, World, world
 
@@ -302,6 +302,18 @@ def test_data_without_labels(tiny: World, retrained: list[Unlearned]) -> None:
     none = Data.from_arrays(tiny.train.read(range(len(tiny.train))).inputs, ids=tiny.train.ids)
     scores = measured(tiny, {"original": tiny.model}, train=none, test=bare, holdout=None)
     assert scores["no_op"]["accuracy/forget"] == Unavailable("forget has no labels")
+
+
+@pytest.mark.parametrize("what", [math.inf, math.nan])
+def test_losses_that_are_not_finite(what: float, tiny: World, retrained: list[Unlearned]) -> None:
+    class Odd(Classification):
+        def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+            return torch.where(target == 2, what, super().loss(outputs, target))
+
+    scores = measured(tiny, {"original": tiny.model, "retrained": retrained}, task=Odd())
+    assert scores["no_op"]["loss/test"] == Unavailable("a loss on test is infinite or not a number")
+    assert {"loss/forget", "divergence/js/test", "membership/entropy/auc"} <= there(scores, "no_op")
+    assert section(scores, name="a", text="b", counts={})["curves"].keys() == {"entropy", "roc"}
 
 
 def test_the_report_says_it(tiny: World) -> None:

@@ -396,7 +396,7 @@ def _densities(audit: Audit) -> None:
     """Keep per-sample loss and entropy on forget and test, for plots."""
     for split in ("forget", "test"):
         outputs = audit.outputs(split)
-        if outputs is not None and outputs.loss is not None:
+        if outputs is not None and outputs.loss is not None and bool(outputs.loss.isfinite().all()):
             audit.kept.samples[f"loss/{split}"] = outputs.loss.numpy()
         if outputs is not None and isinstance(audit.task, Classification) and "model" not in audit.flaws:
             audit.kept.samples[f"entropy/{split}"] = outputs.signals.entropy.numpy()
