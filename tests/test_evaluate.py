@@ -22,7 +22,7 @@ from expunge.metric import Unavailable, Value
 from expunge.metrics import names as families
 from expunge.metrics.cost import Cost
 from expunge.report import render
-from expunge.scenario import Scenario, forget_class, forget_ids, forget_subclass
+from expunge.scenario import Scenario, forget_class, forget_ids, forget_range, forget_subclass
 from expunge.scores import FLOOR, Scores, pool, pooled
 from expunge.summary import document, section
 from expunge.task import Regression
@@ -224,6 +224,7 @@ def test_a_list_of_results_is_pooled_under_one_name(tiny: World) -> None:
     [
         ({}, {}, "at least one model, got none"),
         ({"a": 3}, {}, "a module or unlearn result under 'a', got int"),
+        ({FLOOR: "model", "retrained": "two"}, {}, "a name for each model, got 'retrained .other seed.' for two"),
         ({"a": "model"}, {"metrics": ["acuracy"]}, "a known metric, got 'acuracy': did you mean 'accuracy'"),
         ({"a": "model"}, {"attacks": ["los"]}, "a known attack, got 'los'"),
         ({"a": "model"}, {"metrics": ["cost"], "attacks": ["loss"]}, "'membership' among the metrics, .* got none"),
@@ -231,7 +232,8 @@ def test_a_list_of_results_is_pooled_under_one_name(tiny: World) -> None:
     ],
 )
 def test_bad_calls_are_refused(models: dict[str, Any], more: dict[str, Any], text: str, tiny: World) -> None:
-    given = {k: tiny.model if v == "model" else v for k, v in models.items()}
+    known = {"model": tiny.model, "two": [tiny.model, tiny.model]}
+    given = {k: known.get(v, v) for k, v in models.items()}
     with pytest.raises(UserError, match=text):
         evaluate(given, tiny.task, train=tiny.train, scenario=tiny.scenario, **more)
     with pytest.raises(UserError, match="an evaluated model, got 'sdd'"):
@@ -249,6 +251,16 @@ def test_the_document_is_plain_json_and_renders(tiny: World) -> None:
     assert sum(part["curves"]["loss"]["densities"]["original"]["forget"]) == pytest.approx(1.0)
     assert part["values"]["no_op"]["cost/seconds"]["low"] is None
     assert "class 1" in render(page)
+
+
+def test_unseen_samples_at_the_end_of_a_range_are_of_the_kind_that_the_forgotten_are() -> None:
+    y = torch.tensor([0.1, 0.7, 0.9, 0.3, 0.7, 0.2])  # the nearest float32 is below 0.7
+    sets = [Data.from_arrays(torch.zeros(6, 2), y, name=name) for name in ("train", "test")]
+    for low, high in ((0.7, 1.0), (0.05, 0.7)):
+        case = forget_range(sets[0], low, high)
+        given = {"train": sets[0], "test": sets[1], "scenario": case, "metrics": ["loss"], "runtime": QUIET}
+        found = evaluate({"mine": nn.Linear(2, 1)}, Regression(), **given)["mine"]  # type: ignore[arg-type]
+        assert found["loss/test_forget"].n == len(case.forget)  # type: ignore[union-attr]
 
 
 def test_the_tap_is_the_input_of_the_last_linear_layer(tiny: World) -> None:

@@ -218,6 +218,8 @@ def _named(
                 own = group = FLOOR if i == 1 else f"{FLOOR} {i}"
             else:
                 own, group = (name if i == 0 else f"{name}\0{i}"), name
+            if own in named:
+                raise UserError("a name for each model", f"'{own}' for two", "name it otherwise")
             named[own] = model
             groups.setdefault(group, []).append(own)
     declined: dict[str, str] = {}
@@ -387,7 +389,8 @@ def _like_forgotten(data: Data, scenario: Scenario) -> np.ndarray | None:
         same = np.asarray([v == target["value"] or str(v) == str(target["value"]) for v in data.column(column)])
         return None if scenario.kind == "subject" and not same.any() else same  # unseen subjects are the rule
     if scenario.kind == "range":
-        values = data.targets().reshape(-1).numpy() if column is None else data.column(column)
+        # As plain numbers, like the forget set's: in float32 a bound such as 0.7 is another number.
+        values = data.targets().reshape(-1).tolist() if column is None else data.column(column)
         return np.asarray([target["low"] <= v < target["high"] for v in values])
     return None
 
