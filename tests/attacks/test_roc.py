@@ -96,6 +96,12 @@ def test_one_false_positive_in_a_hundred_is_allowed():
     assert isinstance(_roc.auc(np.array([1.0]), others), Unavailable)
 
 
+def test_balanced_accuracy_of_noise_is_chance_as_often_as_its_interval_says():
+    rng = np.random.default_rng(5)
+    found = [_roc.balanced_accuracy(rng.normal(size=50), rng.normal(size=50), seed) for seed in range(300)]
+    assert np.mean([v.low <= 0.5 <= v.high for v in found]) > 0.91
+
+
 def test_balanced_accuracy_finds_a_planted_signal_and_nothing_in_noise():
     rng = np.random.default_rng(0)
     others = rng.normal(size=900)

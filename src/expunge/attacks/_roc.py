@@ -76,8 +76,9 @@ def balanced_accuracy(members: Scores, others: Scores, seed: int) -> Value | Una
 
     Scores enter as ranks in [−1, 1], so that neither their scale nor outliers matter, and sorted, so that the order
     of the samples does not. The regression finds the sign: members that stand out by low scores count too, and the
-    AUC tells which it was. The interval is that of two proportions; the folds' dependence is not in it, so it covers
-    somewhat less than stated.
+    AUC tells which it was. The interval is that of two proportions; the folds' dependence is not in it. Where there is
+    nothing to tell, a held-out fold is missing on its side, and the estimate often falls far below chance. An attack
+    that finds its sign is truly never worse than chance, and so the interval always reaches up to 0.5.
 
     Returns:
         The value, or why there is none.
@@ -96,7 +97,8 @@ def balanced_accuracy(members: Scores, others: Scores, seed: int) -> Value | Una
         called[held] = weight * x[held] + bias > 0
     caught = stats.wilson(int(called[y].sum()), len(members))
     cleared = stats.wilson(int((~called[~y]).sum()), len(others))
-    return Value.of(stats.half_sum(caught, cleared))
+    both = stats.half_sum(caught, cleared)
+    return Value(both.x, both.low, max(0.5, both.high), both.n)
 
 
 def line(x: Scores, y: NDArray[np.bool_], start: Line = (0.0, 0.0)) -> Line:
