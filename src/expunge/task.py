@@ -130,9 +130,7 @@ class Classification:
             Misfit: says which of the two.
         """
         if outputs.dim() != 2:
-            raise Misfit(
-                "logits of shape (B, K)", str(tuple(outputs.shape)), "wrap the model so that it returns them"
-            )
+            raise Misfit("logits of shape (B, K)", str(tuple(outputs.shape)), "wrap the model so that it returns them")
         if target.dim() != 1 or target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             got = f"{target.dtype} of shape {tuple(target.shape)}"
             raise Misfit("class indices as integers of shape (B,)", got, "encode classes as 0..K-1")
