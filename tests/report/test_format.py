@@ -40,6 +40,8 @@ def test_one_observation_never_has_an_interval():
 
 def test_a_terminal_gets_percent_without_the_sign():
     assert fmt.value(entry(0.973, 0.969, 0.977, 5), compact=True) == "97.3±0.4"
+    assert fmt.value(entry(1.0, 0.964, 1.0, 103), compact=True) == "100.0−3.6"  # no share above 100
+    assert fmt.value(entry(0.9, 0.0, 1.0, 2), compact=True) == "90.0+10.0−90.0"
 
 
 @pytest.mark.parametrize(

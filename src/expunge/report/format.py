@@ -110,7 +110,7 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, na
 
     Args:
         entry: x, low, high, n and unit.
-        compact: leave out unit and spaces, and always print x±half, for a terminal.
+        compact: leave out unit and spaces, for a terminal: x±half, or x+up−down where the interval is lopsided.
         gap: the entry is a difference, so that shares print as points.
         named: with its unit; without, only the percent sign is kept, and points are numbers.
 
@@ -119,6 +119,8 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, na
 
     >>> value({"x": 0.973, "low": 0.969, "high": 0.977, "n": 5, "unit": "1"})
     '97.3 ± 0.4%'
+    >>> value({"x": 0.0, "low": 0.0, "high": 0.036, "n": 103, "unit": "1"}, compact=True)
+    '0.0+3.6'
     >>> value({"x": 0.973, "low": None, "high": None, "n": 1, "unit": "1"})
     '97.3%'
     >>> value({"x": 200.0, "low": 200.0, "high": None, "n": 1, "unit": "steps"})
@@ -131,12 +133,15 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, na
         return f"≥{middle}" if compact else f"≥ {middle}{after}"  # counting ended there
     if spread is None or middle.startswith("<"):
         return middle if compact else middle + after
-    if compact:  # the longer side, since zero of many is never certain
-        longer = max(entry["x"] - entry["low"], entry["high"] - entry["x"])
-        return f"{middle}±{digits(longer, unit, like=entry['x'])}"
     around = digits(spread, unit, like=entry["x"])
     down, up = entry["x"] - entry["low"], entry["high"] - entry["x"]
-    if abs(up - down) > 0.5 * spread and abs(up - down) >= resolution(unit):
+    lopsided = abs(up - down) > 0.5 * spread and abs(up - down) >= resolution(unit)
+    if compact and not lopsided:
+        return f"{middle}±{around}"
+    if compact:
+        sides = [f"{sign}{digits(side, unit, like=entry['x'])}" for sign, side in (("+", up), ("−", down)) if side > 0]
+        return middle + "".join(sides)
+    if lopsided:
         low, high = (digits(entry[end], unit, like=entry["x"]) for end in ("low", "high"))
         return f"{middle}{after} ({low} to {high})"
     return f"{middle} ± {around}{after}"
