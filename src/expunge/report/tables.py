@@ -145,7 +145,7 @@ def terminal(section: Section, width: int = 120) -> Table:
     metrics = doc.metrics(section)
     lines = {r.model: [_short(section, r, c) for c in r.cells] for r in every}
     shown = _fitting(columns(section), metrics, lines, width - min(24, max(len(r.model) for r in every)))
-    caption = "percent where no unit is given; ±, + and −: to the ends of the 95% interval; colour: distance to retrained"
+    caption = "percent where no unit is given; ± + −: ends of the 95% interval; colour: distance to retrained"
     if rest := _rest(section, [metrics[i] for i in shown]):
         caption += f"; in the report also: {rest}"
     table = Table(title=Text(fmt.plain(section["name"])), caption=caption, title_justify="left", caption_justify="left")
