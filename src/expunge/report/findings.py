@@ -221,13 +221,14 @@ def _control(section: Section, model: Mapping[str, Any]) -> str:
     farther = "farther from retrained than the yardstick (the floor, else half the interval)"
     if not found.beyond:
         return f"{text} On none of {every} is it {farther}: these numbers cannot tell it from removal."
-    again = "" if false is None else f"; a second retrained model is on {false.beyond}"
+    again = "" if false is None else "; one more retrained model may be on half"
     text += f" On {found.beyond} of {every} it is {farther}, farthest in {farthest(found)}{again}."
     if found.tested:
         again = "" if false is None else f"; a second retrained model is on {false.sure} of {false.tested}"
         text += f" Corrected for {fmt.count(found.tested, 'test')}, it is told from retrained on {found.sure}{again}."
-    if false is not None and found.beyond <= false.beyond and found.sure <= false.sure:
-        text += " That is no more than a second retrained model shows: these numbers cannot tell it from removal."
+    # The floor is the second retrained model's own distance: it never lies beyond, one more does on half by chance.
+    if false is not None and 2 * found.beyond <= found.measured and found.sure <= false.sure:
+        text += " That is no more than a retrained model may show: these numbers cannot tell it from removal."
     return text
 
 

@@ -42,7 +42,7 @@ TEXTS = {
     "weights": "How far the weights are from retrained's, and from the original's.",
     "zrf": "How much predictions resemble those of a network that knows nothing.",
     "similarity": "How alike features and predictions are to retrained's.",
-    "flips": "Samples whose prediction is another than retrained's.",
+    "flips": "Answers lost and gained against the original, as shares of the samples.",
     "tow": "Closeness of several accuracies to retrained's, in one number.",
     "probe": "What a second, small model still reads out of the features.",
     "relearn": "How soon the forgotten comes back when the model is trained further.",

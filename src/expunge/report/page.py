@@ -115,6 +115,7 @@ def _section(section: Section, look: Mapping[str, looks.Look], key: str) -> dict
         "coloured": any(cell.distance is not None for row in rows for cell in row.cells),
         "absent": [(row.model, row.absent) for row in rows if row not in shown],
         "compared": bool(doc.of_role(section, "retrained")),
+        "floored": bool(section["floor"]),
         "first": _first(section, shown),
         "blocks": [_block(section, shown, block) for block in layout.blocks(section)],
         "unmeasured": [(reason, fmt.listed(labels)) for reason, labels in layout.unmeasured(section).items()],

@@ -37,7 +37,8 @@ HEADINGS = {
 }
 NOTES = {
     "probe": "What a small model reads out of the features, by how many labelled samples it is given. A network that "
-    "never saw the forgotten samples needs more of them.",
+    "never saw the forgotten samples needs more of them. Drawn by ridge regression; the one-shot number in the tables "
+    "is by logistic regression and may lie elsewhere.",
     "relearn": "The model is trained further: the sooner the forgotten comes back, sooner than for retrained, the more "
     "of it was still there.",
     "robustness": "The model is disturbed a little: the ring is the forget set before, the mark after. What comes back "
