@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.errors import UserError
+from expunge.attacks._labelled import labelled
 from expunge.evidence import Outputs
 from expunge.metric import Attack
 
@@ -33,10 +33,7 @@ class Confidence(Attack):
         Raises:
             UserError: no labels.
         """
-        found = outputs.signals.confidence
-        if found is None:
-            raise UserError("labelled samples for the confidence attack", "none", "give targets")
-        return found
+        return labelled(outputs.signals.confidence, self.label)
 
 
 ATTACK = Confidence

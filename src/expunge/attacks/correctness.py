@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.errors import UserError
+from expunge.attacks._labelled import labelled
 from expunge.evidence import Outputs
 from expunge.metric import Attack
 
@@ -33,10 +33,7 @@ class Correctness(Attack):
         Raises:
             UserError: no labels.
         """
-        found = outputs.signals.correct
-        if found is None:
-            raise UserError("labelled samples for the correctness attack", "none", "give targets")
-        return found
+        return labelled(outputs.signals.correct, self.label)
 
 
 ATTACK = Correctness

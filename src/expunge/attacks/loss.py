@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.errors import UserError
+from expunge.attacks._labelled import labelled
 from expunge.evidence import Outputs
 from expunge.metric import Attack
 
@@ -30,9 +30,7 @@ class LossThreshold(Attack):
         Raises:
             UserError: no labels.
         """
-        if outputs.loss is None:
-            raise UserError("labelled samples for the loss attack", "none", "give targets")
-        return -outputs.loss
+        return -labelled(outputs.loss, self.label)
 
 
 ATTACK = LossThreshold
