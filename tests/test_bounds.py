@@ -146,6 +146,17 @@ def test_sentences() -> None:
     assert [o.met for o in checked([bound, Bound(WORD, "<=", 0.9)], scores, "ssd")] == [True, False]
 
 
+def test_where_retrained_misses_too_no_strength_of_the_edit_is_advised() -> None:
+    scores = scored(retrained={WORD: share(0.86)}, ssd={WORD: share(0.85)})
+    assert Bound.parse("accuracy/test >= 0.9").check(scores, "ssd").sentence() == (
+        "Bound missed: accuracy/test >= 0.9, got 0.85, off by 0.05: bound 'gap accuracy/test' instead, for retrained "
+        "misses this one too, at 0.86."
+    )
+    assert GENTLER in Bound.parse("accuracy/test >= 0.855").check(scores, "ssd").remedy
+    costly = scored(retrained={"cost/changed": share(0.9)}, ssd={"cost/changed": share(0.5)})
+    assert "instead" not in Bound.parse("cost/changed <= 0.1").check(costly, "ssd").remedy
+
+
 def test_what_was_not_measured_misses_with_its_reason() -> None:
     scores = scored(ssd={WORD: Unavailable("there are no samples in test")})
     found = Bound.parse("accuracy/test >= 0.9").check(scores, "ssd")

@@ -131,6 +131,11 @@ class Bound:
     def _remedy(self, scores: Scores, model: str) -> str:
         if self.name.startswith("cost/") and self.name != "cost/changed":
             return _COSTS
+        goal = scores.values.get(REFERENCE, {}).get(self.name)
+        held = not self.gap and not self.name.startswith("cost/") and model != REFERENCE
+        if held and isinstance(goal, Value) and not _HOLDS[self.sign](goal.x, self.number):
+            # Nothing that is as good as retraining meets it: an edit in either direction would leave the goal.
+            return f"bound 'gap {self.name}' instead, for {REFERENCE} misses this one too, at {goal.x:.4g}"
         rises = self.sign[0] == ">"  # what the number must do
         if self.gap:  # a size shrinks towards retrained's value, from whichever side
             gap = scores.gaps[model][self.name].x

@@ -39,7 +39,9 @@ def state_bytes(model: nn.Module, samples: int, sums: bool) -> float:
     return 17.0 * samples + (8.0 * total(p for p in model.parameters() if p.requires_grad) if sums else 0.0)
 
 
-def show(chosen: Options, what: str, found: Plan, ids: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+def show(
+    chosen: Options, what: str, found: Plan, ids: Mapping[str, Any], rows: list[dict[str, Any]], *, timed: str = ""
+) -> None:
     """Print a plan, and exit with 2 where the run itself would be refused.
 
     Args:
@@ -48,6 +50,7 @@ def show(chosen: Options, what: str, found: Plan, ids: Mapping[str, Any], rows: 
         found: the plan.
         ids: ``matched``, ``unknown`` and so on, by name.
         rows: files to be written.
+        timed: what the time is taken by, where that is not the whole.
 
     Raises:
         Exit: always; 0 where the run would go through.
@@ -69,11 +72,14 @@ def show(chosen: Options, what: str, found: Plan, ids: Mapping[str, Any], rows: 
         if name != "problem":
             table.add_row(name, str(value))
     reads = [
-        f"{name}: {found.sizes[name]:,} samples, {n:g} time{'s' if n != 1 else ''}" for name, n in found.passes.items()
+        f"{name}: {found.sizes[name]:,} samples, {n:g} time{'s' if n != 1 else ''}"
+        for name, n in found.passes.items()
+        if n
     ]
     table.add_row("reads", "\n".join(reads) or "no samples")
     if found.seconds is not None:
-        table.add_row("time", f"about {_time(found.seconds)}, from a probe of {found.probed:,} samples on this machine")
+        taken = f"about {_time(found.seconds)}" + (f" {timed}" if timed else "")
+        table.add_row("time", f"{taken}, from a probe of {found.probed:,} samples on this machine")
     sizes = [f"{r['file']}" + (f" ({_size(r['bytes'])})" if r["bytes"] is not None else "") for r in rows]
     table.add_row("writes", "\n".join(sizes))
     table.add_row("would be refused" if problem else "needs missing", problem or "none")

@@ -106,6 +106,7 @@ def measures(
             },
         }
     table = Table("number", "what it is", "ideal", "needs", title="What the audit measures")
+    table.columns[0].no_wrap = True  # names are typed into --bound: an ellipsis would make two of them one
     for row in rows.values():
         for n, m in row["numbers"].items():
             ideal = _ideal(m)

@@ -43,7 +43,7 @@ def audit(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, repeatable: runtime.batch_size=64 ...")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Dry run: what would be trained and measured, and how long.")
+        bool, typer.Option("--plan", help="Dry run: what would be trained and measured, and how long training takes.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
@@ -176,10 +176,16 @@ def _measures(names: list[str]) -> Any:
 def _bounds(given: list[str], place: Any, measures: Any) -> Any:
     from expunge import metrics
     from expunge.bounds import Bound
+    from expunge.errors import UserError
 
     families = measures or [metrics.load(name)() for name in metrics.names()]
     known = {name: number for family in families for name, number in family.numbers.items()}
-    return [Bound.parse(text, known) for text in (*place.config.policy.bounds, *given)]
+    texts = (*place.config.policy.bounds, *given)
+    stray = next((name for text in texts if (name := Bound.parse(text).name) not in known), None)
+    home = next((family for family in metrics.names() if stray in metrics.load(family)().numbers), None)
+    if home is not None:
+        raise UserError("a bound on a number that is measured", f"{stray!r} without its family", f"add --metric {home}")
+    return [Bound.parse(text, known) for text in texts]
 
 
 def _canaries(path: Path | None, place: Any) -> Any:
@@ -274,4 +280,4 @@ def _plan(
         "measured": f"{given + trained + 4} models at most, each on {sum(map(len, data)):,} samples once",
         "run again": ", ".join(_again(measures)) or "no model",
     }
-    show(context.obj, f"audit on {place.name}", found, ids, rows)
+    show(context.obj, f"audit on {place.name}", found, ids, rows, timed="to train (measuring comes on top)")
