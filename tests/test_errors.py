@@ -37,6 +37,7 @@ def test_an_undeclared_need_names_method_phase_and_cure(phase, attribute):
         ("retrian", ["ssd", "retrain"], "did you mean 'retrain'"),
         ("zzz", ["ssd", "no_op"], "choose from no_op, ssd"),
         ("zzz", iter(["b", "a"]), "choose from a, b"),
+        (object, ["a"], "choose from a"),  # what is given in place of a name
     ],
 )
 def test_suggest(name, known, said):

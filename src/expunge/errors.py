@@ -85,7 +85,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     "did you mean 'ssd'"
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'" if close else "choose from " + ", ".join(known)
 
 

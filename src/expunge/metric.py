@@ -323,6 +323,9 @@ class Metric(ABC):
             raise MetricFault(f"{type(self).__name__} declares {listing(declared)} and returned {listing(found)}")
         for name, value in found.items():
             low, high = declared[name].range
+            if not isinstance(value, Value | Unavailable):
+                got = type(value).__name__
+                raise MetricFault(f"{type(self).__name__} returned a {got} for {name}, not a Value or Unavailable")
             if isinstance(value, Value) and not low <= value.x <= high:  # NaN is not inside either
                 raise MetricFault(f"{name} = {value.x} is outside its range [{low}, {high}]")
         return {name: found[name] for name in declared}

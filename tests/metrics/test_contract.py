@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -563,6 +563,8 @@ class Broken(Accuracy):
             found = {k: Unavailable(" ") if isinstance(v, Unavailable) else v for k, v in found.items()}
         if not isinstance(value, Value):
             return found
+        if self.fault == "bare number":
+            found[name] = cast(Any, value.x)
         if self.fault == "out of range":
             found[name] = replace(value, x=1.01, high=2.0)
         if self.fault == "percent":
@@ -604,6 +606,11 @@ class Broken(Accuracy):
         ("ideal out of range", check_declared, "the ideal of accuracy/test, 2.0, is outside its range"),
         ("undeclared name", lambda m: check_degenerate(m, audited("ids")), "returned .*accuracy/more|1 more"),
         ("name left out", lambda m: check_degenerate(m, audited("ids")), "declares .* and returned"),
+        (
+            "bare number",
+            lambda m: check_degenerate(m, audited("ids")),
+            "returned a float for accuracy/test, not a Value",
+        ),
         ("out of range", lambda m: check_degenerate(m, audited("ids")), r"accuracy/test = 1\.01 is outside"),
         ("percent", lambda m: check_degenerate(m, audited("ids")), r"accuracy/test = \d\d\.\d+ is outside its range"),
         ("NaN", lambda m: check_degenerate(m, audited("ids")), "accuracy/test = nan is outside"),
