@@ -118,7 +118,7 @@ def test_any_id_file_is_used_or_refused(prepared: Path, tmp_path: Path, content:
             "a folder written by prepare or forget at nowhere, got nothing there",
         ),
         (("--start", "shop.py", "--random", "1"), "a folder written by prepare or forget at shop.py, got a file"),
-        (("--start", ".", "--random", "1"), "got a folder without record.json: run expunge prepare first"),
+        (("--start", ".", "--random", "1"), "got a folder without record.json: run one of them first"),
         (("--start", "a" * 300, "--random", "1"), "a usable path, aaaa"),
         (("--random", "1", "-o", "expunge-work"), "a path that is free to write, expunge-work"),
         (("--random", "1", "-m", "lfssd"), "the state that lfssd prepared, got none"),

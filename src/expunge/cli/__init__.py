@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from inspect import cleandoc
 
 import typer
 
 from expunge.cli import about, audit, demo, forget, init, prepare
 from expunge.cli._app import app
 from expunge.errors import ExpungeError, UserError
+
+for _command in app.registered_commands:  # what a function raises is for its callers; a shell sees one sentence
+    _command.help = cleandoc((_command.callback and _command.callback.__doc__) or "").partition("\n\nRaises:")[0]
 
 __all__ = ["about", "app", "audit", "demo", "forget", "init", "main", "prepare"]
 

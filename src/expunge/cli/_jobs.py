@@ -120,7 +120,7 @@ class Folder:
         found = there(path)
         if found != "a folder" or there(path / NOTE) != "a file":
             got = "a folder without record.json" if found == "a folder" else found or "nothing there"
-            raise UserError(f"a folder written by prepare or forget at {path}", got, "run expunge prepare first")
+            raise UserError(f"a folder written by prepare or forget at {path}", got, "run one of them first")
         record = read_document(path / NOTE, RECORD, SCHEMA)
         remedy = "restore the folder from a copy"
         try:

@@ -282,7 +282,10 @@ def title(scenario: Scenario, classes: Sequence[str] = ()) -> str:
 def text(scenario: Scenario, classes: Sequence[str] = ()) -> str:
     """Return a sentence on who is forgotten."""
     named = scenario.kind in ("class", "subclass", "subject")
-    what = f"all samples of {title(scenario, classes)}" if named else "the samples named"
+    what = {"random": "samples drawn at random", "range": "the samples of a range"}.get(
+        scenario.kind, "the samples named"
+    )
+    what = f"all samples of {title(scenario, classes)}" if named else what
     return f"Forgotten: {what}, {len(scenario.forget)} of {len(scenario.train)} training samples."
 
 
