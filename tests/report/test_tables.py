@@ -116,6 +116,7 @@ def test_units_stand_in_the_head(wide):
     assert cell(section, "retrained", "relearn/steps").text == "40 ± 3"
     section["values"]["ssd"]["relearn/steps"] |= {"x": 250.0, "low": 250.0, "high": None, "n": 1}
     assert cell(section, "ssd", "relearn/steps").text == "≥ 250"
+    assert "≥250" in printed(section, 400)
 
 
 def test_a_cell_says_where_a_model_forgets_too_much(wide):

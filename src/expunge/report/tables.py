@@ -204,7 +204,9 @@ def _short(section: Section, row: Row, cell: Cell) -> str:
     entry = doc.found(section, "values", row.model, cell.metric)
     if entry is None:
         return fmt.MISSING
-    return fmt.value(entry, compact=True) if entry["unit"] == "1" else fmt.digits(entry["x"], entry["unit"])
+    ended = entry.get("high") is None and entry.get("low") == entry["x"]  # a count given up at its cap
+    whole = entry["unit"] == "1" or ended
+    return fmt.value(entry, compact=True) if whole else fmt.digits(entry["x"], entry["unit"])
 
 
 def _style(cell: Cell) -> str:
