@@ -34,7 +34,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "zrf": {"draws": 2},
 }
 NAN = "its outputs on forget hold NaN or infinity"
-PROBABILITIES = "its outputs are probabilities that sum to 1, where logits are expected"
+PROBABILITIES = "its outputs are probabilities that sum to 1, where logits are expected: leave out its softmax"
 
 
 @pytest.fixture(scope="module")

@@ -318,7 +318,7 @@ def _collect(
         found["test_forget"] = found["test"].take(torch.from_numpy(np.flatnonzero(same)))
         found["test_retain"] = found["test"].take(torch.from_numpy(np.flatnonzero(~same)))
     if isinstance(task, Classification) and all(is_probabilities(o.outputs) for o in found.values() if len(o)):
-        return found, "its outputs are probabilities that sum to 1, where logits are expected"
+        return found, "its outputs are probabilities that sum to 1, where logits are expected: leave out its softmax"
     return found, ""
 
 

@@ -96,9 +96,19 @@ def _sentence(section: Section, model: Mapping[str, Any]) -> str:
     if not lines:
         return f"no distance to retrained could be measured ({doc.reason(section, model, FORGOTTEN).rstrip('.')})."
     parts = _distances([(doc.found(section, "gaps", model["name"], m) or {}, where) for m, where in lines])
-    return " ".join(
-        [f"{fmt.listed(parts)}.", *filter(None, (over(section, model["name"]), paid(section, model["name"])))]
-    )
+    more = (_tally(section, model), over(section, model["name"]), paid(section, model["name"]))
+    return " ".join([f"{fmt.listed(parts)}.", *filter(None, more)])
+
+
+def _tally(section: Section, model: Mapping[str, Any]) -> str:
+    """Return on how many quantities a method is far from retrained, and where most: few of them stand in a sentence."""
+    found = told(section, model)
+    if model["role"] != "method" or not found.measured or not doc.of_role(section, "retrained"):
+        return ""
+    every = fmt.count(found.measured, "quantity", "quantities")
+    if not found.beyond:
+        return f"On none of {every} is it farther from retrained than the yardstick."
+    return f"On {found.beyond} of {every} it is farther from retrained than the yardstick, most in {farthest(found)}."
 
 
 def _silent(model: Mapping[str, Any]) -> str:
