@@ -60,8 +60,8 @@ def test_a_sentence_names_the_distance_and_the_first_the_floor(document):
     )
     assert str(said(section, "ssd")) == (
         "ssd (approximate edit): 0.3 points from retrained on the forgotten samples, 1.0 on the test set, 0.7 on the "
-        "retained samples and 2.3 in the AUC of the loss attack. On 12 of 12 quantities it is farther from retrained than "
-        "the yardstick, most in loss, forget set (14×)."
+        "retained samples and 2.3 in the AUC of the loss attack. On 12 of 12 quantities it is farther from "
+        "retrained than the yardstick, most in loss, forget set (14×)."
     )
 
 
