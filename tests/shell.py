@@ -16,7 +16,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @contextlib.contextmanager
-def _own_modules() -> Iterator[None]:
+def own_modules() -> Iterator[None]:
     """Forget, after the block, the modules that a project's entry points imported, and where they were found."""
     path, known = list(sys.path), set(sys.modules)
     try:
@@ -36,7 +36,7 @@ def expunge(*words: object, cwd: Path) -> tuple[int, str, str]:
     sys.argv = ["expunge", *map(str, words)]
     code: object = 0
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd), _own_modules():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd), own_modules():
             main()
     except SystemExit as stop:
         code = stop.code

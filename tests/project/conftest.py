@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from projects import Copy, shop, toml
-from shell import _reports, expunge, whole_reports
+from shell import _reports, expunge, own_modules, whole_reports
 
 __all__ = ["_reports", "fresh", "pets", "prepared", "ready", "whole_reports"]
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    """Forget what a test imported by opening a project itself: the next one has another module of that name."""
+    with own_modules():
+        yield
 
 
 @pytest.fixture(scope="session")
