@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -164,6 +165,18 @@ def _first(section: Section, rows: list[tables.Row]) -> dict[str, Any] | None:
     if not key:
         return None
     table = _table(section, rows, Part("", tuple(key), tuple(m["label"] for m in key)))
+    # Times fit without their spread, which stands with the costs below.
+    units = [str(m["unit"]) for m in key]
+    table["rows"] = [
+        (
+            row,
+            [replace(c, text=c.text.partition(" ±")[0]) if u == "s" else c for c, u in zip(cells, units, strict=True)],
+        )
+        for row, cells in table["rows"]
+    ]
+    table["floor"] = [
+        text.partition(" ±")[0] if u == "s" else text for text, u in zip(table["floor"], units, strict=False)
+    ]
     counts = {m["name"]: told(section, m) for m in section["models"]}
     tested = any(count.tested for count in counts.values())
     return table | {"told": counts if any(c.measured for c in counts.values()) else {}, "tested": tested}
