@@ -70,8 +70,8 @@ def demo(
         write(room / "report.html", page)
     hints = (
         "What to look at: no_op must be far from retrained wherever forgetting shows (mislabelled: it repeats the "
-        "wrong labels); head_mask passes class accuracy and is exposed by the one-shot probe on the features and by relearning; a method "
-        "can be no closer to retrained than a second retrained model is: the floor.",
+        "wrong labels); head_mask passes class accuracy and is exposed by the one-shot probe on the features and by "
+        "relearning; a method can be no closer to retrained than a second retrained model is: the floor.",
         f"Report: {(output / 'report.html').resolve()}",
     )
     emit(options(context), page, *(terminal(s) for s in sections), *hints)
