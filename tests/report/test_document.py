@@ -4,6 +4,7 @@ import math
 import pytest
 
 from expunge.errors import Incompatible
+from expunge.report import render
 from expunge.report.document import series, validate
 
 
@@ -96,6 +97,7 @@ def test_series_caveats_and_bounds_may_be_left_out(wide):
     for key in ("series", "caveats", "bounds"):
         del section[key]
     validate(wide)
+    assert section["name"] in render(wide)
 
 
 def test_a_series_is_read_in_the_order_of_the_tables_without_what_is_unavailable(wide):
