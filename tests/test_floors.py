@@ -21,7 +21,7 @@ objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__in
 methods/_* methods/* methods/__init__ stamp phase unlearn plan shadows
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds summary twins evaluate
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
-project/config project/template project/entry project/weights project/pretrained project/networks project/samples
+project/sections project/config project/template project/entry project/weights project/pretrained project/networks project/samples
 project/__init__ trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/charts report/roc report/series report/page report/__init__

@@ -295,9 +295,39 @@ def see(data: Data | None, sight: See) -> Data | None:
     return {See.IDS: data.only_ids, See.INPUTS: data.unlabelled, See.LABELLED: lambda: data}[sight]()
 
 
-def option(default: Any, *, symbol: str = "", unit: str = "", text: str) -> Any:
-    """Declare a hyper-parameter: a dataclass field with the paper's symbol, its unit and one line of help."""
-    return field(default=default, metadata={"symbol": symbol, "unit": unit, "text": text})
+@dataclass(frozen=True)
+class Search:
+    """Where a hyper-parameter is looked for by `expunge tune`.
+
+    Args:
+        low: lower end.
+        high: upper end.
+        log: whether equal ratios count alike.
+        whole: whether it is a whole number.
+        choices: the values, instead of a range.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    whole: bool = False
+    choices: tuple[Any, ...] = ()
+
+
+def option(default: Any, *, symbol: str = "", unit: str = "", text: str, search: Search | None = None) -> Any:
+    """Declare a hyper-parameter: a dataclass field with the paper's symbol, its unit and one line of help.
+
+    Args:
+        default: its value where none is given.
+        symbol: in the paper.
+        unit: of its values.
+        text: one line of help.
+        search: where `expunge tune` looks for it; None leaves it at its value.
+
+    Returns:
+        The field.
+    """
+    return field(default=default, metadata={"symbol": symbol, "unit": unit, "text": text, "search": search})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +343,7 @@ class Method(ABC):
     example: ClassVar[dict[str, Any]] = {}
     distributed: ClassVar[bool] = False
     control: ClassVar[bool] = False
+    prepared_by: ClassVar[frozenset[str] | None] = None  # fields that decide what prepare leaves; None for all
     nature: ClassVar[Nature] = Nature.EDIT
 
     def __init_subclass__(cls, **keywords: Any) -> None:

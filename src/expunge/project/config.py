@@ -2,72 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import math
-import re
-import tomllib
-from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from expunge.errors import CorruptArtefact, UserError, listing, suggest
-from expunge.files import there
+from expunge.errors import UserError, suggest
+from expunge.project import sections
+from expunge.project.sections import LARGEST, Count, Free, Pixels, Section, Word, Words
 from expunge.recipe import Recipe
 
 NAME = "expunge.toml"
-LARGEST = 2**63 - 1  # of whole numbers, as TOML has them
-
-
-def _worded(value: str) -> str:
-    if not value.strip() or "\0" in value:
-        raise ValueError("a text that is not empty, without null bytes, was expected")
-    return value
-
-
-def _once(value: list[str]) -> list[str]:
-    twice = sorted({v for v in value if value.count(v) > 1})
-    if twice:
-        raise ValueError(f"{listing(map(repr, twice))} more than once")
-    return value
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse values that a method or recipe cannot keep: dates and times, NaN and infinity."""
-    for name, leaf in _leaves(value):
-        if isinstance(leaf, datetime.date | datetime.time):
-            raise ValueError(f"{name} holds a date or time; write a number or a text")
-        if isinstance(leaf, float) and not math.isfinite(leaf):
-            raise ValueError(f"{name} holds {leaf}; write a finite number")
-        if isinstance(leaf, int) and abs(leaf) > LARGEST:
-            raise ValueError(f"{name} holds a number beyond 64 bits")
-    return value
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner, name)
-    else:
-        yield name, value
-
-
-Word = Annotated[str, AfterValidator(_worded)]
-Words = Annotated[list[Word], AfterValidator(_once)]
-Free = Annotated[dict[str, Any], AfterValidator(_plain)]
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
-Pixels = Annotated[int, Field(ge=1, le=2**14)]
-
-
-class Section(BaseModel):
-    """A table of the file; keys it does not know are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -231,81 +177,20 @@ def read(path: Path) -> Config:
         UserError: no such file, an unknown key, or a value of another kind; names the line.
         CorruptArtefact: not TOML.
     """
-    found = there(path)
-    if found != "a file":
-        remedy = "write one with expunge init, or name it by --project"
-        raise UserError(f"a project file {path}", found or "nothing there", remedy)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        body = tomllib.loads(text)
-    except OSError as error:
-        raise UserError(f"a readable file {path}", error.strerror or str(error), "check its permissions") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptArtefact(f"TOML in {path}", _first(error), "mend that place") from error
-    except ValueError as error:  # a whole number of thousands of digits
-        raise CorruptArtefact(f"TOML in {path}", _first(error), "mend that value") from error
-    try:
-        config = Config.model_validate(body)
-    except ValidationError as error:
-        raise UserError(*_refusal(path, text, error)) from error
-    known = [f.name for f in fields(Recipe) if f.name != "penalties"]
-    for key in config.recipe or {}:
-        if key not in known:
-            raise UserError(
-                f"known keys in {_place(path, text, ['recipe'], key)}", f"'recipe.{key}'", suggest(key, known)
-            )
+    missing = "write one with expunge init, or name it by --project"
+    config, text = sections.read(path, Config, what="a project file", missing=missing)
+    check_recipe(config.recipe or {}, path, text, ["recipe"])
     return config
 
 
-def _refusal(path: Path, text: str, error: ValidationError) -> tuple[str, str, str]:
-    """Return the first fault with its line as the parts of a sentence, and a suggestion for an unknown key."""
-    first = error.errors()[0]
-    where = [part for part in first["loc"] if isinstance(part, str)]
-    *tables, key = where
-    place, name = _place(path, text, tables, key), ".".join(where)
-    if first["type"] == "extra_forbidden":
-        known = _known(tables)
-        return f"known keys in {place}", f"'{name}'", suggest(key, known)
-    value = repr(first["input"])
-    shown = value if len(value) <= 60 else value[:57] + "..."
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("model_type", "dict_type"):
-        message = f"should be a table, [{name}]"
-    want = message[:1].lower() + message[1:]
-    want = want.removeprefix("input ")
-    return f"{name} in {place} to be right", f"{shown} ({want})", "mend the value"
+def check_recipe(given: Free, path: Path, text: str, tables: list[str]) -> None:
+    """Refuse keys of a recipe's table that are no fields of `expunge.train.Recipe`.
 
-
-def _first(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
-
-
-def _known(tables: list[str]) -> list[str]:
-    section: Any = Config
-    for table in tables:
-        section = section.model_fields[table].annotation
-    return list(section.model_fields)
-
-
-def _place(path: Path, text: str, tables: list[str], key: str) -> str:
-    line = _line(text, tables, key)
-    if line is None and tables:  # within an inline table, or under a dotted key
-        line = _line(text, tables[:-1], tables[-1])
-    return f"line {line} of {path.name}" if line else path.name
-
-
-def _line(text: str, tables: list[str], key: str) -> int | None:
-    """Return the number of the line that sets a key, looking inside its table."""
-    inside = not tables
-    head = ".".join([*tables, key])
-    for number, line in enumerate(text.splitlines(), start=1):
-        table = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
-        if table:
-            name = re.sub(r"[\s\"']", "", table[1])
-            if name == head or name.startswith(f"{head}."):
-                return number
-            inside = name == ".".join(tables)
-        elif inside and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
-            return number
-    return None
+    Raises:
+        UserError: one is not; names the line.
+    """
+    known = [f.name for f in fields(Recipe) if f.name != "penalties"]
+    for key in given:
+        if key not in known:
+            at = sections.place(path, text, tables, key)
+            raise UserError(f"known keys in {at}", f"'{'.'.join([*tables, key])}'", suggest(key, known))
