@@ -67,6 +67,7 @@ def evaluate(
     runtime: Runtime | None = None,
     seed: int = 0,
     canaries: tuple[Data, Data] | None = None,
+    triggered: Data | None = None,
 ) -> Scores:
     """Measure models on one scenario; outputs are collected once per model and split.
 
@@ -89,6 +90,8 @@ def evaluate(
         seed: of everything random.
         canaries: planted samples and never trained ones, from `expunge.canaries.Canaries.samples`; ``train`` is then
             the data as planted.
+        triggered: unseen samples with a trigger under the class that it stands for, from
+            `expunge.poison.Backdoor.triggered`; ``train`` is then the data as poisoned.
 
     Returns:
         Values, gaps, floor, and what plots need.
@@ -105,6 +108,7 @@ def evaluate(
     same = None if "test" not in splits else _like_forgotten(splits["test"], scenario)
     like = {} if same is None else _halves(splits["test"], same)
     read = splits | ({} if canaries is None else _planted(*canaries, scenario))
+    read |= {} if triggered is None else {"triggered": triggered}
     named, groups, declined = _named(models, task, scenario, runtime, seed)
     probing = any("features" in m.needs | m.wants for m in chosen)
     values, records = dict[str, Found](), dict[str, Kept]()
@@ -381,6 +385,8 @@ def _like_forgotten(data: Data, scenario: Scenario) -> np.ndarray | None:
     column = target.get("column") if isinstance(target, dict) else None
     if column is None and not data.labelled:
         return None
+    if isinstance(target, dict) and "classes" in target:  # several classes, forgotten one after another
+        return np.isin(data.targets().numpy(), target["classes"])
     if column is not None and column not in data.columns:
         return None
     if scenario.kind == "class":

@@ -2,95 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
+from expunge import tensors
 from expunge.data import Data
-from expunge.errors import UserError, suggest
+from expunge.draws import Request
+from expunge.errors import Declined, UserError, listing
 from expunge.evaluate import evaluate
+from expunge.kinds import ANY
 from expunge.method import Method
 from expunge.methods import load
 from expunge.runtime import Runtime
-from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
 from expunge.scores import Scores
 from expunge.seeds import seed as named_seed
+from expunge.steps import Step, step
 from expunge.tensors import isolated_rng
 from expunge.train import fit
 from expunge.unlearn import Unlearned, prepare, unlearn
 from expunge.zoo import Problem
-from expunge.zoo.embedded import mislabelled
 
-Kind = Literal["class", "subclass", "subject", "random", "mislabelled"]
+__all__ = ["APART", "Request", "describe", "original", "trial"]
+
 APART = 1000  # between the seeds of retrained models; the first starts from the original's own initialisation
-
-
-@dataclass(frozen=True)
-class Request:
-    """Who is to be forgotten in a trial, drawn anew for each seed where chance decides.
-
-    Args:
-        kind: ``class``, ``subclass``, ``subject``, ``random`` or ``mislabelled``.
-        value: class index, value of the column, or share of the training data in (0, 1).
-        column: of subclass and subject.
-    """
-
-    kind: Kind
-    value: Any
-    column: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Request:
-        """Read ``class=3``, ``random=0.05``, ``mislabelled=0.05``, ``subclass:fine_name=ship``, ``subject:who=s3``.
-
-        Returns:
-            The request.
-
-        Raises:
-            UserError: it reads otherwise.
-
-        >>> Request.parse("subclass:fine_name=ship")
-        Request(kind='subclass', value='ship', column='fine_name')
-        """
-        found = re.fullmatch(r"(\w+)(?::(\w+))?=(.+)", text.strip())
-        if found is None or found[1] not in get_args(Kind):
-            remedy = suggest(found[1], get_args(Kind)) if found else "write for example class=3 or random=0.05"
-            raise UserError("a request KIND=VALUE or KIND:COLUMN=VALUE", repr(text), remedy)
-        kind, column, value = cast("Kind", found[1]), found[2], found[3]
-        if (column is None) == (kind in ("subclass", "subject")):
-            remedy = f"write {kind}:column=value" if column is None else f"write {kind}=value"
-            raise UserError("a column with subclass and subject, and with no other kind", repr(text), remedy)
-        try:
-            plain = int(value) if kind == "class" else float(value) if column is None else value
-        except ValueError as error:
-            raise UserError(f"a number for {kind}", repr(value), f"write for example {kind}=0.05") from error
-        return cls(kind, plain, column)
-
-    def draw(self, problem: Problem, seed: int) -> tuple[Data, Scenario]:
-        """Return the training data, with wrong labels where that is the request, and who is forgotten.
-
-        Raises:
-            UserError: nothing in the data matches.
-        """
-        train = problem.train
-        rest: dict[str, Any] = {"holdout": problem.holdout, "test": problem.test}
-        if self.kind == "class":
-            return train, forget_class(train, self.value, **rest)
-        if self.kind == "random":
-            return train, forget_random(train, self.value, seed=seed, **rest)
-        if self.kind == "mislabelled":
-            classes = len(problem.classes) or int(train.targets().max()) + 1
-            train, ids = mislabelled(train, self.value, classes=classes, seed=seed)
-            return train, forget_ids(train, ids, **rest)
-        build = forget_subclass if self.kind == "subclass" else forget_subject
-        return train, build(train, self.value, column=str(self.column), **rest)
-
-    def __str__(self) -> str:
-        share = f"{100 * self.value:g} %" if isinstance(self.value, float) else str(self.value)
-        return f"{self.kind} {share}"
 
 
 def original(problem: Problem, train: Data, *, runtime: Runtime | None = None, seed: int = 0) -> nn.Module:
@@ -117,7 +54,7 @@ def trial(
     runtime: Runtime | None = None,
     seed: int = 0,
 ) -> Scores:
-    """Run one request on one seed.
+    """Run one request on one seed; of several requests handled one after another, measure after the last.
 
     Args:
         problem: data, network and recipe.
@@ -133,23 +70,70 @@ def trial(
         named with their reason in ``declined``.
     """
     _check_planted(problem)
-    train, scenario = request.draw(problem, seed)
+    train = request.training(problem, seed)
     first = original(problem, train, runtime=runtime, seed=seed) if trained is None else trained
+    drawn: dict[str, Any] = {"original": first, "runtime": runtime} if request.needs_original else {}
+    _, scenario = request.draw(problem, seed, **drawn)
+    parts = [scenario.forget] if request.steps == 1 else request.parts(problem, seed, **drawn)
+    steps = [step(scenario, parts, number) for number in range(1, len(parts) + 1)]
     common: dict[str, Any] = {"recipe": problem.recipe, "new_model": problem.new_model, "runtime": runtime}
-    common |= {"holdout": problem.holdout, "scenario": scenario}
-    forget, retain = train.subset(scenario.forget), train.without(scenario.forget)
+    common |= {"holdout": problem.holdout}
 
-    def run(method: Method, at: int) -> Unlearned:
-        ready = prepare(method, first, problem.task, train=train, seed=at, **common)
-        sets: dict[str, Any] = {"forget": forget, "retain": retain, "state": ready.state}
-        return unlearn(method, ready.model, problem.task, **sets, seed=at, **common)
+    def run(method: Method, at: int, each: Sequence[Step]) -> Unlearned:
+        return handled(method, first, problem, train, each, seed=at, **common)
 
     models: dict[str, Any] = {"original": first}
-    models["retrained"] = [run(load("retrain")(), seed + APART * k) for k in range(retrained)]
-    models |= {name: run(method, seed) for name, method in methods.items()}
-    rest: dict[str, Any] = {"train": train, "test": problem.test, "holdout": problem.holdout}
-    rest |= {"recipe": problem.recipe, "new_model": problem.new_model}
-    return evaluate(models, problem.task, scenario=scenario, runtime=runtime, seed=seed, **rest)
+    whole = [Step(scenario, scenario)]
+    models["retrained"] = [run(load("retrain")(), seed + APART * k, whole) for k in range(retrained)]
+    declined: dict[str, str] = {}
+    for name, method in methods.items():
+        try:
+            models[name] = run(method, seed, steps)
+        except Declined as error:
+            declined[name] = str(error)
+    rest: dict[str, Any] = {"train": train, "test": problem.test, "triggered": request.triggered(problem)}
+    scores = evaluate(models, problem.task, scenario=scenario, seed=seed, **common, **rest)
+    return replace(scores, declined={**scores.declined, **declined})
+
+
+def handled(
+    method: Method, model: nn.Module, problem: Problem, train: Data, steps: Sequence[Step], *, seed: int, **given: Any
+) -> Unlearned:
+    """Prepare once and handle requests one after another, each from the weights and state that the last one left.
+
+    Args:
+        method: the method.
+        model: the original.
+        problem: for its task.
+        train: the training data.
+        steps: the requests.
+        seed: of everything random.
+        given: further arguments of `expunge.unlearn.prepare` and `unlearn`: holdout, recipe, new_model, runtime.
+
+    Returns:
+        The result after the last request: seconds of all of them, peak memory of the largest, and what changed since
+        the original.
+
+    Raises:
+        Declined: the method does not apply.
+    """
+    ready = prepare(method, model, problem.task, train=train, scenario=steps[0].own, seed=seed, **given)
+    now, state = ready.model, ready.state
+    found: list[Unlearned] = []
+    for one in steps:
+        sets: dict[str, Any] = {"forget": train.subset(one.own.forget), "retain": train.without(one.union.forget)}
+        done = unlearn(method, now, problem.task, **sets, state=state, scenario=one.own, seed=seed, **given)
+        now, state = done.model, done.state
+        found.append(done)
+    if len(found) == 1:
+        return found[0]
+    return replace(
+        found[-1],
+        seconds=sum(f.seconds for f in found),
+        total_seconds=sum(f.total_seconds for f in found),
+        peak_memory=max(f.peak_memory for f in found),
+        changed=tensors.changed(ready.model, now),
+    )
 
 
 def _check_planted(problem: Problem) -> None:
@@ -159,17 +143,49 @@ def _check_planted(problem: Problem) -> None:
         raise UserError("a recipe without canaries in a trial", f"{problem.recipe.canaries}", remedy)
 
 
-def describe(request: Request, problem: Problem) -> tuple[str, dict[str, int]]:
-    """Return a sentence on the request and the sizes of its sets, as the first seed draws them."""
-    _, scenario = request.draw(problem, 0)
+def describe(request: Request, problem: Problem, *, original: nn.Module | None = None) -> tuple[str, dict[str, int]]:
+    """Return a sentence on the request and the sizes of its sets, as the first seed draws them.
+
+    Args:
+        request: who is forgotten.
+        problem: the data.
+        original: where the request needs it.
+
+    Returns:
+        Sentence, and number of samples by set.
+
+    Raises:
+        UserError: as `Request.draw`.
+    """
+    _, scenario = request.draw(problem, 0, original=original)
     counts = {n: len(getattr(scenario, n)) for n in ("train", "forget", "retain", "holdout", "test")}
-    name = problem.classes[request.value] if request.kind == "class" and problem.classes else request.value
+    return _sentence(request, problem), counts
+
+
+def _sentence(request: Request, problem: Problem) -> str:
+    def named(label: int) -> str:
+        return problem.classes[label] if 0 <= label < len(problem.classes) else str(label)
+
+    value, k = request.value, request.steps
+    some = "All training samples" if request.fraction == 1 else f"A random {100 * request.fraction:g} % of the samples"
+    if request.kind == "class":
+        return f"{some} of the class {named(value)} are to be forgotten."
+    if isinstance(value, tuple):
+        return (
+            f"The classes {listing(map(named, value), k)} are to be forgotten one after another, measured after each."
+        )
     texts = {
-        "class": f"All training samples of the class {name} are to be forgotten.",
-        "subclass": f"All training samples of {name} ({request.column}) are to be forgotten; the label is coarser.",
-        "subject": f"All training samples of {name} are to be forgotten.",
+        "subclass": f"{some} of {value} ({request.column}) are to be forgotten; the label is coarser.",
+        "subject": f"All training samples of {'one person, drawn for each seed,' if value == ANY else value} are to "
+        "be forgotten.",
         "random": "A random part of the training samples is to be forgotten; each seed draws its own.",
+        "hardest": "The training samples that the original knows by heart the most are to be forgotten.",
         "mislabelled": "A part of the labels was flipped before training; those samples are to be forgotten. The "
         "original repeats the wrong labels, a retrained model does not.",
+        "poison": "A part of the training samples was given a trigger patch and the label "
+        f"{named(request.target)}; those samples are to be forgotten. The original answers "
+        f"{named(request.target)} wherever it sees the patch, a retrained model does not.",
+        "single": f"{k} requests to forget one random sample each are handled one after another.",
+        "sequential": f"{k} requests to forget random samples are handled one after another, measured after each.",
     }
-    return texts[request.kind], counts
+    return texts[request.kind]

@@ -1,0 +1,108 @@
+"""Kinds of requests: how each is written, and what its value may be."""
+
+from __future__ import annotations
+
+import re
+from numbers import Integral
+from typing import Any, Literal, get_args
+
+from expunge.errors import UserError, suggest
+
+Kind = Literal["class", "subclass", "subject", "random", "hardest", "mislabelled", "poison", "single", "sequential"]
+ANY = "*"  # a subject drawn for each seed
+COLUMN = ("subclass", "subject")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "fraction": ("class", "subclass"),
+    "times": ("sequential",),
+    "target": ("poison",),
+    "patch": ("poison",),
+}
+EXAMPLES = {
+    "class": "class=3",
+    "subclass": "subclass:fine_name=ship",
+    "subject": "subject:who=s3",
+    "random": "random=0.05",
+    "hardest": "hardest=100",
+    "mislabelled": "mislabelled=0.05",
+    "poison": "poison=0.05,target=0",
+    "single": "single=10",
+    "sequential": "sequential=20,times=5 or sequential:class=3+5+7",
+}
+
+
+def read(text: str) -> dict[str, Any]:
+    """Return the parts of ``KIND=VALUE`` or ``KIND:COLUMN=VALUE``, with ``,OPTION=VALUE`` behind it.
+
+    Args:
+        text: as `expunge.draws.Request.parse` takes it.
+
+    Returns:
+        The fields of a request by name.
+
+    Raises:
+        UserError: it reads otherwise.
+    """
+    found = re.fullmatch(r"(\w+)(?::(\w+))?=(.+?)((?:,\s*\w+=[^,=]*)*)", text.strip())
+    if found is None or found[1] not in get_args(Kind):
+        remedy = suggest(found[1], get_args(Kind)) if found else "write for example class=3 or random=0.05"
+        raise UserError("a request KIND=VALUE or KIND:COLUMN=VALUE", repr(text), remedy)
+    kind, column, value = found[1], found[2], found[3].strip()
+    options: dict[str, Any] = {}
+    known = [name for name, kinds in OPTIONS.items() if kind in kinds]
+    for name, _, given in (part.strip().partition("=") for part in found[4].split(",")[1:]):
+        if name not in known or name in options:
+            remedy = "write it once" if name in options else suggest(name, known) if known else "leave it out"
+            raise UserError(f"options of a {kind} request, each once", f"'{name}' in {text!r}", remedy)
+        options[name] = _number(given, kind)
+    if kind == "sequential" and column == "class":
+        return {"kind": kind, "value": tuple(_number(part, kind) for part in value.split("+")), **options}
+    return {"kind": kind, "value": _number(value, kind) if column is None else value, "column": column, **options}
+
+
+def checked(kind: Kind, value: Any) -> Any:
+    """Return the value of a request as plain Python.
+
+    Args:
+        kind: the kind of request.
+        value: what it was given.
+
+    Returns:
+        An int, a float, a text, or a tuple of class indices.
+
+    Raises:
+        UserError: it does not fit the kind.
+    """
+    value = value.item() if hasattr(value, "item") else value
+    remedy = f"write for example {EXAMPLES[kind]}"
+    if kind in COLUMN:
+        return value
+    if kind == "sequential" and isinstance(value, list | tuple):
+        if len(value) < 2 or not all(whole(v) for v in value) or len(set(value)) < len(value):
+            raise UserError("two classes or more, each once", repr(value), remedy)
+        return tuple(int(v) for v in value)
+    if kind == "class" and not whole(value):
+        raise UserError("a class index", repr(value), remedy)
+    if kind in ("mislabelled", "poison"):
+        what = "labels to flip" if kind == "mislabelled" else "samples to poison"
+        if not isinstance(value, int | float) or not 0 < value < 1:
+            raise UserError(f"a share of {what} in (0, 1)", repr(value), remedy)
+    elif kind == "single" and not (whole(value) and value >= 1):
+        raise UserError("a number of requests of 1 or more", repr(value), remedy)
+    elif kind in ("random", "hardest", "sequential"):
+        share = isinstance(value, float) and 0 < value < 1
+        if not share and not (whole(value) and value >= 1):
+            raise UserError("a number of samples of 1 or more, or a share in (0, 1)", repr(value), remedy)
+    return value
+
+
+def whole(value: Any) -> bool:
+    """Return whether something is a whole number."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _number(text: str, kind: str) -> int | float:
+    """Read a whole number as int, another as float."""
+    try:
+        return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
+    except ValueError as error:
+        raise UserError(f"a number for {kind}", repr(text), f"write for example {EXAMPLES[kind]}") from error
