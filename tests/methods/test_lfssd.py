@@ -8,6 +8,7 @@ from torch import nn
 
 from cases import blobs, deep
 from expunge.data import Data
+from expunge.errors import MissingNeed
 from expunge.fisher import diagonal
 from expunge.method import See
 from expunge.methods import load
@@ -71,3 +72,35 @@ def test_next_state_equals_one_prepared_without_the_forgotten():
         torch.testing.assert_close(done.state.tensors[name], without.tensors[name], rtol=1e-6, atol=1e-12)
     assert done.state.meta["count"] == 45
     assert int(done.state.tensors["samples/forgotten"].sum()) == 15
+
+
+@pytest.mark.parametrize(
+    ("ids", "order", "row"),
+    [("0123", "data", (3.0, 6.0)), ("0213", "data", (4.0, 6.0)), ("3120", "label", (4.0, 6.0))],
+)
+def test_means_over_batches_by_hand(ids: str, order: str, row: tuple[float, float]):
+    """Signs cancel inside a batch: (6,6) with (−2,2) and (8,0) with (0,16) give (2,4) and (4,8); I_f is (0,16)."""
+    model = nn.Linear(2, 2, bias=False).double().eval()
+    model.weight.data = torch.tensor([[1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
+    x = torch.tensor([[1.0, 1], [1, -1], [2, 0], [0, 2]], dtype=torch.float64)
+    weight = [1.0, 7.0, 5.0, 3.0]  # a sample's weight belongs to its loss, and must not come in with its label
+    whole = Data.from_arrays(x, torch.tensor([0, 1, 0, 1]), weight=weight)
+    data = whole.subset([f"train/{i}" for i in ids])
+    method = LFSSD(alpha=2.0, importance="batch_mean", batch=2, order=order)
+    state = prepare(method, model, TASK, train=data).state
+    omega = state.tensors["importance/weight"] / state.meta["count"]
+    torch.testing.assert_close(omega, torch.tensor([row, row], dtype=torch.float64))
+    done = unlearn(method, model, TASK, forget=data.subset(["train/3"]), state=state)
+    torch.testing.assert_close(done.model.weight.data, torch.tensor([[1, 0.75]] * 2, dtype=torch.float64))
+
+
+def test_labels_are_asked_for_only_to_sort_by_them():
+    model, data = fit(deep(), TASK, blobs(), Recipe(epochs=5, lr=0.05)), blobs()
+    given = LFSSD(importance="batch_mean", order="data")
+    assert (given.prepares.train, given.unlearns.forget) == (See.INPUTS, See.INPUTS)
+    assert prepare(given, model, TASK, train=data.unlabelled()).state.meta["of"] == "batch_mean_norm"
+    by_label = LFSSD(importance="batch_mean")
+    assert (by_label.prepares.train, by_label.unlearns.forget) == (See.LABELLED, See.LABELLED)
+    with pytest.raises(MissingNeed, match="train data with labels for lfssd"):
+        prepare(by_label, model, TASK, train=data.unlabelled())
+    assert LFSSD(order="label").prepares.train is See.INPUTS  # the exact importance has no order

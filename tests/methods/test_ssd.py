@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -383,6 +384,127 @@ def test_regression_and_half_precision_models_can_forget():
     assert all(p.dtype == torch.bfloat16 for p in done.model.parameters())
 
 
+def mean(size: int = 2, order: str = "data", **fields: Any) -> Any:
+    return SSD(alpha=2.0, importance="batch_mean", batch=size, order=order, **fields)
+
+
+@pytest.mark.parametrize(
+    ("ids", "method", "row", "second"),
+    [
+        (["x1", "x2", "x3", "x4"], mean(2), (0.125, 0.25), 0.5),
+        (["x1", "x3", "x2", "x4"], mean(2), (0.3125, 0.0625), 0.125),
+        (["x1", "x2", "x3", "x4"], mean(4), (0.0625, 0.0), 0.0),
+        (["x1", "x2", "x3", "x4"], mean(2, "label"), (0.3125, 0.0625), 0.125),
+        (["x4", "x3", "x2", "x1"], mean(2, "label"), (0.3125, 0.0625), 0.125),
+        (["x4", "x3", "x2", "x1"], mean(1), (0.375, 0.375), 0.75),
+    ],
+    ids=["by twos", "another order", "one batch", "sorted", "sorted from another order", "single samples"],
+)
+def test_means_over_batches_give_three_answers_from_one_data_set(
+    ids: list[str], method: Any, row: tuple[float, float], second: float
+):
+    """Ratios of 4, 16 (above n/n_f = 4) and infinity; single samples give 8/3, as the exact importance does."""
+    model, data = two_class(2.0, PARITY)
+    data = data.subset(ids)
+    state = prepare(method, model, TASK, train=data, runtime=QUIET).state
+    torch.testing.assert_close(state.tensors["importance/weight"] / state.meta["count"], t(row, row))
+    done = unlearn(method, model, TASK, forget=data.subset(["x4"]), state=state, runtime=QUIET)
+    torch.testing.assert_close(done.model.weight.data, t([1, second], [1, second]))
+
+
+def test_means_over_batches_do_not_depend_on_the_runtimes_batches():
+    model, data = trained()
+    alone = [prepare(mean(16), model, TASK, train=data, runtime=Runtime(batch_size=n, progress=False)) for n in (5, 60)]
+    assert alone[0].state.meta == {**alone[1].state.meta, "expunge": alone[0].state.meta["expunge"]}
+    for name in (n for n in alone[0].state.tensors if n.startswith("importance/")):
+        assert torch.equal(alone[0].state.tensors[name], alone[1].state.tensors[name])
+    other = prepare(mean(15), model, TASK, train=data, runtime=QUIET).state
+    assert not torch.equal(other.tensors["importance/1.bias"], alone[0].state.tensors["importance/1.bias"])
+
+
+def test_means_over_batches_claim_no_bound(caplog: pytest.LogCaptureFixture):
+    """A ratio of 16 is selected by α = 10, which selects nothing with the exact importance: n/n_f is 4."""
+    model, data = two_class(2.0, PARITY)
+    given = {"importance": "batch_mean", "batch": 2}
+    done = request(SSD(alpha=10, **given), model, data, ["x4"])
+    torch.testing.assert_close(done.model.weight.data, t([1, 0.125], [1, 0.125]))
+    above = request(SSD(alpha=17, **given), model, data, ["x4"])
+    assert above.changed.count == 0
+    assert "above α = 17: nothing was changed. The largest ratio is 16: take a smaller α" in above.note
+    assert "n/n_f" not in done.note + above.note + caplog.text
+
+
+def test_auto_alpha_of_means_over_batches_is_the_share_of_weights_alone():
+    model, data = trained()
+    auto = request(SSD(importance="batch_mean", batch=8), model, data, data.ids[:6])
+    assert 0 < auto.log["selected"] <= TOP
+    more = request(SSD(importance="batch_mean", batch=8, alpha=0.999 * auto.log["alpha"]), model, data, data.ids[:6])
+    assert more.log["selected"] > TOP
+
+
+def test_means_over_batches_keep_the_forgotten_and_say_so_unless_refreshed():
+    model, data = trained()
+    ids, more = data.ids[:6], data.ids[6:9]
+    done = request(mean(8), model, data, ids)
+    assert "still holds the forgotten samples' share, which does not come out of means over batches" in done.note
+    assert (done.state.meta["held"], done.state.meta["stale"]) == (6, 1)
+    again = unlearn(mean(8), done.model, TASK, forget=data.subset(more), state=done.state, runtime=QUIET)
+    assert (again.state.meta["held"], again.state.meta["stale"]) == (9, 2)
+    given = {"retain": data.without(ids), "runtime": QUIET}
+    method = mean(8, refresh=True)
+    state = prepare(method, model, TASK, train=data, runtime=QUIET).state
+    clean = unlearn(method, model, TASK, forget=data.subset(ids), state=state, **given)
+    assert weights_digest(clean.model) == weights_digest(done.model)
+    assert "still holds" not in clean.note
+    anew = prepare(method, clean.model, TASK, train=data.without(ids), runtime=QUIET).state
+    assert (clean.state.meta["held"], clean.state.meta["stale"], clean.state.meta["count"]) == (0, 0, 7)
+    for name in (n for n in anew.tensors if n.startswith("importance/")):
+        assert torch.equal(clean.state.tensors[name], anew.tensors[name])
+    with pytest.raises(UserError, match="something to retain"):
+        unlearn(mean(8), model, TASK, forget=data, state=state, runtime=QUIET)
+
+
+def test_states_of_other_means_are_refused():
+    model, data = trained()
+    state = prepare(mean(8), model, TASK, train=data, runtime=QUIET).state
+    forget = data.subset(data.ids[:6])
+    for method, match in (
+        (SSD(alpha=2.0), "with the importance of 'loss', got one of 'batch_mean'"),
+        (mean(16), "prepared with batch=16, got one with batch=8: prepare ssd anew, or ask with batch=8"),
+        (mean(8, "label"), "prepared with order='label', got one with order='data'"),
+    ):
+        with pytest.raises(Incompatible, match=match):
+            unlearn(method, model, TASK, forget=forget, state=state, runtime=QUIET)
+
+
+def test_real_targets_cannot_be_sorted_by_class():
+    model, data = CASES["linear_regression"].make()
+    with pytest.raises(UserError, match=r"one class label a sample to sort by, got .*: set ssd\.order to 'data'"):
+        prepare(mean(2, "label"), model, Regression(), train=data, runtime=QUIET)
+    assert prepare(mean(2), model, Regression(), train=data, runtime=QUIET).state.meta["of"] == "batch_mean"
+
+
+@pytest.mark.parametrize("name", ["ssd", "lfssd"])
+def test_only_what_prepared_by_names_changes_what_prepare_leaves(name: str):
+    """The fields named decide the state; the others may be tried on one that is there."""
+    model, data = trained()
+    base = {"alpha": 2.0, "importance": "batch_mean", "batch": 8, "order": "label"}
+    other = {
+        "alpha": 3.0, "dampening": 0.5, "unseen": "skip", "refresh": True,
+        "importance": "exact", "batch": 16, "order": "data",
+    }  # fmt: skip
+    cls = load(name)
+    assert {f.name for f in dataclasses.fields(cls)} == other.keys()
+
+    def left(**fields: Any) -> tuple[Any, ...]:
+        state = prepare(cls(**base | fields), model, TASK, train=data, runtime=QUIET).state
+        meta = {k: v for k, v in state.meta.items() if k != "expunge"}
+        return meta, {k: v.tolist() for k, v in state.tensors.items() if k.startswith("importance/")}
+
+    changes = {field for field, value in other.items() if left(**{field: value}) != left()}
+    assert changes == cls.prepared_by
+
+
 def test_state_of_something_else_is_refused():
     model, data = trained()
     state = prepare(SSD(), model, TASK, train=data).state
@@ -409,9 +531,26 @@ def test_state_of_something_else_is_refused():
         ({"alpha": "much"}, "ssd.alpha"),
         ({"dampening": -0.1}, "ssd.dampening of 0 or more"),
         ({"unseen": "keep"}, "ssd.unseen"),
+        ({"importance": "true"}, "ssd.importance"),
+        ({"order": "random"}, "ssd.order"),
+        ({"batch": 0}, "ssd.batch of 1 or more samples, got 0"),
+        ({"batch": 1.5}, "ssd.batch"),
         ({"aplha": 1}, "did you mean 'alpha'"),
     ],
 )
 def test_bad_settings_are_refused_in_words(config: dict[str, Any], match: str):
     with pytest.raises(UserError, match=match):
         build({"name": "ssd", **config})
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"importance": "true"}, "ssd.importance 'exact' or 'batch_mean', got 'true'"),
+        ({"order": "random"}, "ssd.order 'label' or 'data', got 'random'"),
+        ({"batch": True}, "ssd.batch of 1 or more samples, got True"),
+    ],
+)
+def test_bad_settings_are_refused_by_the_class_too(fields: dict[str, Any], match: str):
+    with pytest.raises(UserError, match=match):
+        SSD(**fields)

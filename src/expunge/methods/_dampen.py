@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge.data import Data
 from expunge.errors import Incompatible, UserError
 from expunge.fisher import Diagonal, Quantity, diagonal
 from expunge.fisher.checks import wide
-from expunge.method import Method, Needs, See, Session, State, option
+from expunge.fisher.quantities import MEANS
+from expunge.method import Method, Needs, Search, See, Session, State, option
 from expunge.tensors import check_finite, parameters
 
 log = logging.getLogger(__name__)
+Importance = Literal["exact", "batch_mean"]
+Order = Literal["label", "data"]
 
 SHARE, TOP = 0.3, 0.04
 """``alpha="auto"``: this share of the bound n/n_f, and this share of weights at most; see docs/results/alpha.md."""
@@ -105,21 +110,44 @@ def ratio_above(forget: Diagonal, reference: Diagonal, share: float) -> float:
 
 
 def _bounded(stored: Diagonal, forget: Diagonal, alpha: float) -> bool:
-    """Return whether α is at or above the bound n/n_f, which holds for importances at the same weights."""
-    return stored.at == forget.at and alpha >= stored.count / forget.count
+    """Return whether α is at or above the bound n/n_f of ratios, which sums over samples at the same weights have."""
+    return stored.of not in MEANS and stored.at == forget.at and alpha >= stored.count / forget.count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dampening(Method):
-    """Dampen the weights that matter for the forget set out of proportion to the training set."""
+    """Dampen the weights that matter for the forget set out of proportion to the training set.
+
+    With ``importance="batch_mean"`` the importance is that of published code: the gradient of each batch's mean,
+    squared (SSD) or absolute (LFSSD), averaged over batches that weigh alike whatever their size. It depends on the
+    batch size and the order of the samples, its ratios have no bound, and a request cannot take the forgotten
+    samples out of it: without ``refresh`` the next state still holds them, and says so.
+
+    ``order="label"`` sorts samples by class label, those of a class as the data has them. Published code that forgets
+    a class puts that class last. Before a request it is not known, so here it stands where its label does: batches on
+    its borders mix it with its neighbours, and the smaller last batch holds the highest label instead. Published code
+    that forgets a subclass sorts by subclass, not by label; that which forgets random samples does not sort. Who has
+    an order of their own takes ``order="data"``, which keeps the samples as they are given.
+    """
+
+    quantities: ClassVar[Mapping[Importance, Quantity]] = {}
+    prepared_by: ClassVar[frozenset[str] | None] = frozenset({"importance", "batch", "order"})
 
     alpha: float | Literal["auto"] = option(
         "auto",
         symbol="α",
         unit="ratio of importances",
-        text=f"select where I_f > α·I_D; auto is {SHARE}·n/n_f, raised so that at most {TOP:.0%} are selected",
+        text=f"select where I_f > α·I_D; auto is {SHARE}·n/n_f, raised so that at most {TOP:.0%} are selected; "
+        f"with batch_mean what selects {TOP:.0%}",
+        search=Search(0.1, 100.0, log=True),
     )
-    dampening: float = option(1.0, symbol="λ", unit="1", text="β = min(λ·I_D/I_f, 1); 0 prunes what is selected")
+    dampening: float = option(
+        1.0,
+        symbol="λ",
+        unit="1",
+        text="β = min(λ·I_D/I_f, 1); 0 prunes what is selected",
+        search=Search(0.1, 5.0, log=True),
+    )
     unseen: Literal["zero", "skip"] = option(
         "zero", unit="-", text="what to do with weights of importance 0 on the training set: zero or skip"
     )
@@ -127,23 +155,40 @@ class Dampening(Method):
         False, unit="-", text="recompute the stored importance after the edit from retain data, which it then needs"
     )
 
+    importance: Importance = option(
+        "exact", unit="-", text="exact: a power of each sample's gradient; batch_mean: of each batch's, as published"
+    )
+    batch: int = option(
+        64, symbol="b", unit="samples", text="of batch_mean; published: 64 for classes, 128 for random samples"
+    )
+    order: Order = option("label", unit="-", text="of batch_mean: label sorts samples by class; data leaves them")
+
     def __post_init__(self) -> None:
         if self.alpha != "auto" and not (isinstance(self.alpha, int | float) and 0 <= self.alpha < float("inf")):
             raise UserError(f"{self.name}.alpha of 0 or more, or 'auto'", repr(self.alpha), "give a finite number")
-        if self.unseen not in ("zero", "skip"):
-            raise UserError(f"{self.name}.unseen 'zero' or 'skip'", repr(self.unseen), "choose one of them")
+        choices = {"unseen": ("zero", "skip"), "importance": get_args(Importance), "order": get_args(Order)}
+        for name, (one, other) in choices.items():
+            if getattr(self, name) not in (one, other):
+                got = repr(getattr(self, name))
+                raise UserError(f"{self.name}.{name} '{one}' or '{other}'", got, "choose one of them")
+        if not isinstance(self.batch, int) or isinstance(self.batch, bool) or self.batch < 1:
+            raise UserError(f"{self.name}.batch of 1 or more samples", repr(self.batch), "give a whole number")
         if not 0 <= self.dampening < float("inf"):
             raise UserError(f"{self.name}.dampening of 0 or more", repr(self.dampening), "give a finite number")
 
     @property
     def of(self) -> Quantity:
-        """The quantity whose per-sample gradient is the importance."""
-        raise TypeError(f"{type(self).__name__} names no quantity")
+        """The quantity whose gradient is the importance."""
+        return self.quantities[self.importance]
+
+    @property
+    def _sorts(self) -> bool:
+        return self.importance == "batch_mean" and self.order == "label"
 
     @property
     def sight(self) -> See:
         """What the importance needs to see of a sample."""
-        return See.INPUTS if self.of == "output_norm" else See.LABELLED
+        return See.LABELLED if self._sorts or self.quantities["exact"] == "loss" else See.INPUTS
 
     @property
     def prepares(self) -> Needs:
@@ -193,17 +238,38 @@ class Dampening(Method):
         return session.model, self._next(session, state, stored, forget)
 
     def _importance(self, session: Session, model: nn.Module, part: str) -> Diagonal:
-        data = getattr(session, part)
-        return diagonal(model, session.task, data, of=self.of, runtime=session.runtime, seed=session.seed)
+        data, runtime = getattr(session, part), session.runtime
+        if self.importance == "batch_mean":
+            data, runtime = self._ordered(data), replace(runtime, batch_size=self.batch)
+        return diagonal(model, session.task, data, of=self.of, runtime=runtime, seed=session.seed)
 
-    def _state(self, kept: Diagonal, stale: int) -> State:
+    def _ordered(self, data: Data) -> Data:
+        """Return the samples in the order that the batches are cut from, at the sight that the quantity needs."""
+        if not self._sorts:
+            return data
+        targets = data.targets()
+        if targets.dim() != 1 or targets.is_floating_point():
+            got = f"{targets.dtype} of shape {tuple(targets.shape)}"
+            raise UserError("one class label a sample to sort by", got, f"set {self.name}.order to 'data'")
+        data = replace(data, positions=data.positions[torch.argsort(targets, stable=True).numpy()])
+        return data if self.of == "batch_mean" else data.unlabelled()
+
+    def _state(self, kept: Diagonal, stale: int, held: int = 0) -> State:
         sums = {f"importance/{k}": v.cpu() for k, v in kept.sums.items()}
-        return State(sums, {"of": self.of, "count": kept.count, "at": kept.at, "stale": stale})
+        meta = {"of": self.of, "count": kept.count, "at": kept.at, "stale": stale}
+        if self.of in MEANS:
+            meta |= {"batch": self.batch, "order": self.order, "held": held}
+        return State(sums, meta)
 
     def _stored(self, session: Session, state: State) -> Diagonal:
         if state.meta.get("of") != self.of:
             got = f"one of '{state.meta.get('of')}'"
             raise Incompatible(f"a state with the importance of '{self.of}'", got, f"prepare {self.name} anew")
+        for name in ("batch", "order") if self.of in MEANS else ():
+            want, got = getattr(self, name), state.meta[name]
+            if got != want:
+                remedy = f"prepare {self.name} anew, or ask with {name}={got!r}"
+                raise Incompatible(f"a state prepared with {name}={want!r}", f"one with {name}={got!r}", remedy)
         names = parameters(session.model)
         kept = {n.removeprefix("importance/"): n for n in state.tensors if n.startswith("importance/")}
         if kept.keys() != names.keys():
@@ -215,6 +281,8 @@ class Dampening(Method):
         return Diagonal(sums, int(state.meta["count"]), self.of, str(state.meta["at"]))
 
     def _alpha(self, session: Session, stored: Diagonal, forget: Diagonal) -> float:
+        if self.of in MEANS:  # counts are of batches, and nothing bounds the ratio
+            return ratio_above(forget, stored, TOP) if self.alpha == "auto" else float(self.alpha)
         n, n_f = stored.count, forget.count
         bound = n / n_f
         if self.alpha == "auto":
@@ -235,6 +303,13 @@ class Dampening(Method):
         if self.refresh:
             return self._state(self._importance(session, session.model, "retain"), stale=0)
         stale = int(state.meta["stale"])
+        if self.of in MEANS:
+            session.record(
+                "note",
+                "The stored importance still holds the forgotten samples' share, which does not come out of means over "
+                "batches. Prepare anew, or use refresh=true, to be rid of it.",
+            )
+            return self._state(stored, stale + 1, int(state.meta["held"]) + len(session.forget))
         if stale and stored.at != forget.at:
             session.record(
                 "note",

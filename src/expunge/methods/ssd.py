@@ -1,13 +1,14 @@
-"""Selective synaptic dampening with the exact per-sample importance."""
+"""Selective synaptic dampening, with the exact per-sample importance or the published mean over batches."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.fisher import Quantity
 from expunge.method import Reference
-from expunge.methods._dampen import Dampening
+from expunge.methods._dampen import Dampening, Importance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +17,11 @@ class SSD(Dampening):
 
     I is the mean over samples of the squared per-sample gradient of the loss, in eval mode. I_D is taken once, by
     `prepare`; the training data may then be thrown away. No ratio exceeds n/n_f, so an α at or above it selects
-    nothing; the published code squares batch-mean gradients instead, and its α does not transfer.
+    nothing. The published code squares the mean gradient of each batch instead, which is ``importance="batch_mean"``;
+    its α does not transfer. See `expunge.methods._dampen.Dampening` for the order of the batches.
     """
 
+    quantities: ClassVar[Mapping[Importance, Quantity]] = {"exact": "loss", "batch_mean": "batch_mean"}
     distributed: ClassVar[bool] = True
     reference: ClassVar[Reference] = Reference(
         "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening",
@@ -28,11 +31,6 @@ class SSD(Dampening):
         "AAAI",
     )
     example: ClassVar[dict[str, object]] = {"alpha": 1.5}
-
-    @property
-    def of(self) -> Quantity:
-        """The task's loss."""
-        return "loss"
 
 
 METHOD = SSD
