@@ -58,7 +58,7 @@ def one(job: tuple[str, int]) -> dict[str, Any]:
     name, seed = job
     problem = zoo.load("digits")
     scores = trial(problem, cases()[name], {}, retrained=RETRAINED, runtime=Runtime(progress=False), seed=seed)
-    return {"case": name, "seed": seed, "forget": len(scores.scenario.forget), "rows": rows(scores)}
+    return {"case": name, "seed": seed, "forget": scores.asked.counts["forget"], "rows": rows(scores)}
 
 
 def rows(scores: Scores) -> dict[str, dict[str, NUMBER]]:

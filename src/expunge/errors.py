@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ExpungeError(Exception):
@@ -21,6 +22,18 @@ class UserError(ExpungeError):
 
     def __init__(self, expected: str, got: str, remedy: str) -> None:
         super().__init__(f"Expected {expected}, got {got}: {remedy}.")
+        self.expected, self.got, self.remedy = expected, got, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), str(self), vars(self))
+
+
+def _again(kind: type[UserError], text: str, parts: dict[str, Any]) -> UserError:
+    """Return an error as it was, where it crossed from one process to another."""
+    error = kind.__new__(kind, text)
+    error.args = (text,)
+    vars(error).update(parts)
+    return error
 
 
 class MissingNeed(UserError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,8 @@ def evaluate(
     seed: int = 0,
     canaries: tuple[Data, Data] | None = None,
     triggered: Data | None = None,
+    known: Scores | None = None,
+    outputs: dict[str, dict[str, Outputs]] | None = None,
 ) -> Scores:
     """Measure models on one scenario; outputs are collected once per model and split.
 
@@ -93,6 +95,11 @@ def evaluate(
         triggered: unseen samples with a trigger under the class that it stands for, from
             `expunge.poison.Backdoor.triggered`; ``train`` is then the data as poisoned.
 
+        known: scores of the same original and retrained models on the same scenario: its rows are taken over, not
+            measured again.
+        outputs: what the original and the first retrained model say, by name and split: what is there is not
+            collected again, what is not is put in; pass it with ``known``, which says what is wrong with them.
+
     Returns:
         Values, gaps, floor, and what plots need.
 
@@ -106,68 +113,105 @@ def evaluate(
     chosen = _metrics(metrics, attacks, shadows)
     splits = _splits(train, test, holdout, scenario)
     same = None if "test" not in splits else _like_forgotten(splits["test"], scenario)
-    like = {} if same is None else _halves(splits["test"], same)
-    read = splits | ({} if canaries is None else _planted(*canaries, scenario))
-    read |= {} if triggered is None else {"triggered": triggered}
-    named, groups, declined = _named(models, task, scenario, runtime, seed)
-    probing = any("features" in m.needs | m.wants for m in chosen)
-    values, records = dict[str, Found](), dict[str, Kept]()
-    taps, flaws, shared = dict[str, str | None](), dict[str, str](), dict[str, Any]()
+    there = () if known is None else tuple(known.values)
+    named, groups, declined = _named(models, task, scenario, runtime, seed, there)
+    work = _Work(
+        named=named,
+        read=splits | ({} if canaries is None else _planted(*canaries, scenario)) | _tried(triggered),
+        data={**splits, **({} if same is None else _halves(splits["test"], same))},
+        same=same,
+        common={"task": task, "scenario": scenario, "recipe": recipe, "new_model": new_model, "seed": seed},
+        runtime=runtime,
+        chosen=chosen,
+        flaws={} if known is None else dict(known.flaws),
+        kept={} if outputs is None else outputs,
+    )
+    for name in (n for n in ("original", REFERENCE) if n in named and n not in work.kept):
+        work.kept[name] = work.said(name)
+    measured = {name: model for name, model in named.items() if name not in there}
+    rows = {name: work.row(name) for name in measured}
+    scores = _scores(measured, rows, chosen, scenario)
+    caveats = _caveats(splits, work.kept, work.flaws, runtime) if known is None else _flawed(work.flaws)
+    scores = replace(scores, declined=declined, flaws=work.flaws, caveats=caveats)
+    found = merged(scores, {group: names for group, names in groups.items() if names[0] in measured})
+    return with_gaps(found if known is None else known.with_rows(found))
 
-    def said(name: str) -> dict[str, Outputs]:
-        taps[name] = head_tap(_module(named[name]), task, splits["forget"], runtime) if probing else None
+
+@dataclass(frozen=True)
+class _Work:
+    """One evaluation: every model is compared with the original and retrained; others' evidence is not kept."""
+
+    named: Mapping[str, Model]
+    read: Mapping[str, Data]
+    data: Mapping[str, Data]
+    same: np.ndarray | None
+    common: Mapping[str, Any]
+    runtime: Runtime
+    chosen: Sequence[Metric]
+    flaws: dict[str, str]
+    kept: dict[str, dict[str, Outputs]]
+    taps: dict[str, str | None] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def tap(self, name: str) -> str | None:
+        """Return where a model's features are read; None where nothing reads them."""
+        if name not in self.taps:
+            probing = any("features" in m.needs | m.wants for m in self.chosen)
+            model, task = _module(self.named[name]), self.common["task"]
+            self.taps[name] = head_tap(model, task, self.read["forget"], self.runtime) if probing else None
+        return self.taps[name]
+
+    def said(self, name: str) -> dict[str, Outputs]:
+        """Return a model's outputs by split, and note what is wrong with them."""
+        model, task = self.named[name], self.common["task"]
         try:
-            outputs, flaw = _collect(_module(named[name]), task, read, same, taps[name], runtime)
+            found, flaw = _collect(_module(model), task, self.read, self.same, self.tap(name), self.runtime)
         except Misfit as error:  # the original was trained on such labels: there the data is at fault, not the model
             if name == "original":
                 raise
-            outputs, flaw = {}, f"its outputs do not fit the labels ({_lower(str(error).partition(': ')[0])})"
-        inherited = flaws.get("original") if _is_control(name) else None  # it is made of the original
-        if why := flaw or inherited or _other_request(named[name], name, scenario) or _copy(name, named):
-            flaws[name] = why
-        return outputs
+            found, flaw = {}, f"its outputs do not fit the labels ({_lower(str(error).partition(': ')[0])})"
+        inherited = self.flaws.get("original") if _is_control(name) else None  # it is made of the original
+        other = flaw or inherited or _other_request(model, name, self.common["scenario"]) or _copy(name, self.named)
+        if other:
+            self.flaws[name] = other
+        return found
 
-    # Every model is compared with these two, and they with each other; the others' evidence is dropped once measured.
-    kept = {name: said(name) for name in ("original", REFERENCE) if name in named}
-    for name in named:
-        outputs = kept[name] if name in kept else said(name)
-        roles = {"original": kept.get("original", {}), "retrained": kept.get(REFERENCE, {}), "model": outputs}
+    def row(self, name: str) -> tuple[Found, Kept]:
+        """Return a model's numbers, and what they leave for plots."""
+        own = self.kept[name] if name in self.kept else self.said(name)
+        roles = {"original": self.kept.get("original", {}), "retrained": self.kept.get(REFERENCE, {}), "model": own}
         present = {"model": name, "original": "original", "retrained": REFERENCE}
         audit = Audit(
             evidence={(role, split): o for role, found in roles.items() for split, o in found.items()},
-            models={role: _module(named[n]) for role, n in present.items() if n in named},
-            task=task,
-            scenario=scenario,
-            edit=_edit(named[name]),
-            recipe=recipe,
-            new_model=new_model,
-            tap=taps[name],
-            seed=seed,
-            data={**splits, **like},
-            runtime=runtime,
-            flaws={role: flaws[n] for role, n in present.items() if n in flaws},
-            shared=shared,
+            models={role: _module(self.named[n]) for role, n in present.items() if n in self.named},
+            edit=_edit(self.named[name]),
+            tap=self.tap(name),
+            data=self.data,
+            runtime=self.runtime,
+            flaws={role: self.flaws[n] for role, n in present.items() if n in self.flaws},
+            shared=self.shared,
+            **self.common,
         )
-        values[name] = {key: value for metric in chosen for key, value in metric(audit).items()}
+        found = {key: value for metric in self.chosen for key, value in metric(audit).items()}
         _densities(audit)
-        records[name] = audit.kept
-    scores = _scores(named, values, records, chosen, scenario)
-    caveats = _caveats(splits, kept, flaws, runtime)
-    scores = replace(scores, declined=declined, flaws=flaws, caveats=caveats)
-    return with_gaps(merged(scores, groups))
+        return found, audit.kept
+
+
+def _tried(triggered: Data | None) -> dict[str, Data]:
+    return {} if triggered is None else {"triggered": triggered}
 
 
 def _scores(
     named: Mapping[str, Model],
-    values: Mapping[str, Found],
-    records: Mapping[str, Kept],
+    rows: Mapping[str, tuple[Found, Kept]],
     chosen: Sequence[Metric],
     scenario: Scenario,
 ) -> Scores:
+    records = {name: kept for name, (_, kept) in rows.items()}
     results = {n: m for n, m in named.items() if isinstance(m, Unlearned)}
     changed = {n: m.changed for n, m in results.items() if m.changed is not None}
     return Scores(
-        values={n: values[n] for n in named},
+        values={n: found for n, (found, _) in rows.items()},
         gaps={n: {k: v for k, v in records[n].gaps.items() if isinstance(v, Value)} for n in named},
         distances={},
         floor={},
@@ -177,7 +221,7 @@ def _scores(
         settings={n: m.method for n, m in results.items()},
         changed={n: {k: c / size for k, (c, size) in found.tensors.items()} for n, found in changed.items()},
         samples={n: records[n].samples for n in named},
-        scenario=scenario,
+        asked=scenario.asked,
         series={n: records[n].series for n in named},
     )
 
@@ -208,9 +252,14 @@ def _metrics(
 
 
 def _named(
-    models: Mapping[str, Model | Sequence[Model]], task: Task, scenario: Scenario, runtime: Runtime, seed: int
+    models: Mapping[str, Model | Sequence[Model]],
+    task: Task,
+    scenario: Scenario,
+    runtime: Runtime,
+    seed: int,
+    there: Sequence[str],
 ) -> tuple[dict[str, Model], dict[str, list[str]], dict[str, str]]:
-    """Give each replicate a name of its own, group them by the caller's names, and add the controls."""
+    """Give each replicate a name of its own, group them by the caller's names, and add the controls not yet there."""
     named: dict[str, Model] = {}
     groups: dict[str, list[str]] = {}
     for name, given in models.items():
@@ -231,7 +280,7 @@ def _named(
     for control in (n for n in methods.names(controls=True) if methods.load(n).control and original is not None):
         method, model = methods.load(control)(), _module(original)  # type: ignore[arg-type]
         reason = method.declines(task, scenario, model)
-        if control in named:
+        if control in named or control in there:
             continue
         if reason:
             declined[control] = reason
@@ -363,7 +412,7 @@ def _caveats(
     splits: Mapping[str, Data], kept: Mapping[str, Mapping[str, Outputs]], flaws: Mapping[str, str], runtime: Runtime
 ) -> tuple[str, ...]:
     """Return what a reader must know, in sentences: models that cannot be measured, twins of forgotten samples."""
-    found = [f"Nothing is said of {name.partition(chr(0))[0]}: {why}." for name, why in flaws.items()]
+    found = list(_flawed(flaws))
     sizes = [tuple(kept[n]["forget"].outputs.shape[1:]) for n in ("original", REFERENCE) if kept.get(n)]
     if len(set(sizes)) > 1:
         what = f"outputs of shape {sizes[1]} where the original has {sizes[0]}"
@@ -373,6 +422,10 @@ def _caveats(
     unseen = {name: splits[name] for name in ("test", "holdout") if name in splits}
     twins = near_duplicates(splits["forget"], splits["retain"], seen_by, unseen)
     return (*dict.fromkeys(found), *twins.sentences())
+
+
+def _flawed(flaws: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"Nothing is said of {name.partition(chr(0))[0]}: {why}." for name, why in flaws.items())
 
 
 def _lower(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -69,6 +69,12 @@ class Scenario:
         gone = set(self.forget)
         return tuple(i for i in self.train if i not in gone)
 
+    @property
+    def asked(self) -> Asked:
+        """Kind, target and sizes."""
+        sizes = {name: len(getattr(self, name)) for name in ("train", "forget", "retain", "holdout", "test")}
+        return Asked(self.kind, self.target, sizes)
+
     def digest(self) -> str:
         """Return the SHA-256 of the ids, kind and target."""
         return digest(self.to_json())
@@ -82,6 +88,21 @@ class Scenario:
         """Return the scenario that `to_json` gave."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "target" else v for k, v in body.items()}
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a reader wants to know of a scenario: its kind and sizes, without the ids.
+
+    Args:
+        kind: how the forget set was chosen.
+        target: class label, subject, range or other plain value.
+        counts: samples by set: train, forget, retain, holdout, test.
+    """
+
+    kind: str
+    target: Any
+    counts: Mapping[str, int]
 
 
 def _build(

@@ -12,7 +12,7 @@ import numpy as np
 from expunge import stats
 from expunge.errors import UserError, listing, suggest
 from expunge.metric import Found, Goal, Number, Place, Unavailable, Value
-from expunge.scenario import Scenario
+from expunge.scenario import Asked
 
 REFERENCE, FLOOR = "retrained", "retrained (other seed)"
 Series = Mapping[str, Mapping[Place, Value | Unavailable]]
@@ -35,7 +35,7 @@ class Scores:
         settings: of the unlearn results, by model.
         changed: share of changed parameters by model and tensor.
         samples: per-sample loss, entropy and member scores by model and split, for plots.
-        scenario: who is forgotten.
+        asked: who is forgotten: kind, target, sizes.
         series: curves and groups by model and name: values by place.
         flaws: why nothing can be said of a model's outputs, by model.
         caveats: what a reader must know of this scenario, in sentences.
@@ -52,7 +52,7 @@ class Scores:
     settings: Mapping[str, Mapping[str, Any]]
     changed: Mapping[str, Mapping[str, float]]
     samples: Mapping[str, Mapping[str, np.ndarray]] = field(repr=False)
-    scenario: Scenario = field(repr=False)
+    asked: Asked
     series: Mapping[str, Series] = field(repr=False, default_factory=dict)
     flaws: Mapping[str, str] = field(default_factory=dict)
     caveats: tuple[str, ...] = ()
@@ -72,6 +72,29 @@ class Scores:
         if model not in self.values:
             raise UserError("an evaluated model", repr(model), suggest(model, self.values))
         return self.values[model]
+
+    def only(self, models: Sequence[str]) -> Scores:
+        """Return the rows of some models alone."""
+        parts = ("values", "gaps", "distances", "notes", "settings", "changed", "samples", "series", "flaws")
+        kept: dict[str, Any] = {p: {m: v for m, v in getattr(self, p).items() if m in models} for p in parts}
+        return replace(self, **kept)
+
+    def with_rows(self, other: Scores) -> Scores:
+        """Return the scores with further rows, measured beside the same original and retrained models."""
+        parts = (
+            "values",
+            "gaps",
+            "distances",
+            "declined",
+            "notes",
+            "settings",
+            "changed",
+            "samples",
+            "series",
+            "flaws",
+        )
+        both: dict[str, Any] = {p: {**getattr(self, p), **getattr(other, p)} for p in parts}
+        return replace(self, **both, caveats=tuple(dict.fromkeys([*self.caveats, *other.caveats])))
 
 
 def pooled(runs: Sequence[Scores]) -> Scores:
@@ -108,7 +131,7 @@ def pooled(runs: Sequence[Scores]) -> Scores:
             m: {k: float(np.mean([r.changed[m][k] for r in runs])) for k in first.changed[m]} for m in first.changed
         },
         samples={m: _joined([r.samples[m] for r in runs]) for m in first.samples},
-        scenario=first.scenario,
+        asked=first.asked,
         series={m: _series([r.series.get(m, {}) for r in runs]) for m in first.series},
         flaws={m: why for r in runs for m, why in r.flaws.items()},
         caveats=tuple(dict.fromkeys(c for r in runs for c in r.caveats)),

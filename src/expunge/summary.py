@@ -59,8 +59,8 @@ def section(
     refused = {**scores.declined, **(declined or {})}
     return {
         "name": name,
-        "kind": scores.scenario.kind,
-        "target": jsonable(scores.scenario.target),
+        "kind": scores.asked.kind,
+        "target": jsonable(scores.asked.target),
         "text": text,
         "counts": dict(counts),
         "seeds": scores.seeds,

@@ -103,16 +103,24 @@ def audit(
     )
     if runtime.main:
         shown = images(train.subset(scenario.forget)) if show_samples else []
-        _finish(chosen, scores, made.name, place, checked(bounds, scores, made.name), shown, output, replace)
+        _finish(chosen, scores, scenario, made.name, place, checked(bounds, scores, made.name), shown, output, replace)
 
 
 def _finish(
-    chosen: Any, scores: Any, name: str, place: Any, outcomes: Any, shown: Any, output: Path, replace: bool
+    chosen: Any,
+    scores: Any,
+    scenario: Any,
+    name: str,
+    place: Any,
+    outcomes: Any,
+    shown: Any,
+    output: Path,
+    replace: bool,
 ) -> None:
     """Write the report and print the table; end with exit code 3 where a bound was missed."""
     from expunge.report.tables import terminal
 
-    page = _page(scores, name, place, shown, outcomes)
+    page = _page(scores, scenario, name, place, shown, outcomes)
     _write(page, output, replace)
     said = [outcome.sentence() for outcome in outcomes]
     emit(chosen, page, terminal(page["sections"][0]), *scores.caveats, *said, f"Report: {output / 'report.html'}")
@@ -120,11 +128,11 @@ def _finish(
         raise typer.Exit(MISSED)
 
 
-def _page(scores: Any, name: str, place: Any, shown: Any, outcomes: Any) -> dict[str, Any]:
+def _page(scores: Any, case: Any, name: str, place: Any, shown: Any, outcomes: Any) -> dict[str, Any]:
     from expunge.cli import _jobs, _request
     from expunge.summary import document, section
 
-    case, names = scores.scenario, place.class_names
+    names = place.class_names
     part = section(
         scores,
         name=_request.title(case, names),

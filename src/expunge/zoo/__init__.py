@@ -16,7 +16,7 @@ from expunge.task import Classification, Task
 from expunge.train import Recipe
 from expunge.zoo import embedded, named, networks, recipes
 
-__all__ = ["Problem", "datasets", "load", "networks"]
+__all__ = ["Problem", "datasets", "load", "network", "networks", "recipe"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ def datasets() -> list[str]:
     ['ag_news', 'cifar10', 'cifar100', 'cifar10_super']
     """
     return sorted([*embedded.DATASETS, *named.NAMED])
+
+
+def network(name: str) -> str:
+    """Return the name of a data set's own network."""
+    return named.NAMED[name].network if name in named.NAMED else embedded.DATASETS[name]().network
+
+
+def recipe(name: str, network: str) -> Recipe:
+    """Return how a network is trained on a named data set; no file is opened."""
+    if name in named.NAMED or network in ("resnet18", "vit"):
+        return recipes.recipe(name, network)
+    return embedded.DATASETS[name]().recipe
 
 
 def load(
@@ -96,18 +108,16 @@ def load(
         shape = networks.BASE_SHAPE if network == networks.BASE and len(spec.shape) == 3 else spec.shape
         build = networks.factory(network, shape, spec.outputs, models=models)
         found = named.load(name, network, folder, limit, seed)
-        recipe = recipes.recipe(name, network)
         parts = found.train, found.holdout, found.test
-        return Problem(name, network, *parts, Classification(), recipe, build, found.classes)
+        return Problem(name, network, *parts, Classification(), recipe(name, network), build, found.classes)
     own = embedded.DATASETS[name]()
     _check_limit(limit, max(1, len(own.classes)))
     network = network or own.network
     build = networks.factory(network, own.shape, own.outputs)
-    recipe = recipes.recipe(name, network) if network in ("resnet18", "vit") else own.recipe
     most = [None] * 3 if limit is None else [limit, limit // 8, limit // 2]
     splits = zip((own.train, own.holdout, own.test), most, strict=True)
     train, holdout, test = (_part(d, n, name, seed) for d, n in splits)
-    return Problem(name, network, train, holdout, test, own.task, recipe, build, own.classes)
+    return Problem(name, network, train, holdout, test, own.task, recipe(name, network), build, own.classes)
 
 
 def _check_limit(limit: int | None, classes: int) -> None:
