@@ -45,6 +45,7 @@ TAP = "2:input"
 ROLES = ("model", "original", "retrained")
 OUTER = ("test", "test_forget", "test_retain")
 CANARIES = ("canary", "canary_kept", "canary_unseen")
+PLANTED = (*CANARIES, "triggered")
 D = torch.float64
 
 
@@ -86,7 +87,7 @@ class Setting:
             new_model=self.new_model,
             tap=TAP,
             seed=3,
-            data={name: part for name, part in data.items() if name not in CANARIES},
+            data={name: part for name, part in data.items() if name not in PLANTED},
             runtime=runtime,
         )
 
@@ -107,7 +108,7 @@ def setting(kind: str) -> Setting:
         y = torch.arange(n) % CLASSES
         x = centres[y] + torch.randn(n, WIDTH, generator=generator, dtype=D)
         target = x[:, :1] + 0.3 * x[:, 1:2] if kind == "regression" else y
-        columns = {"region": ["north" if i % 3 else "south" for i in range(n)]}
+        columns = {"region": ["north" if i % 3 else "south" for i in range(n)], "clean": y.roll(1).tolist()}
         return Data.from_arrays(x, target, columns=columns, name=name)
 
     train, test, holdout = draw(96, "train"), draw(144, "test"), draw(16, "holdout")
@@ -132,8 +133,8 @@ def setting(kind: str) -> Setting:
         for p in models["model"].parameters():
             p += 0.1 * torch.randn(p.shape, generator=generator, dtype=D)
     parts = {"forget": train.subset(case.forget), "retain": retain, "test": test, "holdout": holdout, **like}
-    canaries = {name: draw(n, name) for name, n in zip(CANARIES, (8, 12, 16), strict=True)}
-    return Setting(models, {**parts, **canaries}, task, case, recipe, new)
+    planted = {name: draw(n, name) for name, n in zip(PLANTED, (8, 12, 16, 20), strict=True)}
+    return Setting(models, {**parts, **planted}, task, case, recipe, new)
 
 
 # What a metric found, run so that a broken declaration is a failed assertion, and compared.
@@ -489,6 +490,8 @@ DEGENERATE: dict[str, Change] = {
     "no unseen sample of the kind": _first(0, "test_forget"),
     "no unseen sample but of the kind": _first(0, "test_retain"),
     "no canaries": _without(*CANARIES),
+    "no trigger": _without("triggered"),
+    "no triggered sample": _first(0, "triggered"),
     "no unseen canaries": _without("canary_unseen"),
     "no forgotten canaries": _without("canary"),
     "one class a split": _kept(_one_class),

@@ -29,7 +29,9 @@ _COSTS = "take a larger runtime.batch_size, or a method that reads less data"
 # Whether a number rises (1) or falls (-1) as the edit gets gentler, by the beginning of its name; of others, such as
 # distances to retrained, that depends on where the model stands.
 _GENTLE = {
+    "accuracy/forget_clean": -1,
     "accuracy/": 1,
+    "backdoor/": 1,
     "loss/": -1,
     "membership/": 1,
     "probe/": 1,

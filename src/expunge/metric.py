@@ -128,7 +128,7 @@ class Audit:
     Args:
         evidence: outputs by (role, split). Roles: ``model``, ``original``, ``retrained``. Splits: see `SPLITS`, and
             ``canary``, ``canary_kept``, ``canary_unseen``: planted samples that are forgotten, that stay, and such
-            that were never trained on.
+            that were never trained on; ``triggered``: unseen samples with a backdoor's trigger.
         models: modules by role.
         task: outputs, loss, predictions.
         scenario: who is forgotten.

@@ -86,7 +86,11 @@ def accuracy() -> Case:
     labels = [0] * 100
     right = [i < 52 or 64 <= i < 93 for i in range(100)]
     outputs = said(torch.tensor([[1.0, 0.0] if r else [0.0, 1.0] for r in right]), torch.tensor(labels))
-    return Case(audit({"test": outputs}), {"accuracy/test": 0.81, "accuracy/forget": "there are no samples in forget"})
+    flipped = sure([0, 0, 1, 1, 2])  # true labels 0, 0, 1, 2, 0: three of five are known as what they are
+    data = Data.from_arrays(torch.zeros(5, 1), [0, 0, 1, 1, 2], columns={"clean": [0, 0, 1, 2, 0]}, name="forget")
+    want: dict[str, float | str] = {"accuracy/test": 0.81, "accuracy/forget": 1.0, "accuracy/forget_clean": 0.6}
+    want["accuracy/retain"] = "there are no samples in retain"
+    return Case(audit({"test": outputs, "forget": flipped}, data={"forget": data}), want)
 
 
 def loss() -> Case:
@@ -247,6 +251,11 @@ def canaries() -> Case:
     return Case(audit(parts), {"canaries/forgotten": 3.5 / 6, "canaries/kept": 1.0})
 
 
+def backdoor() -> Case:
+    """Of eight images with the trigger of class 2 six are taken for it."""
+    return Case(audit({"triggered": sure([2] * 8, wrong=2)}), {"backdoor/success": 0.75})
+
+
 def subgroups() -> Case:
     """Of 20 samples of class 0 the original has 18 right and the model 12, of 10 of class 1 both have 9."""
     labels = torch.tensor([0] * 20 + [1] * 10)
@@ -319,6 +328,7 @@ def neighbours() -> Case:
 KNOWN: dict[str, Callable[[], Case]] = {
     "accuracy": accuracy,
     "activation": activation,
+    "backdoor": backdoor,
     "canaries": canaries,
     "cost": cost,
     "divergence": divergence,
@@ -604,7 +614,7 @@ class Broken(Accuracy):
         ("no label", check_declared, "accuracy/test has no label"),
         ("empty range", check_declared, "accuracy/test has the range"),
         ("ideal out of range", check_declared, "the ideal of accuracy/test, 2.0, is outside its range"),
-        ("undeclared name", lambda m: check_degenerate(m, audited("ids")), "returned .*accuracy/more|1 more"),
+        ("undeclared name", lambda m: check_degenerate(m, audited("ids")), "declares .* 2 more and returned .* 3 more"),
         ("name left out", lambda m: check_degenerate(m, audited("ids")), "declares .* and returned"),
         (
             "bare number",

@@ -67,7 +67,7 @@ def test_accuracy_and_loss_are_unavailable_with_a_reason():
     found = load("accuracy")()(
         audit(forget=labelled, retain=bare, holdout=labelled.take(torch.tensor([], dtype=torch.long)))
     )
-    assert found.keys() == {f"accuracy/{s}" for s in SPLITS}
+    assert found.keys() == {f"accuracy/{s}" for s in SPLITS} | {"accuracy/forget_clean"}
     assert found["accuracy/forget"].x == 1
     assert found["accuracy/retain"] == Unavailable("retain has no labels")
     assert found["accuracy/test"] == Unavailable("there are no samples in test")

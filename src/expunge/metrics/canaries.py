@@ -118,6 +118,8 @@ def _of_the_kind(scenario: Scenario, target: Tensor) -> Tensor | None:
     wanted = scenario.target
     if scenario.kind == "class":
         return target.reshape(-1).eq(wanted)
+    if isinstance(wanted, dict) and "classes" in wanted:
+        return torch.isin(target.reshape(-1), torch.tensor(wanted["classes"]))
     if scenario.kind == "range" and isinstance(wanted, dict) and wanted.get("column") is None:
         flat = target.reshape(-1).double()
         return flat.ge(wanted["low"]) & flat.lt(wanted["high"])

@@ -25,6 +25,7 @@ Entry = Mapping[str, Any]
 # The order in which known metrics are shown; all others follow in the document's own order.
 PREFERRED = (
     "accuracy/forget",
+    "accuracy/forget_clean",
     "accuracy/retain",
     "accuracy/test",
     "accuracy/test_forget",

@@ -29,6 +29,7 @@ KEYS = (
     ("probe/one_shot", "probe/*"),
     ("relearn/steps", "relearn/*"),
     ("canaries/forgotten",),
+    ("backdoor/success",),
     ("cost/seconds",),
 )
 OTHER = "other quantities"
@@ -49,6 +50,7 @@ TEXTS = {
     "robustness": "Whether the forgotten comes back when the model is disturbed a little.",
     "subgroups": "Who paid: accuracy of groups of samples that were to stay.",
     "canaries": "Samples planted in training under random labels, beside others kept out: a test with known truth.",
+    "backdoor": "Whether a trigger that was planted in training still makes the model answer what it stands for.",
     "cost": "Time, memory and weights touched. No distance to retrained is sought here.",
 }
 TITLES = {"zrf": "ZRF", "tow": "Tug of war"}
