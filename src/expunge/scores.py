@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,6 +79,12 @@ class Scores:
         kept: dict[str, Any] = {p: {m: v for m, v in getattr(self, p).items() if m in models} for p in parts}
         return replace(self, **kept)
 
+    def renamed(self, old: str, new: str) -> Scores:
+        """Return the scores with one model under another name."""
+        parts = ("values", "gaps", "distances", "notes", "settings", "changed", "samples", "series", "flaws")
+        both: dict[str, Any] = {p: {new if m == old else m: v for m, v in getattr(self, p).items()} for p in parts}
+        return replace(self, **both)
+
     def with_rows(self, other: Scores) -> Scores:
         """Return the scores with further rows, measured beside the same original and retrained models."""
         parts = (
@@ -97,11 +103,12 @@ class Scores:
         return replace(self, **both, caveats=tuple(dict.fromkeys([*self.caveats, *other.caveats])))
 
 
-def pooled(runs: Sequence[Scores]) -> Scores:
+def pooled(runs: Sequence[Scores], *, partial: bool = False) -> Scores:
     """Pool runs of several training seeds: means with 95 % t intervals; gaps are paired by seed before averaging.
 
     Args:
         runs: one `evaluate` result a seed, each with its own original and retrained models.
+        partial: whether a model may be missing from some runs; it is then pooled over those that have it.
 
     Returns:
         The pooled scores; a value undefined on any seed stays undefined, with the first reason.
@@ -115,28 +122,38 @@ def pooled(runs: Sequence[Scores]) -> Scores:
         return runs[0]
     first = runs[0]
     for run in runs[1:]:
-        if {m: set(v) for m, v in run.values.items()} != {m: set(v) for m, v in first.values.items()}:
+        if not partial and {m: set(v) for m, v in run.values.items()} != {m: set(v) for m, v in first.values.items()}:
             got = f"{listing(run.values)} after {listing(first.values)}"
             raise UserError("runs of the same models and metrics", got, "evaluate every seed alike")
+    own = {m: [r for r in runs if m in r.values] for m in dict.fromkeys(m for r in runs for m in r.values)}
     return Scores(
-        values={m: {k: pool([r.values[m][k] for r in runs]) for k in first.values[m]} for m in first.values},
-        gaps={m: defined({k: [r.gaps[m].get(k) for r in runs] for k in first.gaps[m]}) for m in first.gaps},
-        distances={m: _sizes([r.distances[m] for r in runs]) for m in first.distances},
+        values={m: {k: pool([r.values[m][k] for r in rs]) for k in rs[0].values[m]} for m, rs in own.items()},
+        gaps={m: defined({k: [r.gaps[m].get(k) for r in rs] for k in rs[0].gaps[m]}) for m, rs in _in("gaps", own)},
+        distances={m: _sizes([r.distances[m] for r in rs]) for m, rs in _in("distances", own)},
         floor=defined({k: [r.floor.get(k) for r in runs] for k in first.floor}),
         numbers=first.numbers,
-        declined=first.declined,
-        notes={m: " ".join(dict.fromkeys(r.notes.get(m, "") for r in runs)).strip() for m in first.notes},
-        settings=first.settings,
+        declined={m: why for r in runs for m, why in r.declined.items() if m not in own},
+        notes={m: " ".join(dict.fromkeys(r.notes.get(m, "") for r in rs)).strip() for m, rs in _in("notes", own)},
+        settings={m: rs[0].settings[m] for m, rs in _in("settings", own)},
         changed={
-            m: {k: float(np.mean([r.changed[m][k] for r in runs])) for k in first.changed[m]} for m in first.changed
+            m: {k: float(np.mean([r.changed[m][k] for r in rs])) for k in rs[0].changed[m]}
+            for m, rs in _in("changed", own)
         },
-        samples={m: _joined([r.samples[m] for r in runs]) for m in first.samples},
+        samples={m: _joined([r.samples[m] for r in rs]) for m, rs in own.items()},
         asked=first.asked,
-        series={m: _series([r.series.get(m, {}) for r in runs]) for m in first.series},
+        series={m: _series([r.series.get(m, {}) for r in rs]) for m, rs in _in("series", own)},
         flaws={m: why for r in runs for m, why in r.flaws.items()},
         caveats=tuple(dict.fromkeys(c for r in runs for c in r.caveats)),
         seeds=sum(r.seeds for r in runs),
     )
+
+
+def _in(part: str, own: Mapping[str, Sequence[Scores]]) -> Iterator[tuple[str, list[Scores]]]:
+    """Yield the models that a part of the scores speaks of, with the runs in which it does."""
+    for model, runs in own.items():
+        having = [r for r in runs if model in getattr(r, part)]
+        if having:
+            yield model, having
 
 
 def merged(scores: Scores, groups: Mapping[str, Sequence[str]]) -> Scores:

@@ -243,7 +243,8 @@ def once(audit: Audit, role: str, what: Hashable, work: Callable[[str], T]) -> T
     model = audit.models.get(role)
     if model is None or model is not audit.models.get("retrained"):
         return work(role)
-    samples = tuple(weakref.ref(audit.data[split]) for split in ("forget", "retain") if split in audit.data)
+    parts = [audit.data[split] for split in ("forget", "retain") if split in audit.data]
+    samples = tuple((weakref.ref(part.source), part.positions.tobytes()) for part in parts)
     where = (audit.runtime.precision, audit.runtime.torch_device, id(audit.task))
     trained = tuple(p.requires_grad for p in model.parameters())
     key = (what, audit.seed, tensors.weights_digest(model), trained, samples, where)

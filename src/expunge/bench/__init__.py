@@ -1,0 +1,1 @@
+"""The benchmark: grids of cells, a store of finished work, runners, tables, tuning."""

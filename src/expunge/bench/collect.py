@@ -1,0 +1,181 @@
+"""Reading a grid's finished cells: one group a data set, network, request and step, with a row a method and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from expunge.bench import rows
+from expunge.bench.cell import Cell, Task
+from expunge.bench.grid import Grid, Place
+from expunge.bench.store import Store
+from expunge.errors import UserError
+from expunge.scores import Scores, pooled
+
+WAITS = "not run yet"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why a cell has no row.
+
+    Args:
+        status: ``missing``, ``running``, ``failed``, ``corrupt``, ``declined`` or ``blocked``.
+        reason: in words.
+    """
+
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """All that was measured at one place of a grid, after one step of its request.
+
+    Args:
+        place: data set, network and request, by their names in the grid.
+        step: requests fulfilled, of as many as follow each other.
+        steps: how many follow each other.
+        text: a sentence on who is forgotten.
+        classes: names of the classes.
+        runs: by seed: scores of original, retrained models, controls and all methods there are, named as in the grid.
+        gaps: by seed and method (``""`` for what all methods share): why there is no row.
+        tasks: by seed and method: the task that measured it.
+        costs: by seed and method: seconds of prepare, unlearn and measuring; by seed under ``""``: training's.
+        versions: that the rows were made with.
+    """
+
+    place: Place
+    step: int
+    steps: int
+    text: str
+    classes: tuple[str, ...]
+    runs: Mapping[int, Scores]
+    gaps: Mapping[tuple[int, str], Gap]
+    tasks: Mapping[tuple[int, str], Task]
+    costs: Mapping[tuple[int, str], Mapping[str, float]]
+    versions: Mapping[str, frozenset[str]]
+
+    @property
+    def name(self) -> str:
+        """The heading of its table."""
+        return str(self.place) + (f", after request {self.step} of {self.steps}" if self.steps > 1 else "")
+
+    @cached_property
+    def scores(self) -> Scores | None:
+        """The scores pooled over seeds; a method that some seeds lack over those that have it; None without any."""
+        return pooled(list(self.runs.values()), partial=True) if self.runs else None
+
+    @property
+    def declined(self) -> dict[str, str]:
+        """Reason by method that applies on no seed."""
+        return {method: gap.reason for (_, method), gap in self.gaps.items() if gap.status == "declined"}
+
+
+def groups(grid: Grid, store: Store, *, details: bool = False) -> list[Group]:
+    """Read what a grid asks for and a store has.
+
+    Args:
+        grid: which cells.
+        store: where they are.
+        details: read also what reports need beside the numbers: curves, samples, series.
+
+    Returns:
+        A group a place and step, in the grid's order.
+    """
+    found = []
+    for at, cell in grid.places.items():
+        for step in cell.asked.measured:
+            found.append(_group(grid, store, at, step, cell, details))
+    return found
+
+
+def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: bool) -> Group:
+    runs, gaps, tasks = dict[int, Scores](), dict[tuple[int, str], Gap](), dict[tuple[int, str], Task]()
+    costs, versions = dict[tuple[int, str], dict[str, float]](), dict[str, set[str]]()
+    asked: dict[str, Any] = {}
+    for seed in grid.seeds:
+        base = Task("reference", grid.shared(at, seed), step)
+        tasks[seed, ""] = base
+        shared = _row(store, base, details, gaps, (seed, ""), costs, versions)
+        if shared is None:
+            gaps |= {(seed, m): gaps[seed, ""] for m in grid.methods}
+            continue
+        asked = asked or _asked(store, base)
+        parts = [shared]
+        for method, settings in grid.methods.items():
+            task = Task("measured", grid.cell(at, method, seed), step)
+            tasks[seed, method] = task
+            row = _row(store, task, details, gaps, (seed, method), costs, versions)
+            if row is not None:
+                parts.append(row.renamed(str(settings["name"]), method))
+        runs[seed] = _together(parts)
+    text, classes = str(asked.get("text", "")), tuple(asked.get("classes", ()))
+    seen = {k: frozenset(v) for k, v in versions.items()}
+    return Group(at, step, cell.asked.steps, text, classes, runs, gaps, tasks, costs, seen)
+
+
+def _together(parts: list[Scores]) -> Scores:
+    first, *others = parts
+    for other in others:
+        first = first.with_rows(other)
+    return first
+
+
+def _row(
+    store: Store,
+    task: Task,
+    details: bool,
+    gaps: dict[tuple[int, str], Gap],
+    key: tuple[int, str],
+    costs: dict[tuple[int, str], dict[str, float]],
+    versions: dict[str, set[str]],
+) -> Scores | None:
+    """Return a task's rows; where there are none, note why."""
+    folder = store.folder(task)
+    try:
+        done = store.done(task)
+        if done is None or done["outcome"] == "declined":
+            gaps[key] = _why(store, task)
+            return None
+        found = rows.from_json(store.parsed(folder, done, rows.VALUES))
+        if details:
+            more = rows.details(folder, store.parsed(folder, done, rows.DETAILS))
+            found = replace(found, **more)
+    except UserError as error:
+        gaps[key] = Gap("corrupt", str(error))
+        return None
+    costs[key] = {"measure": float(done["seconds"]), **done.get("cost", {})}
+    for name, version in done["versions"].items():
+        versions.setdefault(name, set()).add(str(version))
+    return found
+
+
+def _why(store: Store, task: Task) -> Gap:
+    """Return why a task is not done: itself, or through what it needs."""
+    status = store.status(task)
+    if status == "declined":
+        return Gap("declined", str((store.done(task) or {}).get("reason", "")))
+    if status == "failed":
+        return Gap("failed", str((store.failure(task) or {}).get("message", "")))
+    if status in ("running", "corrupt"):
+        return Gap(status, f"{task.name} is {status}")
+    for need in task.needs:
+        if store.status(need) == "done":
+            continue
+        found = _why(store, need)
+        if found.status in ("declined", "failed", "corrupt"):
+            return found if found.status == "declined" else Gap("blocked", found.reason)
+    return Gap("missing", WAITS)
+
+
+def _asked(store: Store, task: Task) -> dict[str, Any]:
+    """Return what is said of the request where it was drawn."""
+    drawn = next(n for n in task.needs if n.stage == "drawn")
+    try:
+        found = store.done(drawn)
+    except UserError:
+        return {}
+    return dict((found or {}).get("asked", {}))
