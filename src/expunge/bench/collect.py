@@ -24,10 +24,12 @@ class Gap:
     Args:
         status: ``missing``, ``running``, ``failed``, ``corrupt``, ``declined`` or ``blocked``.
         reason: in words.
+        trace: the traceback of a failed one.
     """
 
     status: str
     reason: str
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,27 @@ class Group:
     def declined(self) -> dict[str, str]:
         """Reason by method that applies on no seed."""
         return {method: gap.reason for (_, method), gap in self.gaps.items() if gap.status == "declined"}
+
+
+def states(grid: Grid, store: Store) -> dict[tuple[Place, int, str], Gap]:
+    """Return how far each cell of a grid is, by place, seed and method (``""``: what all methods share).
+
+    Args:
+        grid: which cells.
+        store: where they are.
+
+    Returns:
+        The status, and the reason where there is one; a cell of several steps is as far as its first unfinished one.
+    """
+    found = {}
+    for at in grid.places:
+        for seed in grid.seeds:
+            for method in ("", *grid.methods):
+                cell = grid.cell(at, method, seed) if method else grid.shared(at, seed)
+                open_ones = (task for task in cell.results() if store.status(task) != "done")
+                first = next(open_ones, None)
+                found[at, seed, method] = Gap("done", "") if first is None else _why(store, first)
+    return found
 
 
 def groups(grid: Grid, store: Store, *, details: bool = False) -> list[Group]:
@@ -159,7 +182,8 @@ def _why(store: Store, task: Task) -> Gap:
     if status == "declined":
         return Gap("declined", str((store.done(task) or {}).get("reason", "")))
     if status == "failed":
-        return Gap("failed", str((store.failure(task) or {}).get("message", "")))
+        known = store.failure(task) or {}
+        return Gap("failed", str(known.get("message", "")), str(known.get("traceback", "")))
     if status in ("running", "corrupt"):
         return Gap(status, f"{task.name} is {status}")
     for need in task.needs:
@@ -167,7 +191,7 @@ def _why(store: Store, task: Task) -> Gap:
             continue
         found = _why(store, need)
         if found.status in ("declined", "failed", "corrupt"):
-            return found if found.status == "declined" else Gap("blocked", found.reason)
+            return found if found.status == "declined" else Gap("blocked", found.reason, found.trace)
     return Gap("missing", WAITS)
 
 

@@ -175,6 +175,12 @@ class Store:
             self.folder(task).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
+    def mean_seconds(self, stage: str, most: int = 50) -> float | None:
+        """Return how long finished tasks of a stage took on average, None where there are none."""
+        folders = sorted((self.path / stage).glob(f"*/{DONE}"))[:most]
+        found = [float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in folders]
+        return sum(found) / len(found) if found else None
+
     def workdir(self, task: Task) -> Path:
         """Return the folder for checkpoints of an unfinished task."""
         return self.path / "work" / task.stage / task.key

@@ -7,14 +7,16 @@ from inspect import cleandoc
 
 import typer
 
-from expunge.cli import about, audit, demo, forget, init, prepare
+from expunge.cli import about, audit, bench, demo, forget, init, prepare
 from expunge.cli._app import app
 from expunge.errors import ExpungeError, UserError
 
-for _command in app.registered_commands:  # what a function raises is for its callers; a shell sees one sentence
+_groups = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
+for _command in (command for each in (app, *_groups) for command in each.registered_commands):
+    # What a function raises is for its callers; a shell sees one sentence.
     _command.help = cleandoc((_command.callback and _command.callback.__doc__) or "").partition("\n\nRaises:")[0]
 
-__all__ = ["about", "app", "audit", "demo", "forget", "init", "main", "prepare"]
+__all__ = ["about", "app", "audit", "bench", "demo", "forget", "init", "main", "prepare"]
 
 
 def main() -> None:
