@@ -22,7 +22,7 @@ methods/_* methods/* methods/__init__ stamp phase unlearn plan shadows
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds summary twins evaluate
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
 project/sections project/config project/template project/entry project/weights project/pretrained project/networks project/samples
-project/__init__ steps kinds hardness draws trial
+project/__init__ steps kinds originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/charts report/roc report/series report/page report/__init__
 ledger bench/cell bench/grid bench/store bench/rows bench/stages bench/runner bench/workers bench/cluster bench/collect bench/table bench/pages bench/tune bench/__init__ qualify service testing

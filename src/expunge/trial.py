@@ -11,37 +11,21 @@ from torch import nn
 from expunge import tensors
 from expunge.data import Data
 from expunge.draws import Request
-from expunge.errors import Declined, UserError, listing
+from expunge.errors import Declined, listing
 from expunge.evaluate import evaluate
 from expunge.kinds import ANY
 from expunge.method import Method
 from expunge.methods import load
+from expunge.originals import check_planted, original
 from expunge.runtime import Runtime
 from expunge.scores import Scores
-from expunge.seeds import seed as named_seed
 from expunge.steps import Step, step
-from expunge.tensors import isolated_rng
-from expunge.train import fit
 from expunge.unlearn import Unlearned, prepare, unlearn
 from expunge.zoo import Problem
 
 __all__ = ["APART", "Request", "describe", "original", "trial"]
 
 APART = 1000  # between the seeds of retrained models; the first starts from the original's own initialisation
-
-
-def original(problem: Problem, train: Data, *, runtime: Runtime | None = None, seed: int = 0) -> nn.Module:
-    """Return the problem's network trained on the data by its recipe, which may stop by the loss on holdout.
-
-    Raises:
-        UserError: the problem has no recipe, or no network before training, or its recipe plants canaries.
-    """
-    if problem.recipe is None or problem.new_model is None:
-        raise UserError("a problem with recipe and new_model", "one without", "name both")
-    _check_planted(problem)
-    with isolated_rng(named_seed("fresh", seed)):  # as `fresh` draws it for the retrained ones
-        start = problem.new_model()
-    return fit(start, problem.task, train, problem.recipe, holdout=problem.holdout, runtime=runtime, seed=seed)
 
 
 def trial(
@@ -69,7 +53,7 @@ def trial(
         The scores of the original, the controls, the retrained models and every method; methods that decline are
         named with their reason in ``declined``.
     """
-    _check_planted(problem)
+    check_planted(problem)
     train = request.training(problem, seed)
     first = original(problem, train, runtime=runtime, seed=seed) if trained is None else trained
     drawn: dict[str, Any] = {"original": first, "runtime": runtime} if request.needs_original else {}
@@ -136,28 +120,14 @@ def handled(
     )
 
 
-def _check_planted(problem: Problem) -> None:
-    """Refuse a recipe that would plant canaries for the original alone: all others train on ``problem.train``."""
-    if problem.recipe is not None and problem.recipe.canaries:
-        remedy = "plant them in problem.train with expunge.canaries.plant, and pass recipe.again()"
-        raise UserError("a recipe without canaries in a trial", f"{problem.recipe.canaries}", remedy)
-
-
-def describe(request: Request, problem: Problem, *, original: nn.Module | None = None) -> tuple[str, dict[str, int]]:
+def describe(request: Request, problem: Problem) -> tuple[str, dict[str, int]]:
     """Return a sentence on the request and the sizes of its sets, as the first seed draws them.
 
-    Args:
-        request: who is forgotten.
-        problem: the data.
-        original: where the request needs it.
-
-    Returns:
-        Sentence, and number of samples by set.
-
     Raises:
-        UserError: as `Request.draw`.
+        UserError: nothing in the data matches, or more samples than there are.
     """
-    _, scenario = request.draw(problem, 0, original=original)
+    like = Request("random", request.value) if request.needs_original else request  # as many, and no network needed
+    _, scenario = like.draw(problem, 0)
     counts = {n: len(getattr(scenario, n)) for n in ("train", "forget", "retain", "holdout", "test")}
     return _sentence(request, problem), counts
 
