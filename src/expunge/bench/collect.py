@@ -45,7 +45,9 @@ class Group:
         runs: by seed: scores of original, retrained models, controls and all methods there are, named as in the grid.
         gaps: by seed and method (``""`` for what all methods share): why there is no row.
         tasks: by seed and method: the task that measured it.
-        costs: by seed and method: seconds of prepare, unlearn and measuring; by seed under ``""``: training's.
+        costs: by seed and method: seconds of ``prepare``, of the last edit (``unlearn``, with checks and copies
+            ``total``), of all ``edits`` so far, and of measuring (``measure``); by seed under ``""``: of the fastest
+            retraining (``retrain``) and of measuring what all methods share.
         versions: that the rows were made with.
     """
 
@@ -68,7 +70,7 @@ class Group:
     @cached_property
     def scores(self) -> Scores | None:
         """The scores pooled over seeds; a method that some seeds lack over those that have it; None without any."""
-        return pooled(list(self.runs.values()), partial=True) if self.runs else None
+        return pooled([self.runs[seed] for seed in sorted(self.runs)], partial=True) if self.runs else None
 
     @property
     def declined(self) -> dict[str, str]:

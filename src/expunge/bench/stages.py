@@ -331,6 +331,7 @@ def _referred(work: Work) -> Callable[[Path], None]:
     models = {"original": first, REFERENCE: [work.result(task, retrain, first) for task in again]}
     outputs = dict[str, dict[str, Outputs]]()
     scores = _measure(work, models, known=None, outputs=outputs)
+    work.said["cost"] = {"retrain": min(model.seconds for model in models[REFERENCE])}
 
     def write(folder: Path) -> None:
         rows.save(folder, scores)
@@ -347,8 +348,19 @@ def _measured(work: Work) -> Callable[[Path], None]:
     known, outputs = work.references()
     whole = _measure(work, models, known=known, outputs=outputs).only([name])
     scores = replace(whole, numbers={}, floor={}, caveats=tuple(c for c in whole.caveats if c not in known.caveats))
-    work.said["cost"] = {"unlearn": done.seconds, "total": done.total_seconds}
+    work.said["cost"] = _cost(work, own, done)
     return lambda folder: rows.save(folder, scores)
+
+
+def _cost(work: Work, last: Task, done: Unlearned) -> dict[str, float]:
+    """Return the seconds of preparing, of the last edit, and of all edits up to it."""
+    edits, task = 0.0, last
+    while task.stage == "unlearned":
+        edits += float(work.store.read(task, RESULT)["seconds"])
+        task = next(need for need in task.needs if need.stage in ("unlearned", "prepared"))
+    ready = work.store.done(task) or {}
+    prepared = float(ready["prepare"]["seconds"])
+    return {"prepare": prepared, "unlearn": done.seconds, "edits": edits, "total": done.total_seconds}
 
 
 def _measure(
