@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.errors import UserError
-from expunge.method import Method, Needs, Reference, See, Session, State, option
+from expunge.method import Method, Needs, Reference, Search, See, Session, State, option
 from expunge.train import Recipe, fit
 
 
@@ -20,6 +20,7 @@ class Finetune(Method):
     """
 
     distributed: ClassVar[bool] = True
+    prepared_by: ClassVar[frozenset[str] | None] = frozenset()  # nothing is prepared but the record of ids
     unlearns = Needs(retain=See.LABELLED, recipe=True, optional=frozenset({"recipe"}))
     reference: ClassVar[Reference] = Reference(
         "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
@@ -30,8 +31,14 @@ class Finetune(Method):
     )
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
-    epochs: int = option(5, symbol="E", unit="passes over the retain set", text="how long to train on")
-    lr: float = option(0.02, symbol="η", unit="1", text="constant learning rate")
+    epochs: int = option(
+        5,
+        symbol="E",
+        unit="passes over the retain set",
+        text="how long to train on",
+        search=Search(1, 10, whole=True),
+    )
+    lr: float = option(0.02, symbol="η", unit="1", text="constant learning rate", search=Search(1e-4, 1e-1, log=True))
     momentum: float = option(0.9, symbol="μ", unit="1", text="of SGD")
     weight_decay: float = option(5e-4, symbol="wd", unit="1", text="coupled L2")
     batch_size: int | None = option(
