@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "grid.toml").write_text(GRID)
     code, out, err = expunge("bench", "run", "grid.toml", "--store", "store", cwd=folder)
     assert code == 0, err
-    assert "Two seeds of digits: 34 done, in " in out
+    assert "Two seeds of digits: 38 done, in " in out
     return folder
 
 

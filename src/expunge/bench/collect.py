@@ -192,7 +192,7 @@ def _why(store: Store, task: Task) -> Gap:
         if store.status(need) == "done":
             continue
         found = _why(store, need)
-        if found.status in ("declined", "failed", "corrupt"):
+        if found.status in ("declined", "failed", "corrupt", "blocked"):
             return found if found.status == "declined" else Gap("blocked", found.reason, found.trace)
     return Gap("missing", WAITS)
 

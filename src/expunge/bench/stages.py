@@ -18,7 +18,7 @@ from expunge.bench import rows
 from expunge.bench.cell import Cell, Stage, Task
 from expunge.bench.store import DEATHS, Store, write_plain
 from expunge.data import Data
-from expunge.errors import Declined, ExpungeError, UserError
+from expunge.errors import Declined, ExpungeError, Incompatible, UserError
 from expunge.evaluate import evaluate
 from expunge.evidence import Outputs
 from expunge.files import canonical, digest, jsonable
@@ -60,6 +60,8 @@ class Recent:
 
 
 _PROBLEMS, _CHANGED, _MODELS, _DRAWN, _REFERENCES = Recent(2), Recent(4), Recent(4), Recent(4), Recent(2)
+_PRINTS = Recent(64)
+LOOKED = 64  # samples whose content tells data sets of one name apart
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,21 @@ class Work:
         raise LookupError(f"{self.task.name} needs no {stage}")
 
     def original(self) -> nn.Module:
-        """Return the original model."""
-        return self.filled(self.need("trained"))
+        """Return the original model.
+
+        Raises:
+            Incompatible: it was trained on other data of the same name.
+        """
+        task = self.need("trained")
+        if self.store.finished(task).get("data") != self.fingerprint():
+            remedy = "put the data back as it was, or use another --store"
+            raise Incompatible(f"the data that {task.name} was trained on", "other samples under its name", remedy)
+        return self.filled(task)
+
+    def fingerprint(self) -> str:
+        """Return what tells data sets of one name apart: ids and targets, and the content of some samples."""
+        key = (canonical([self.cell.data, self.cell.request if self.cell.asked.changes_data else None]), self.setting)
+        return _PRINTS.get((key, self.cell.seed), lambda: _fingerprint(self.train, self.problem))
 
     def filled(self, task: Task) -> nn.Module:
         """Return the network with a task's weights."""
@@ -207,7 +222,7 @@ class Work:
 
     def mark(self, task: Task) -> tuple[Path, str]:
         """Return what tells a finished folder from one computed anew."""
-        return self.store.folder(task), digest(self.store.done(task) or {})
+        return self.store.folder(task), digest(self.store.finished(task))
 
     def _filled(self, path: Path) -> nn.Module:
         build = self.problem.new_model
@@ -254,6 +269,7 @@ class Work:
 
 
 def _trained(work: Work) -> Callable[[Path], None]:
+    work.said["data"] = work.fingerprint()
     model = original(work.problem, work.train, runtime=work.runtime, seed=work.cell.seed)
     return lambda folder: save_weights(folder / MODEL, model, {})
 
@@ -395,6 +411,17 @@ _STAGES: dict[Stage, Callable[[Work], Callable[[Path], None]]] = {
     "unlearned": _unlearned,
     "measured": _measured,
 }
+
+
+def _fingerprint(train: Data, problem: Problem) -> str:
+    parts: list[Any] = []
+    for data in (train, problem.holdout, problem.test):
+        if data is not None:
+            ids = data.ids
+            some = data.subset(ids[:: max(1, len(ids) // LOOKED)][:LOOKED])
+            parts += [ids, some.fingerprints(b"", labelled=data.labelled)[1].tolist()]
+            parts += [digest(data.targets().numpy().tobytes())] if data.labelled else []
+    return digest(parts)
 
 
 def _problem(cell: Cell, setting: Setting) -> Problem:

@@ -1,40 +1,39 @@
-"""Folders of finished work by key, and claims on work in progress: many workers, one folder, no server.
+"""Folders of finished work by key, which many workers on one folder fill without a server.
 
 A task's folder is moved into place whole, with ``done.json`` that names its values, versions and the digest of each
-file; it counts only while that document and the sizes of the files are right. ``failed.json`` keeps the traceback of a
-task that raised. A claim is a file made exclusively, touched while its owner works; the claim of a process that is
-gone, or silent for longer than ``PATIENCE`` seconds, is taken over.
+file; it counts only while that document and the sizes of the files are right. A JSON file is held to its digest when
+it is read; safetensors files hold their own. ``failed.json`` keeps the traceback of a task that raised.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-import psutil
 import torch
 
 from expunge import __version__
 from expunge.bench.cell import Task
+from expunge.bench.claims import Claims, Owner, exclusive
 from expunge.errors import CorruptArtefact, UserError
-from expunge.files import atomic, digest, read_document, there, write_document
+from expunge.files import digest, read_document, sync, sync_one, there, write_document
 
-STORE, CELL, FAILED, SCHEMA = "expunge.store", "expunge.cell", "expunge.failure", 1
+STORE, FAILED, SCHEMA = "expunge.store", "expunge.failure", 1
 DONE, BROKEN, HEAD = "done.json", "failed.json", "store.json"
-BEAT, PATIENCE = 10.0, 60.0  # seconds between two signs of life; silence after which a claim from afar is dead
-DEATHS = 2  # workers that may die over one task before it counts as failed
+DAY = 86400.0  # seconds after which what a process on another machine left half written is removed
 Status = Literal["done", "declined", "failed", "corrupt", "running", "missing"]
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # of a folder moved to where something is
+_PART = re.compile(r".+\.(?P<host>[0-9a-f]+)-(?P<pid>[0-9]+)-(?P<began>[0-9]+)-(?P<token>[0-9a-f]+)")
 
 
 @dataclass(frozen=True)
@@ -58,48 +57,60 @@ class Store:
             UserError: something else is there, or it cannot be written.
             Incompatible: it was written by a newer version.
         """
-        found = there(path)
-        if found == "a file" or (found and any(path.iterdir()) and not (path / HEAD).is_file()):
-            got = "a file" if found == "a file" else "another folder, not empty"
-            raise UserError(f"a store, or a free path, at {path}", got, "choose another --store")
-        if not (path / HEAD).is_file():
-            write_document(path / HEAD, STORE, SCHEMA, {"expunge": __version__})
-        read_document(path / HEAD, STORE, SCHEMA)
+        found, head = there(path), path / HEAD
+        if found is not None and not head.is_file():
+            if found == "a file" or any(not p.name.startswith(f".{HEAD}.") for p in path.iterdir()):
+                got = "a file" if found == "a file" else "another folder, not empty"
+                raise UserError(f"a store, or a free path, at {path}", got, "choose another --store")
+        if not head.is_file():
+            with _writable(path):
+                path.mkdir(parents=True, exist_ok=True)
+                body = {"kind": STORE, "schema": SCHEMA, "expunge": __version__, "id": uuid4().hex}
+                exclusive(head, json.dumps(body, indent=1) + "\n")  # of two that make it, one does
+        read_document(head, STORE, SCHEMA)
         return cls(path)
+
+    @property
+    def identity(self) -> str | None:
+        """What tells this store from any other; None where there is none."""
+        head = self.path / HEAD
+        return str(read_document(head, STORE, SCHEMA).get("id", "")) if head.is_file() else None
 
     def folder(self, task: Task) -> Path:
         """Return where a task's result is, or will be."""
         return self.path / task.stage / task.key
 
+    def workdir(self, task: Task) -> Path:
+        """Return the folder for checkpoints of an unfinished task."""
+        return self.path / "work" / task.stage / task.key
+
     def status(self, task: Task) -> Status:
         """Return how far a task is; a folder with anything wrong is ``corrupt``, never ``done``."""
-        folder = self.folder(task)
         try:
             done = self.done(task)
+            if done is not None:
+                return "declined" if done["outcome"] == "declined" else "done"
+            if self.failure(task) is not None:
+                return "failed"
         except UserError:
             return "corrupt"
-        if done is not None:
-            return "declined" if done["outcome"] == "declined" else "done"
-        if (folder / BROKEN).is_file():
-            return "failed"
-        return "running" if self._alive(self._claim(task)) else "missing"
+        return "running" if self.claims.alive(_name(task)) else "missing"
 
     def done(self, task: Task) -> dict[str, Any] | None:
         """Return a finished task's document, None where it is not finished.
 
         Raises:
             CorruptArtefact: a file is missing, of another length, or the document is not what was written.
-            Incompatible: it was written by a newer version.
         """
         folder = self.folder(task)
         try:
             text = (folder / DONE).read_text(encoding="utf-8")
         except FileNotFoundError:
-            if folder.is_dir() and not (folder / BROKEN).is_file():
+            if folder.exists() and not (folder / BROKEN).is_file():
                 raise CorruptArtefact(*_corrupt(folder, f"no {DONE}")) from None
             return None
-        except OSError as error:
-            raise CorruptArtefact(*_corrupt(folder, error.strerror or str(error))) from error
+        except (OSError, ValueError) as error:
+            raise CorruptArtefact(*_corrupt(folder, f"{error} in {DONE}")) from error
         return _checked(folder, text, task)
 
     def read(self, task: Task, name: str) -> dict[str, Any]:
@@ -119,14 +130,21 @@ class Store:
         Raises:
             CorruptArtefact: it is not what was written.
         """
-        raw = (folder / name).read_bytes()
-        if digest(raw) != found["files"][name]["digest"]:
+        try:
+            raw, want = (folder / name).read_bytes(), found["files"][name]["digest"]
+        except (OSError, KeyError) as error:
+            raise CorruptArtefact(*_corrupt(folder, f"no {name}")) from error
+        if digest(raw) != want:
             raise CorruptArtefact(*_corrupt(folder, f"other bytes in {name}"))
         body: dict[str, Any] = json.loads(raw)
         return body
 
     def failure(self, task: Task) -> dict[str, Any] | None:
-        """Return what is known of a task that raised: message, traceback, when."""
+        """Return what is known of a task that raised: message, traceback, versions.
+
+        Raises:
+            CorruptArtefact: it is not what was written.
+        """
         file = self.folder(task) / BROKEN
         return read_document(file, FAILED, SCHEMA) if file.is_file() else None
 
@@ -135,21 +153,18 @@ class Store:
         """Yield a folder to write files into and a mapping for the document; both are there whole at the end, or not.
 
         Args:
-            task: whose result it is.
+            task: whose result it is; one that is finished already stays as it is.
             outcome: ``done`` or ``declined``.
             reason: why it was declined.
         """
-        folder = self.folder(task)
-        if folder.exists():
-            self.forget(task)
         extra: dict[str, Any] = {}
-        with atomic(folder) as room:
-            room.mkdir()
+        with _writable(self.folder(task)), self._part(task) as room:
             yield room, extra
             files = {p.name: {"digest": digest(p.read_bytes()), "size": p.stat().st_size} for p in room.iterdir()}
             body = {"stage": task.stage, "key": task.key, "spec": task.spec, "outcome": outcome, "reason": reason}
             body |= {"files": files, "versions": versions(), **extra}
             write_plain(room / DONE, {**body, "digest": digest(body)})
+            self._place(room, task)
 
     def fail(self, task: Task, message: str, trace: str, usage: bool) -> None:
         """Keep what is known of a task that raised.
@@ -160,102 +175,68 @@ class Store:
             trace: the traceback.
             usage: whether the input was at fault, not the program.
         """
-        folder = self.folder(task)
-        if folder.exists():
-            self.forget(task)
         body = {"spec": task.spec, "message": message, "traceback": trace, "usage": usage, "versions": versions()}
-        with atomic(folder) as room:
-            room.mkdir()
+        with _writable(self.folder(task)), self._part(task) as room:
             write_document(room / BROKEN, FAILED, SCHEMA, body)
+            self._place(room, task)
 
     def forget(self, task: Task) -> None:
         """Remove a task's folder, in one step for whoever looks."""
-        aside = self.path / f".gone-{uuid4().hex}"
-        with suppress(FileNotFoundError):
-            self.folder(task).rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        with self._part(task) as room, suppress(FileNotFoundError):
+            self.folder(task).rename(room / "forgotten")
 
-    def mean_seconds(self, stage: str, most: int = 50) -> float | None:
-        """Return how long finished tasks of a stage took on average, None where there are none."""
-        folders = sorted((self.path / stage).glob(f"*/{DONE}"))[:most]
-        found = [float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in folders]
-        return sum(found) / len(found) if found else None
+    def claimed(self, task: Task) -> AbstractContextManager[bool]:
+        """Yield whether this process may work on a task; while it does, nobody else may."""
+        return self.claims.held(_name(task))
 
-    def workdir(self, task: Task) -> Path:
-        """Return the folder for checkpoints of an unfinished task."""
-        return self.path / "work" / task.stage / task.key
+    @property
+    def claims(self) -> Claims:
+        """Who works on what."""
+        return Claims(self.path / "claims")
+
+    def sweep(self) -> None:
+        """Remove what killed processes left: claims, folders half written, checkpoints of what was finished since."""
+        self.claims.sweep()
+        for room in [*self._parts.glob("*")]:
+            found = _PART.fullmatch(room.name)
+            owner = Owner(**{**found.groupdict(), **{n: int(found[n]) for n in ("pid", "began")}}) if found else None
+            if self.claims.age(room) > DAY if owner is None or not owner.near else not owner.runs:
+                shutil.rmtree(room, ignore_errors=True)
+        for room in [*(self.path / "work").glob("*/*")]:
+            if (self.path / room.parent.name / room.name / DONE).is_file():
+                shutil.rmtree(room, ignore_errors=True)
+
+    @property
+    def _parts(self) -> Path:
+        return self.path / "parts"
 
     @contextmanager
-    def claimed(self, task: Task) -> Iterator[bool]:
-        """Yield whether this process may work on a task; while it does, nobody else may.
-
-        Raises:
-            WorkersDied: too many workers died over it.
-        """
-        claim, token = self._claim(task), _token()
-        if not self._take(claim, token, task):
-            yield False
-            return
-        stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(claim, stop), daemon=True)
-        beat.start()
+    def _part(self, task: Task) -> Iterator[Path]:
+        """Yield a folder beside the results, named by its owner so that others know when it is left over."""
+        own = Owner.here()
+        room = self._parts / f"{_name(task)}.{own.host}-{own.pid}-{own.began}-{own.token}"
+        room.mkdir(parents=True)
         try:
-            yield True
+            yield room
         finally:
-            stop.set()
-            beat.join()
-            with suppress(FileNotFoundError):
-                claim.unlink()
-            with suppress(FileNotFoundError):
-                claim.with_suffix(".deaths").unlink()
+            shutil.rmtree(room, ignore_errors=True)
 
-    def deaths(self, task: Task) -> int:
-        """Return how many workers died over a task since it was last tried from the start."""
-        try:
-            return len(self._claim(task).with_suffix(".deaths").read_text(encoding="utf-8").splitlines())
-        except FileNotFoundError:
-            return 0
-
-    def _claim(self, task: Task) -> Path:
-        return self.path / "claims" / f"{task.stage}-{task.key}.json"
-
-    def _take(self, claim: Path, token: Mapping[str, Any], task: Task) -> bool:
-        claim.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(3):
-            if _exclusive(claim, token):
-                return True
-            if self._alive(claim):
-                return False
-            self._bury(claim)
-        return False
-
-    def _alive(self, claim: Path) -> bool:
-        """Return whether the owner of a claim still works: here by its process, elsewhere by its last sign of life."""
-        try:
-            owner = json.loads(claim.read_text(encoding="utf-8"))
-            age = time.time() - claim.stat().st_mtime
-        except FileNotFoundError:
-            return False
-        except ValueError:  # being written, or cut off by a crash
-            return claim.exists() and time.time() - claim.stat().st_mtime < PATIENCE
-        if owner.get("host") == _host():
-            return _running(int(owner["pid"]), float(owner["started"]))
-        return age < PATIENCE
-
-    def _bury(self, claim: Path) -> None:
-        """Move a dead claim aside and note the death; of several who try, one succeeds."""
-        aside = claim.with_name(f".{claim.name}.{uuid4().hex}")
-        try:
-            claim.rename(aside)
-        except FileNotFoundError:
-            return
-        if self._alive(aside):  # somebody was faster, and this is a new claim: give it back
-            with suppress(FileExistsError):
-                os.link(aside, claim)
-        else:
-            with claim.with_suffix(".deaths").open("a", encoding="utf-8") as file:
-                file.write(f"{aside.read_text(encoding='utf-8')}\n")
-        aside.unlink()
+    def _place(self, room: Path, task: Task) -> None:
+        """Move a folder to where the task's result belongs; one that is finished there stays."""
+        folder = self.folder(task)
+        sync(room)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                room.rename(folder)
+                break
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+            if self.status(task) in ("done", "declined"):
+                return
+            self.forget(task)
+        sync_one(folder.parent)
 
 
 def versions() -> dict[str, str]:
@@ -292,41 +273,19 @@ def _corrupt(folder: Path, got: str) -> tuple[str, str, str]:
     return f"a finished cell in {folder}", got, "compute it anew with expunge bench run --recompute"
 
 
-def _exclusive(path: Path, body: Mapping[str, Any]) -> bool:
-    """Make a file whole, unless it is there: written aside and linked, so that nobody reads half of it."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex}")
-    aside.write_text(json.dumps(body), encoding="utf-8")
+def _name(task: Task) -> str:
+    return f"{task.stage}-{task.key}"
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Make a sentence of what the system says against writing.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
     try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    finally:
-        aside.unlink()
-    return True
-
-
-def _token() -> dict[str, Any]:
-    own = psutil.Process()
-    return {"host": _host(), "pid": own.pid, "started": own.create_time(), "token": uuid4().hex}
-
-
-def _host() -> str:
-    """Return what tells machines of one shared folder apart; containers of one name differ in their boot."""
-    file = Path("/proc/sys/kernel/random/boot_id")
-    boot = file.read_text(encoding="utf-8") if file.is_file() else str(round(psutil.boot_time(), -2))
-    return digest(socket.gethostname(), boot)[:16]
-
-
-def _running(pid: int, started: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < 1
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _beat(claim: Path, stop: threading.Event) -> None:
-    while not stop.wait(BEAT):
-        with suppress(FileNotFoundError):
-            os.utime(claim)
+        yield
+    except OSError as error:
+        remedy = "free the space or choose another --store"
+        raise UserError(f"to write {path}", error.strerror or str(error), remedy) from error
