@@ -192,7 +192,7 @@ class Backdoor:
         return relabelled(stamped, torch.from_numpy(changed), clean, why=WHY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stamped:
     """Samples of another source, some with a patch; a `Source`.
 

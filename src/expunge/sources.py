@@ -176,7 +176,7 @@ class HFSource:
         return labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relabelled:
     """Samples of another source with targets of their own; a `Source`.
 

@@ -11,7 +11,7 @@ from torch import nn
 from expunge import tensors
 from expunge.data import Data
 from expunge.draws import Request
-from expunge.errors import Declined, listing
+from expunge.errors import listing
 from expunge.evaluate import evaluate
 from expunge.kinds import ANY
 from expunge.method import Method
@@ -71,10 +71,11 @@ def trial(
     models["retrained"] = [run(load("retrain")(), seed + APART * k, whole) for k in range(retrained)]
     declined: dict[str, str] = {}
     for name, method in methods.items():
-        try:
+        reasons = (method.declines(problem.task, one.own, first) for one in steps)
+        if reason := next(filter(None, reasons), None):
+            declined[name] = reason
+        else:
             models[name] = run(method, seed, steps)
-        except Declined as error:
-            declined[name] = str(error)
     rest: dict[str, Any] = {"train": train, "test": problem.test, "triggered": request.triggered(problem)}
     scores = evaluate(models, problem.task, scenario=scenario, seed=seed, **common, **rest)
     return replace(scores, declined={**scores.declined, **declined})
