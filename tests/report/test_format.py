@@ -45,6 +45,39 @@ def test_a_terminal_gets_percent_without_the_sign():
 
 
 @pytest.mark.parametrize(
+    ("given", "text", "compact"),
+    [
+        (entry(0.973, 0.969, 0.977, 500), "97.3% (96.9 to 97.7)", "97.3 (96.9 to 97.7)"),
+        (entry(0.0, 0.0, 0.036, 103), "0.0% (0.0 to 3.6)", "0.0 (0.0 to 3.6)"),
+        (entry(0.973), "97.3%", "97.3"),
+        (entry(200.0, 200.0, None, 1, "steps"), "≥ 200 steps", "≥200"),
+    ],
+)
+def test_an_interval_over_samples_is_written_by_its_ends(given, text, compact):
+    assert fmt.value(given, ends=True) == text
+    assert fmt.value(given, ends=True, compact=True) == compact
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "compact", "ends"),
+    [
+        (entry(0.012, 0.002, 0.022, 10), "+1.2 ± 1.0", "+1.2±1.0", "+1.2 (+0.2 to +2.2)"),
+        (entry(-0.012, -0.015, 0.001, 90), "−1.2 ± 0.8", "−1.2±0.8", "−1.2 (−1.5 to +0.1)"),
+        (entry(-0.012), "−1.2", "−1.2", "−1.2"),
+        (entry(0.0, -0.01, 0.01, 5), "0.0 ± 1.0", "0.0±1.0", "0.0 (−1.0 to +1.0)"),
+    ],
+)
+def test_a_difference_carries_its_sign_and_its_interval(given, text, compact, ends):
+    assert fmt.difference(given) == text
+    assert fmt.difference(given, compact=True) == compact
+    assert fmt.difference(given, ends=True) == ends
+
+
+def test_a_difference_prints_with_the_decimals_of_another_number():
+    assert fmt.difference(entry(25.0, 5.0, 45.0, 5, "s"), like=123.0) == "+25 ± 20"
+
+
+@pytest.mark.parametrize(
     ("x", "unit", "text"),
     [
         (0.012, "1", "+1.2"),

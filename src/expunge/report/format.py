@@ -105,7 +105,9 @@ def half(value: Mapping[str, Any]) -> float | None:
     return (float(high) - float(low)) / 2
 
 
-def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, named: bool = True) -> str:
+def value(
+    entry: Mapping[str, Any], compact: bool = False, gap: bool = False, named: bool = True, ends: bool = False
+) -> str:
     """Return an estimate with its interval: x ± half, or x (low to high) where the interval is lopsided.
 
     Args:
@@ -113,6 +115,7 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, na
         compact: leave out unit and spaces, for a terminal: x±half, or x+up−down where the interval is lopsided.
         gap: the entry is a difference, so that shares print as points.
         named: with its unit; without, only the percent sign is kept, and points are numbers.
+        ends: always as x (low to high): an interval over samples is no spread over runs, and must not read like one.
 
     Returns:
         The text; x alone where there is no interval.
@@ -121,6 +124,8 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, na
     '97.3 ± 0.4%'
     >>> value({"x": 0.0, "low": 0.0, "high": 0.036, "n": 103, "unit": "1"}, compact=True)
     '0.0+3.6'
+    >>> value({"x": 0.973, "low": 0.969, "high": 0.977, "n": 500, "unit": "1"}, ends=True)
+    '97.3% (96.9 to 97.7)'
     >>> value({"x": 0.973, "low": None, "high": None, "n": 1, "unit": "1"})
     '97.3%'
     >>> value({"x": 200.0, "low": 200.0, "high": None, "n": 1, "unit": "steps"})
@@ -136,14 +141,14 @@ def value(entry: Mapping[str, Any], compact: bool = False, gap: bool = False, na
     around = digits(spread, unit, like=entry["x"])
     down, up = entry["x"] - entry["low"], entry["high"] - entry["x"]
     lopsided = abs(up - down) > 0.5 * spread and abs(up - down) >= resolution(unit)
-    if compact and not lopsided:
+    if compact and not lopsided and not ends:
         return f"{middle}±{around}"
-    if compact:
+    if compact and not ends:
         sides = [f"{sign}{digits(side, unit, like=entry['x'])}" for sign, side in (("+", up), ("−", down)) if side > 0]
         return middle + "".join(sides)
-    if lopsided:
+    if lopsided or ends:
         low, high = (digits(entry[end], unit, like=entry["x"]) for end in ("low", "high"))
-        return f"{middle}{after} ({low} to {high})"
+        return f"{middle}{'' if compact else after} ({low} to {high})"
     return f"{middle} ± {around}{after}"
 
 
@@ -165,6 +170,33 @@ def gap(entry: Mapping[str, Any], like: float | None = None) -> str:
     if not text.strip("0.,"):
         return text
     return ("+" if entry["x"] > 0 else "−") + text
+
+
+def difference(entry: Mapping[str, Any], like: float | None = None, compact: bool = False, ends: bool = False) -> str:
+    """Return a signed difference with its interval, without its unit.
+
+    Args:
+        entry: x, low, high, n and unit.
+        like: a number with whose decimals it is printed, or None for its own.
+        compact: leave out spaces.
+        ends: always as x (low to high), as `value` does.
+
+    Returns:
+        The text; the difference alone where there is no interval.
+
+    >>> difference({"x": -0.012, "low": -0.015, "high": -0.009, "n": 5, "unit": "1"})
+    '−1.2 ± 0.3'
+    >>> difference({"x": -0.012, "low": -0.015, "high": 0.001, "n": 90, "unit": "1"}, ends=True)
+    '−1.2 (−1.5 to +0.1)'
+    """
+    text, spread, unit = gap(entry, like), half(entry), str(entry.get("unit", ""))
+    if spread is None:
+        return text
+    if ends:
+        sides = [gap({"x": entry[end], "unit": unit}, entry["x"] if like is None else like) for end in ("low", "high")]
+        return f"{text} ({' to '.join(sides)})"
+    between = "±" if compact else " ± "
+    return text + between + digits(spread, unit, entry["x"] if like is None else like)
 
 
 def distance(entry: Mapping[str, Any]) -> str:

@@ -152,7 +152,7 @@ def terminal(section: Section, width: int = 120) -> Table:
     table.box, table.padding, table.pad_edge = None, (0, 1), False
     table.add_column("model", no_wrap=True, max_width=24)
     for i in shown:
-        table.add_column(Text(_head(metrics[i])), justify="right", vertical="bottom", no_wrap=True)
+        table.add_column(Text(head(metrics[i])), justify="right", vertical="bottom", no_wrap=True)
     for row in every:
         cells = [Text(lines[row.model][i], style=_style(row.cells[i])) for i in shown]
         table.add_row(Text(fmt.plain(row.model, 24), style="bold" if row.role == "retrained" else ""), *cells)
@@ -181,7 +181,7 @@ def _fitting(key: list[int], metrics: list[Mapping[str, Any]], lines: Mapping[st
     """Return those of the columns that fit, in the order of the report; the first ones are placed first."""
     shown: list[int] = []
     for i in key:
-        words = _head(metrics[i]).splitlines()
+        words = head(metrics[i]).splitlines()
         size = 2 + max(len(text) for text in [*words, *(line[i] for line in lines.values())])
         if size > room:
             break
@@ -190,7 +190,8 @@ def _fitting(key: list[int], metrics: list[Mapping[str, Any]], lines: Mapping[st
     return sorted(shown)
 
 
-def _head(metric: Mapping[str, Any]) -> str:
+def head(metric: Mapping[str, Any]) -> str:
+    """Return a metric's name over a narrow column, of several lines."""
     name = metric["name"]
     if name in HEADS:
         return HEADS[name]
@@ -224,12 +225,12 @@ def markdown(section: Section) -> str:
         group, of many one table of those that tell most.
     """
     every, metrics = rows(section), doc.metrics(section)
-    out = [f"### {_escape(section['name'])}", _escape(section["text"])]
-    out += ["\n".join(f"> {_escape(text)}" for text in [*caveats(section), *bounds(section)])]
-    out += ["\n".join(f"- {_escape(str(sentence))}" for sentence in sentences(section))]
+    out = [f"### {escape(section['name'])}", escape(section["text"])]
+    out += ["\n".join(f"> {escape(text)}" for text in [*caveats(section), *bounds(section)])]
+    out += ["\n".join(f"- {escape(str(sentence))}" for sentence in sentences(section))]
     if len(layout.measured(section)) > layout.MANY:
         shown = [metrics[i] for i in sorted(columns(section))]
-        out += [_table(every, shown), f"In the report also: {_escape(_rest(section, shown))}."]
+        out += [_table(every, shown), f"In the report also: {escape(_rest(section, shown))}."]
     else:
         out += [_table(every, group) for group in doc.groups(section).values()]
     return "\n\n".join(part for part in out if part) + "\n"
@@ -244,14 +245,15 @@ def _table(every: list[Row], metrics: list[Mapping[str, Any]]) -> str:
     names = {m["name"] for m in metrics}
     ideals = [f" (ideal {fmt.ideal(m)})" if fmt.ideal(m) else "" for m in metrics]
     units = [layout.unit(m) for m in metrics]
-    heads = [_escape(m["label"] + u + i) for m, u, i in zip(metrics, units, ideals, strict=True)]
+    heads = [escape(m["label"] + u + i) for m, u, i in zip(metrics, units, ideals, strict=True)]
     lines = [["model", *heads], ["---", *("---:" for _ in metrics)]]
     for row in every:
         cells = [f"{c.text} ({c.gap})" if c.gap else c.text for c in row.cells if c.metric in names]
-        lines.append([_escape(row.model), *map(_escape, cells)])
+        lines.append([escape(row.model), *map(escape, cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Return a text so that Markdown shows it as it is, in one line."""
     clean = fmt.plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", clean)
