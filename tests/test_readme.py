@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from expunge import attacks, methods, metrics
+from expunge.bench import grid
 from expunge.data import Data
+from expunge.draws import Request
 from expunge.fisher import diagonal, kernels, rules
 from expunge.methods import load
 from expunge.scenario import forget_ids
@@ -110,3 +112,28 @@ def test_every_command_of_the_readme_exists() -> None:
 
     known = {c.callback.__name__ for c in app.registered_commands if c.callback}
     assert {line.split()[1] for line in shell.strip().splitlines()} <= known
+
+
+def test_the_page_on_the_benchmark_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks("docs/benchmark.md", "toml")
+    (tmp_path / "grid.toml").write_text(text)
+    whole = grid.load(tmp_path / "grid.toml")
+    assert list(whole.methods) == ["finetune", "ssd, α = 5"]
+    assert len(whole) == 2 * 10 * 3
+    rows = [r for r in (ROOT / "docs/benchmark.md").read_text().splitlines() if re.match(r"\| `\w+[:=]", r)]
+    requests = [t for row in rows for t in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(requests) > 10
+    assert {Request.parse(t).kind for t in requests} >= {"class", "poison", "single", "sequential", "hardest"}
+    tiny = text.replace("seeds = 10 ", "seeds = 1 ").replace('"membership", "probe", ', "")
+    tiny = tiny.replace("[data.digits]", "[data.digits]\nlimit = 100").replace("[networks.convnet]", "[networks.mlp]")
+    (tmp_path / "grid.toml").write_text(tiny.replace("[methods.finetune]", "[methods.ssd]\n[methods.finetune]"))
+    (code,) = blocks("docs/benchmark.md", "python")
+    exec(code, {})
+
+
+def test_the_grids_of_the_examples_are_read() -> None:
+    files = sorted((ROOT / "examples").rglob("*grid.toml"))
+    assert len(files) == 4
+    for file in files:
+        assert len(grid.load(file).places) in (1, 3)
