@@ -101,10 +101,23 @@ def atomic(path: Path) -> Iterator[Path]:
         shutil.rmtree(room, ignore_errors=True)
 
 
+def sync(path: Path) -> None:
+    """Make a file, or all that is in a folder, outlast a loss of power."""
+    for part in [path] if path.is_file() else [*(p for p in path.rglob("*") if p.is_file()), path]:
+        sync_one(part)
+
+
+def sync_one(path: Path) -> None:
+    """Make a file, or the list of names in a folder, outlast a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _replace(new: Path, path: Path, room: Path) -> None:
-    for file in [new] if new.is_file() else [p for p in new.rglob("*") if p.is_file()]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    sync(new)
     aside = room / "replaced"
     try:
         if path.is_dir():
@@ -114,11 +127,7 @@ def _replace(new: Path, path: Path, room: Path) -> None:
         if aside.exists() and not path.exists():
             aside.rename(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_one(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -58,10 +59,11 @@ class Store:
             Incompatible: it was written by a newer version.
         """
         found, head = there(path), path / HEAD
-        if found is not None and not head.is_file():
-            if found == "a file" or any(not p.name.startswith(f".{HEAD}.") for p in path.iterdir()):
-                got = "a file" if found == "a file" else "another folder, not empty"
-                raise UserError(f"a store, or a free path, at {path}", got, "choose another --store")
+        names = [p.name for p in path.iterdir()] if found == "a folder" else []
+        others = [name for name in names if not name.startswith(f".{HEAD}.")]  # another process may be making it
+        if found == "a file" or (others and not head.is_file()):
+            got = "a file" if found == "a file" else "another folder, not empty"
+            raise UserError(f"a store, or a free path, at {path}", got, "choose another --store")
         if not head.is_file():
             with _writable(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -90,11 +92,10 @@ class Store:
             done = self.done(task)
             if done is not None:
                 return "declined" if done["outcome"] == "declined" else "done"
-            if self.failure(task) is not None:
-                return "failed"
+            failed = self.failure(task) is not None
         except UserError:
             return "corrupt"
-        return "running" if self.claims.alive(_name(task)) else "missing"
+        return "running" if self.claims.alive(_name(task)) else "failed" if failed else "missing"
 
     def done(self, task: Task) -> dict[str, Any] | None:
         """Return a finished task's document, None where it is not finished.
@@ -113,16 +114,24 @@ class Store:
             raise CorruptArtefact(*_corrupt(folder, f"{error} in {DONE}")) from error
         return _checked(folder, text, task)
 
+    def finished(self, task: Task) -> dict[str, Any]:
+        """Return a finished task's document.
+
+        Raises:
+            CorruptArtefact: it is not finished, or not what was written.
+        """
+        found = self.done(task)
+        if found is None:
+            raise CorruptArtefact(*_corrupt(self.folder(task), "not finished"))
+        return found
+
     def read(self, task: Task, name: str) -> dict[str, Any]:
         """Return a JSON file of a finished task.
 
         Raises:
             CorruptArtefact: it is not what was written.
         """
-        folder, found = self.folder(task), self.done(task)
-        if found is None:
-            raise CorruptArtefact(*_corrupt(folder, "not finished"))
-        return self.parsed(folder, found, name)
+        return self.parsed(self.folder(task), self.finished(task), name)
 
     def parsed(self, folder: Path, found: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Return a JSON file, held to its digest in the folder's document.
@@ -147,6 +156,14 @@ class Store:
         """
         file = self.folder(task) / BROKEN
         return read_document(file, FAILED, SCHEMA) if file.is_file() else None
+
+    def mean_seconds(self, stage: str, most: int = 50) -> float | None:
+        """Return how long finished tasks of a stage took on average, None where there are none."""
+        found = list[float]()
+        for file in islice((self.path / stage).glob(f"*/{DONE}"), most):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # corrupt ones are told elsewhere
+                found.append(float(json.loads(file.read_text(encoding="utf-8"))["seconds"]))
+        return sum(found) / len(found) if found else None
 
     @contextmanager
     def writing(self, task: Task, outcome: str = "done", reason: str = "") -> Iterator[tuple[Path, dict[str, Any]]]:
