@@ -9,13 +9,14 @@ the key of what it does not decide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from expunge import methods
-from expunge.files import digest
+from expunge.files import canonical, digest
 from expunge.method import Method
 from expunge.trial import Request
 
@@ -53,12 +54,38 @@ class Cell:
     @cached_property
     def asked(self) -> Request:
         """The request."""
-        return Request.from_json(dict(self.request))
+        return _request(canonical(self.request))
 
     @cached_property
     def made(self) -> Method:
         """The method."""
-        return methods.build(self.method)
+        return _method(canonical(self.method))
+
+    @cached_property
+    def unmeasured(self) -> Cell:
+        """The cell of the method whatever is measured."""
+        return replace(self, measures={}) if self.measures else self
+
+    @cached_property
+    def shared(self) -> Cell:
+        """The cell of what all methods share."""
+        return replace(self, method={}) if self.method else self
+
+    @cached_property
+    def bare(self) -> Cell:
+        """The cell of what all methods share, whatever is measured."""
+        return self.unmeasured.shared
+
+    @cached_property
+    def _tasks(self) -> dict[tuple[Stage, int, int], Task]:
+        return {}
+
+    def task(self, stage: Stage, step: int = 0, again: int = 0) -> Task:
+        """Return a task of the cell, the same object each time: its key is worked out once."""
+        key = (stage, step, again)
+        if key not in self._tasks:
+            self._tasks[key] = Task(stage, self, step, again)
+        return self._tasks[key]
 
     @property
     def retrained(self) -> int:
@@ -71,7 +98,7 @@ class Cell:
 
     def results(self) -> list[Task]:
         """Return the last task of each measured step, in order."""
-        return [Task("measured" if self.method else "reference", self, step) for step in self.asked.measured]
+        return [self.task("measured" if self.method else "reference", step) for step in self.asked.measured]
 
 
 @dataclass(frozen=True)
@@ -96,6 +123,9 @@ class Task:
     @cached_property
     def key(self) -> str:
         """Digest of everything that decides the result."""
+        if self.stage == "unlearned":  # a long row of requests from its start, so that none waits for all before it
+            for step in range(1, self.step):
+                _ = self.cell.task("unlearned", step).key
         return digest(self.spec)[:LENGTH]
 
     @property
@@ -132,10 +162,9 @@ class Task:
 
     @cached_property
     def needs(self) -> tuple[Task, ...]:
-        """What must be there first."""
-        cell = self.cell
-        bare = Cell(data=cell.data, network=cell.network, recipe=cell.recipe, request=cell.request, seed=cell.seed)
-        trained, drawn = Task("trained", bare), Task("drawn", bare)
+        """What must be there first, and decides the result."""
+        cell, bare, own = self.cell, self.cell.bare, self.cell.unmeasured
+        trained, drawn = bare.task("trained"), bare.task("drawn")
         if self.stage == "trained":
             return ()
         if self.stage == "drawn":
@@ -143,16 +172,22 @@ class Task:
         if self.stage == "retrained":
             return trained, drawn
         if self.stage == "reference":
-            models = tuple(Task("retrained", bare, self.step, k) for k in range(cell.retrained))
+            models = tuple(bare.task("retrained", self.step, k) for k in range(cell.retrained))
             return trained, drawn, *models
         if self.stage == "prepared":
             return (trained, drawn) if cell.made.prepares.scenario else (trained,)
-        unmeasured = Cell(**{**vars_of(bare), "method": cell.method})
         if self.stage == "unlearned":
-            before = Task("unlearned", unmeasured, self.step - 1) if self.step > 1 else Task("prepared", unmeasured)
+            before = own.task("unlearned", self.step - 1) if self.step > 1 else own.task("prepared")
             return trained, drawn, before
-        shared = Cell(**{**vars_of(bare), "measures": cell.measures})
-        return Task("unlearned", unmeasured, self.step), Task("reference", shared, self.step)
+        return own.task("unlearned", self.step), cell.shared.task("reference", self.step)
+
+    @property
+    def reads(self) -> tuple[Task, ...]:
+        """All whose folders are read: what is needed, and what the needed was made from."""
+        if self.stage != "measured":
+            return self.needs
+        bare = self.cell.bare
+        return *self.needs, bare.task("trained"), bare.task("drawn"), bare.task("retrained", self.step)
 
     @property
     def _measures(self) -> dict[str, Any]:
@@ -172,6 +207,16 @@ class Task:
         return hash(self.name)
 
 
+@lru_cache(maxsize=4096)
+def _request(text: str) -> Request:
+    return Request.from_json(json.loads(text))
+
+
+@lru_cache(maxsize=4096)
+def _method(text: str) -> Method:
+    return methods.build(json.loads(text))
+
+
 def _cell(values: dict[str, Any]) -> Cell:
     return Cell(**values)
 
@@ -181,17 +226,28 @@ def vars_of(cell: Cell) -> dict[str, Any]:
     return {name: getattr(cell, name) for name in Cell.__dataclass_fields__}
 
 
-def ordered(cells: list[Cell]) -> list[Task]:
+def ordered(cells: Iterable[Cell]) -> list[Task]:
     """Return all tasks of the cells, each once and after what it needs."""
-    found: dict[str, Task] = {}
+    return list(walked((task for cell in cells for task in cell.results()), lambda task: True))
 
-    def add(task: Task) -> None:
-        if task.name not in found:
-            for need in task.needs:
-                add(need)
-            found[task.name] = task
 
-    for cell in cells:
-        for task in cell.results():
-            add(task)
-    return list(found.values())
+def walked(tasks: Iterable[Task], wanted: Callable[[Task], bool]) -> Iterator[Task]:
+    """Yield tasks and all that they read, each once and after what it reads.
+
+    Args:
+        tasks: to start from.
+        wanted: asked once of each task: whether what it reads is of interest too.
+    """
+    seen, opened = set[str](), set[str]()
+    for start in tasks:
+        stack = [start]
+        while stack:
+            task = stack[-1]
+            if task.name not in seen and task.name not in opened and wanted(task):
+                stack += [need for need in reversed(task.reads) if need.name not in seen]
+            else:
+                stack.pop()
+                if task.name not in seen:
+                    yield task
+                seen.add(task.name)
+            opened.add(task.name)
