@@ -56,7 +56,8 @@ def read(text: str) -> dict[str, Any]:
         options[name] = _number(given, kind)
     if kind == "sequential" and column == "class":
         return {"kind": kind, "value": tuple(_number(part, kind) for part in value.split("+")), **options}
-    return {"kind": kind, "value": _number(value, kind) if column is None else value, "column": column, **options}
+    texts = column is not None or kind in COLUMN
+    return {"kind": kind, "value": value if texts else _number(value, kind), "column": column, **options}
 
 
 def checked(kind: Kind, value: Any) -> Any:
