@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
@@ -29,11 +29,18 @@ ATTACKS = 3  # ROC curves that are shown; more are folded
 COUNTS = {"train": "training samples", "forget": "to forget", "retain": "to retain"}
 
 
-def render(document: Mapping[str, Any]) -> str:
+def render(
+    document: Mapping[str, Any],
+    *,
+    look: Mapping[str, looks.Look] | None = None,
+    links: Sequence[tuple[str, str]] = (),
+) -> str:
     """Return the report as the text of one HTML file; the same document gives the same text.
 
     Args:
         document: the audit document, as read from JSON.
+        look: how each model is drawn, where other pages show the same ones; chosen by default.
+        links: names and relative addresses of other pages, shown above the title.
 
     Returns:
         The page; it loads nothing and runs no script.
@@ -42,14 +49,15 @@ def render(document: Mapping[str, Any]) -> str:
         Incompatible: the document lacks something, or is of another kind or a newer schema.
     """
     doc.validate(document)
-    look = looks.looks(document["sections"])
+    look = looks.looks(document["sections"]) if look is None else look
     marks, ids = looks.symbols(look)
     sections = [_section(section, look, f"s{i}") for i, section in enumerate(document["sections"], 1)]
     few = [s["name"] for s in document["sections"] if s["seeds"] < findings.FEW_SEEDS]
-    return _template().render(
+    return template("page.html").render(
+        links=links,
         title=document["title"],
         lead=document["lead"],
-        created=_when(document["created"]),
+        created=when(document["created"]),
         command=document.get("command"),
         versions=sorted(document["versions"].items()),
         sections=sections,
@@ -78,7 +86,8 @@ def write(path: Path | str, document: Mapping[str, Any], overwrite: bool = False
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a template of this folder; what it is given is escaped, and no name that it lacks passes for empty."""
     environment = Environment(
         loader=PackageLoader("expunge.report", ""),
         autoescape=True,
@@ -87,10 +96,11 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=lambda v: fmt.plain(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
-def _when(created: str) -> str:
+def when(created: str) -> str:
+    """Return a time of ISO 8601 as a reader writes it; any other text as it is."""
     try:
         return datetime.fromisoformat(created).strftime("%-d %B %Y, %H:%M %Z").strip()
     except ValueError:

@@ -185,10 +185,34 @@ def _unit(found: Mapping[str, Sequence[Entry]]) -> str:
 
 
 def _lines(found: Mapping[str, Sequence[Entry]], name: str, look: Mapping[str, Look], key: str) -> str:
-    family, unit = name.partition("/")[0], _unit(found)
+    return lines(found, heading(name), AXES.get(name.partition("/")[0], ("", "")), look, key)
+
+
+def lines(
+    found: Mapping[str, Sequence[Entry]],
+    title: str,
+    labels: tuple[str, str],
+    look: Mapping[str, Look],
+    key: str,
+    size: tuple[int, int] = (LINES, 250),
+) -> str:
+    """Return a line for each model over places that are numbers, with the interval as a band.
+
+    Args:
+        found: points of one unit by model, with ``at``, x, low, high, n and unit.
+        title: what is drawn, for those who cannot see it.
+        labels: what the places are, and what is drawn over them.
+        look: how each model is drawn.
+        key: prefix of the ids, unique in the page.
+        size: width and height in pixels.
+
+    Returns:
+        An SVG element.
+    """
+    unit, (across, up) = _unit(found), labels
     by = fmt.scale(unit)
     with style(key):
-        fig = figure(LINES, 250)
+        fig = figure(*size)
         ax = fig.add_subplot()
         for model, points in found.items():
             line = sorted(points, key=lambda p: p["at"])
@@ -198,14 +222,13 @@ def _lines(found: Mapping[str, Sequence[Entry]], name: str, look: Mapping[str, L
                 low, high = ([by * p[end] for p in bounded] for end in ("low", "high"))
                 ax.fill_between([p["at"] for p in bounded], low, high, color=look[model].colour, alpha=0.12, lw=0)
             ax.plot(x, y, **look[model].stroke(), marker=look[model].marker, ms=4.5, mew=0)
-        across, up = AXES.get(family, ("", ""))
         ax.set(
             xlabel=across, ylabel=f"{up}{'' if unit == '1' or not up else ','}{fmt.suffix(unit)}" if unit != "1" else up
         )
         _numbers(ax, [p["at"] for points in found.values() for p in points])
         _upright(ax, unit)
         last = [f"{m} {fmt.value(max(points, key=lambda p: p['at']))}" for m, points in found.items()]
-        return inline(fig, key, f"{heading(name)}, at the last point: {'; '.join(last)}")
+        return inline(fig, key, f"{title}, at the last point: {'; '.join(last)}")
 
 
 def _numbers(ax: Axes, places: Sequence[float]) -> None:

@@ -6,11 +6,13 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -32,6 +34,31 @@ REFERENCE = re.compile(r"#([\w.-]+)")
 PLAIN = re.compile(r"(?:\s*[ML]\s*-?[\d.]+\s+-?[\d.]+|\s*z)*\s*")  # straight lines only
 NUMBER = re.compile(r"-?\d+\.\d+(?!\d|e)")
 NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A mark over a chart, drawn with a symbol of the page, that says what it is and leads somewhere.
+
+    Args:
+        axes: of the chart.
+        x: place in the units of the axes.
+        y: place in the units of the axes.
+        symbol: id of the symbol.
+        title: what it is.
+        href: relative address of a page or of a place in it, or an empty string.
+        size: of the symbol's box, in pixels.
+        opacity: 1 for a mark in full, less for a faint one.
+    """
+
+    axes: Axes
+    x: float
+    y: float
+    symbol: str
+    title: str
+    href: str = ""
+    size: float = 12.0
+    opacity: float = 1.0
 
 
 @contextmanager
@@ -90,13 +117,14 @@ def figure(width: float, height: float, apart: float = 0.02) -> Figure:
     return Figure(figsize=(width / 72, height / 72), layout=ConstrainedLayoutEngine(wspace=apart))
 
 
-def inline(fig: Figure, key: str, label: str) -> str:
+def inline(fig: Figure, key: str, label: str, dots: Sequence[Dot] = ()) -> str:
     """Return a figure as an SVG element for a page.
 
     Args:
         fig: the figure, made inside `style`.
         key: prefix of its ids, unique in the page.
         label: what the chart shows, for those who cannot see it.
+        dots: marks over it, the last on top.
 
     Returns:
         The element's text, without XML header, scripts, style sheet or metadata.
@@ -115,7 +143,24 @@ def inline(fig: Figure, key: str, label: str) -> str:
     title = ET.Element(f"{{{SVG}}}title")
     title.text = plain(label)
     root.insert(0, title)
+    root.extend(_dot(dot, float(root.attrib["viewBox"].split()[3])) for dot in dots)
     return ET.tostring(root, encoding="unicode").replace(" />", "/>")
+
+
+def _dot(dot: Dot, height: float) -> ET.Element:
+    """Return a mark as an element; by keyboard its address is reached from a table, not through hundreds of dots."""
+    x, y = dot.axes.transData.transform((dot.x, dot.y))  # laid out by now: the figure was written
+    side = f"{dot.size:g}"
+    corner = {"x": compact(f"{x - dot.size / 2:.2f}"), "y": compact(f"{height - y - dot.size / 2:.2f}")}
+    use = ET.Element(f"{{{SVG}}}use", {"href": f"#{dot.symbol}", **corner, "width": side, "height": side})
+    if dot.opacity < 1:
+        use.attrib["opacity"] = f"{dot.opacity:g}"
+    ET.SubElement(use, f"{{{SVG}}}title").text = plain(dot.title)
+    if not dot.href:
+        return use
+    link = ET.Element(f"{{{SVG}}}a", {"href": dot.href, "tabindex": "-1"})
+    link.append(use)
+    return link
 
 
 def compact(path: str) -> str:
