@@ -188,7 +188,7 @@ def _began(pid: int) -> int | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return round(100 * (process.create_time() - start))
+        return round(100 * float(process.create_time() - start))
     except psutil.NoSuchProcess:
         return None
 

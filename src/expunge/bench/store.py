@@ -34,7 +34,7 @@ DONE, BROKEN, HEAD = "done.json", "failed.json", "store.json"
 DAY = 86400.0  # seconds after which what a process on another machine left half written is removed
 Status = Literal["done", "declined", "failed", "corrupt", "running", "missing"]
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # of a folder moved to where something is
-_PART = re.compile(r".+\.(?P<host>[0-9a-f]+)-(?P<pid>[0-9]+)-(?P<began>[0-9]+)-(?P<token>[0-9a-f]+)")
+_PART = re.compile(r".+\.([0-9a-f]+)-([0-9]+)-([0-9]+)-([0-9a-f]+)")  # task, then its `Owner`
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Store:
         self.claims.sweep()
         for room in [*self._parts.glob("*")]:
             found = _PART.fullmatch(room.name)
-            owner = Owner(**{**found.groupdict(), **{n: int(found[n]) for n in ("pid", "began")}}) if found else None
+            owner = Owner(found[1], int(found[2]), int(found[3]), found[4]) if found else None
             if self.claims.age(room) > DAY if owner is None or not owner.near else not owner.runs:
                 shutil.rmtree(room, ignore_errors=True)
         for room in [*(self.path / "work").glob("*/*")]:
