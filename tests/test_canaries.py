@@ -328,7 +328,14 @@ def test_an_interrupted_training_goes_on_with_the_same_canaries(tiny: World, tmp
     whole, part = tmp_path / "whole", tmp_path / "part"
     want = fit(start, tiny.task, tiny.train, SHORT, runtime=replace(QUIET, workdir=whole), seed=4)
     with pytest.raises(KeyboardInterrupt):
-        fit(start, tiny.task, tiny.train, SHORT, runtime=replace(QUIET, workdir=part, progress=Stop(7)), seed=4)
+        fit(
+            start,
+            tiny.task,
+            tiny.train,
+            SHORT,
+            runtime=replace(QUIET, workdir=part, checkpoint_every=0, progress=Stop(7)),
+            seed=4,
+        )
     assert len(list(part.iterdir())) == 2
     rest = Stop(10**9)
     found = fit(start, tiny.task, tiny.train, SHORT, runtime=replace(QUIET, workdir=part, progress=rest), seed=4)

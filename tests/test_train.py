@@ -212,11 +212,20 @@ def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(tmp_path, n
     whole = Stop()
     want = fit(network(), TASK, data, recipe, runtime=Runtime(progress=whole), **options)
     with pytest.raises(KeyboardInterrupt):
-        fit(network(), TASK, data, recipe, runtime=Runtime(progress=Stop(calls), workdir=tmp_path), **options)
+        fit(
+            network(),
+            TASK,
+            data,
+            recipe,
+            runtime=Runtime(progress=Stop(calls), workdir=tmp_path, checkpoint_every=0),
+            **options,
+        )
     done = (calls - 1) // 4  # four steps an epoch of 20
     assert len(list(tmp_path.iterdir())) == (done > 0)
     rest = Stop()
-    found = fit(network(), TASK, data, recipe, runtime=Runtime(progress=rest, workdir=tmp_path), **options)
+    found = fit(
+        network(), TASK, data, recipe, runtime=Runtime(progress=rest, workdir=tmp_path, checkpoint_every=0), **options
+    )
     assert rest.samples == whole.samples - 20 * done  # resumed, not begun again
     assert same(found, want)
     assert list(tmp_path.iterdir()) == []
@@ -225,7 +234,7 @@ def test_an_interrupted_training_resumes_and_ends_with_the_same_bits(tmp_path, n
 def test_a_stop_after_the_last_epoch_trains_no_further(tmp_path, monkeypatch):
     recipe, options = RESUMED["patience"], {"holdout": blobs(9, seed=5, flip=True, name="holdout")}
     want = fit(network(), TASK, blobs(), recipe, runtime=QUIET, **options)
-    run = Runtime(progress=False, workdir=tmp_path)
+    run = Runtime(progress=False, workdir=tmp_path, checkpoint_every=0)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Checkpoint, "clear", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -233,6 +242,37 @@ def test_a_stop_after_the_last_epoch_trains_no_further(tmp_path, monkeypatch):
     rest = Stop()
     assert same(fit(network(), TASK, blobs(), recipe, runtime=replace(run, progress=rest), **options), want)
     assert rest.samples == 0
+
+
+def test_a_short_training_neither_writes_nor_reads_its_data_for_a_name(tmp_path, monkeypatch):
+    def never(data):
+        raise AssertionError("fingerprints of all data")
+
+    monkeypatch.setattr(checkpoints, "content", never)
+    monkeypatch.setattr(checkpoints, "_write", never)
+    found = fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=Runtime(progress=False, workdir=tmp_path / "work"))
+    assert same(found, fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=QUIET))
+    assert not (tmp_path / "work").exists()
+
+
+def test_checkpoints_are_written_when_so_many_seconds_have_passed(tmp_path, monkeypatch):
+    clock, written, write = [100.0], [], checkpoints._write
+
+    def kept(path, model, optimizer, now):
+        written.append(now.epoch)
+        write(path, model, optimizer, now)
+
+    class Slow:
+        def __call__(self, progress):
+            clock[0] += 2.0  # an epoch of four steps takes 8 seconds
+
+    monkeypatch.setattr(checkpoints, "_write", kept)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    run = Runtime(progress=Slow(), workdir=tmp_path, checkpoint_every=15)
+    found = fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=run)
+    assert written == [2, 4]
+    assert same(found, fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=QUIET))
+    assert list(tmp_path.iterdir()) == []
 
 
 def changed(edit):
@@ -268,9 +308,9 @@ def test_another_training_does_not_take_over_the_checkpoint(tmp_path, what):
     options = {"model": network(), "task": TASK, "data": blobs(), "recipe": RESUMED["patience"], "seed": 0}
     options |= {"holdout": blobs(9, seed=5, flip=True, name="holdout")}
     with pytest.raises(KeyboardInterrupt):
-        fit(**options, runtime=Runtime(progress=Stop(10), workdir=tmp_path))
+        fit(**options, runtime=Runtime(progress=Stop(10), workdir=tmp_path, checkpoint_every=0))
     other = OTHERS[what](options)
-    found = fit(**other, runtime=Runtime(progress=False, workdir=tmp_path))
+    found = fit(**other, runtime=Runtime(progress=False, workdir=tmp_path, checkpoint_every=0))
     assert same(found, fit(**other, runtime=QUIET))
     assert len(list(tmp_path.iterdir())) == 1  # the first one's is kept
 
@@ -278,16 +318,28 @@ def test_another_training_does_not_take_over_the_checkpoint(tmp_path, what):
 def test_one_label_that_was_corrected_begins_again(tmp_path):
     options = {"model": network(), "task": TASK, "recipe": replace(RESUMED["sgd"], batch_size=100)}
     with pytest.raises(KeyboardInterrupt):
-        fit(**options, data=corrected(3), runtime=Runtime(progress=Stop(10), workdir=tmp_path))
-    found = fit(**options, data=corrected(1), runtime=Runtime(progress=False, workdir=tmp_path))
+        fit(**options, data=corrected(3), runtime=Runtime(progress=Stop(10), workdir=tmp_path, checkpoint_every=0))
+    found = fit(**options, data=corrected(1), runtime=Runtime(progress=False, workdir=tmp_path, checkpoint_every=0))
     assert same(found, fit(**options, data=corrected(1), runtime=QUIET))
 
 
 def test_another_precision_begins_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=Runtime(progress=Stop(10), workdir=tmp_path))
+        fit(
+            network(),
+            TASK,
+            blobs(),
+            RESUMED["sgd"],
+            runtime=Runtime(progress=Stop(10), workdir=tmp_path, checkpoint_every=0),
+        )
     heard = Stop()
-    fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=Runtime(progress=heard, workdir=tmp_path, precision="bf16"))
+    fit(
+        network(),
+        TASK,
+        blobs(),
+        RESUMED["sgd"],
+        runtime=Runtime(progress=heard, workdir=tmp_path, checkpoint_every=0, precision="bf16"),
+    )
     assert heard.samples == 100
 
 
@@ -307,9 +359,21 @@ class Worded(Classification):
 @pytest.mark.parametrize(("scale", "heard"), [(0.5, 60), (0.25, 100)])
 def test_a_task_is_known_by_its_settings_not_by_its_address(tmp_path, scale, heard):
     with pytest.raises(KeyboardInterrupt):
-        fit(network(), Worded(0.5), blobs(), RESUMED["sgd"], runtime=Runtime(progress=Stop(10), workdir=tmp_path))
+        fit(
+            network(),
+            Worded(0.5),
+            blobs(),
+            RESUMED["sgd"],
+            runtime=Runtime(progress=Stop(10), workdir=tmp_path, checkpoint_every=0),
+        )
     rest = Stop()
-    fit(network(), Worded(scale), blobs(), RESUMED["sgd"], runtime=Runtime(progress=rest, workdir=tmp_path))
+    fit(
+        network(),
+        Worded(scale),
+        blobs(),
+        RESUMED["sgd"],
+        runtime=Runtime(progress=rest, workdir=tmp_path, checkpoint_every=0),
+    )
     assert rest.samples == heard
 
 
@@ -345,7 +409,7 @@ def test_settings_are_told_apart_and_have_no_address(value, other):
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    run = Runtime(progress=Stop(10), workdir=tmp_path)
+    run = Runtime(progress=Stop(10), workdir=tmp_path, checkpoint_every=0)
     with pytest.raises(KeyboardInterrupt):
         fit(network(), TASK, blobs(), RESUMED["sgd"], runtime=run)
     (path,) = tmp_path.iterdir()

@@ -238,7 +238,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     data, recipe = blobs(23), replace(PLAIN, epochs=4)
     options = {"seed": 2, "holdout": blobs(9, "holdout", flip=True)}
     whole = fit(noisy(), TASK, data, recipe, runtime=RUN, **options)
-    kept = replace(RUN, workdir=folder)
+    kept = replace(RUN, workdir=folder, checkpoint_every=0)
     broken = failing(1, 7)  # in the third epoch of three steps, the fourth being too small for two
     failed = said(lambda: fit(noisy(), broken, data, recipe, runtime=kept, **options))
     left = len(list(folder.glob("fit-*")))

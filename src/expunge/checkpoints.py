@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from expunge.recipe import Recipe
 from expunge.runtime import Runtime
 
 log = logging.getLogger(__name__)
+PREFIX = "fit-"
 
 
 @dataclass
@@ -38,21 +41,24 @@ class Progressed:
     kept: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Checkpoint:
     """One file under a name made of everything that decides the result; process 0 writes and reads it for all.
 
+    It is written when ``runtime.checkpoint_every`` seconds have passed since the training began or the last one was
+    written. Its name takes reading all data once, so it is made only where a file may be found, or is to be written.
+
     Args:
-        path: the file, or None to keep nothing.
-        runtime: the processes that train together.
+        runtime: folder, seconds between two writes, and the processes that train together.
+        model: the network that training starts from; left as it is while it trains.
+        task: outputs and per-sample loss.
+        data: training data.
+        holdout: data that decides when to stop, or None.
+        recipe: how.
+        seed: of order, augmentation and dropout.
     """
 
-    path: Path | None
-    runtime: Runtime
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         runtime: Runtime,
         model: nn.Module,
         task: object,
@@ -60,38 +66,46 @@ class Checkpoint:
         holdout: Data | None,
         recipe: Recipe,
         seed: int,
-    ) -> Checkpoint:
-        """Return the checkpoint of a training; without ``runtime.workdir`` one that keeps nothing."""
-        if runtime.workdir is None:
-            return cls(None, runtime)
-        settings = {**recipe.to_json(), "penalties": described(recipe.penalties)}
+    ) -> None:
+        self.runtime, self.recipe, self.seed = runtime, recipe, seed
+        self.folder = None if runtime.workdir is None else Path(runtime.workdir)
+        self._start, self._task, self._data = model, task, (data, holdout)
+        self._last = time.monotonic()
+
+    @cached_property
+    def path(self) -> Path:
+        """The file."""
+        settings = {**self.recipe.to_json(), "penalties": described(self.recipe.penalties)}
         parts: list[Any] = [
             settings,
-            seed,
-            tensors.weights_digest(model),
-            built(model),
-            described(task),
-            runtime.precision,
+            self.seed,
+            tensors.weights_digest(self._start),
+            built(self._start),
+            described(self._task),
+            self.runtime.precision,
         ]
-        if runtime.count > 1:
-            parts.append(runtime.count)
-        for part in (data, holdout):
+        if self.runtime.count > 1:
+            parts.append(self.runtime.count)
+        for part in self._data:
             if part is not None:
                 parts += content(part)
-        return cls(Path(runtime.workdir) / f"fit-{digest(parts)[:24]}.safetensors", runtime)
+        return Path(str(self.folder)) / f"{PREFIX}{digest(parts)[:24]}.safetensors"
 
     def store(self, model: nn.Module, optimizer: torch.optim.Optimizer, now: Progressed) -> None:
-        """Write the state of the training after an epoch."""
-        if self.path is not None:
-            path = self.path
-            self.runtime.on_main(lambda: _write(path, model, optimizer, now))
+        """Write the state of the training after an epoch, if it is time."""
+        if self.folder is not None:
+            self.runtime.on_main(lambda: self._store(model, optimizer, now))
+
+    def _store(self, model: nn.Module, optimizer: torch.optim.Optimizer, now: Progressed) -> None:
+        if time.monotonic() - self._last >= self.runtime.checkpoint_every:
+            _write(self.path, model, optimizer, now)
+            self._last = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progressed:
         """Fill model and optimiser with what was stored, and return how far it had come."""
-        path = self.path
-        if path is None:
+        if self.folder is None:
             return Progressed()
-        found, meta = self.runtime.on_main(lambda: _read(path))
+        found, meta = self.runtime.on_main(lambda: _read(self.path) if self._any else ({}, {}))
         if not found:
             return Progressed()
         model.load_state_dict({k.removeprefix("model/"): v for k, v in found.items() if k.startswith("model/")})
@@ -104,14 +118,18 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         kept = {k.removeprefix("best/"): v for k, v in found.items() if k.startswith("best/")}
         best = math.inf if meta["best"] is None else float(meta["best"])
-        log.info("resuming training after epoch %d from %s", meta["epoch"], path.name)
+        log.info("resuming training after epoch %d", meta["epoch"])
         return Progressed(int(meta["epoch"]), best, int(meta["waited"]), kept)
 
     def clear(self) -> None:
         """Remove the file, once the training has ended."""
-        if self.path is not None:
-            path = self.path
-            self.runtime.on_main(lambda: path.unlink(missing_ok=True))
+        if self.folder is not None:
+            self.runtime.on_main(lambda: self.path.unlink(missing_ok=True) if self._any else None)
+
+    @property
+    def _any(self) -> bool:
+        """Whether there is the checkpoint of any training."""
+        return any(Path(str(self.folder)).glob(f"{PREFIX}*"))
 
 
 def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, now: Progressed) -> None:

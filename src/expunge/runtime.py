@@ -62,8 +62,8 @@ class Runtime:
         workdir: folder for checkpoints of interrupted work; None keeps none.
         processes: None works with all processes that the launcher started; 1 works alone, whatever was started; any
             other number must be the number started.
-        checkpoint_every: seconds after which a long pass writes what it has to ``workdir``, to go on from there if it
-            is interrupted; 0 after every window of samples.
+        checkpoint_every: seconds after which a training or a long pass writes what it has to ``workdir``, to go on
+            from there if it is interrupted; 0 after every epoch, and every window of samples.
 
     Raises:
         UserError: an unknown device or precision, a non-positive size, another number of processes.

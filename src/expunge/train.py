@@ -132,8 +132,8 @@ def fit(
     """Train a copy of a model and return it in eval mode.
 
     Minimises the mean over a batch of weight·loss plus the recipe's penalties. Order, augmentation and dropout of
-    each epoch are seeded by (seed, epoch), so with ``runtime.workdir`` an interrupted training resumes at the last
-    full epoch and ends with the same weights.
+    each epoch are seeded by (seed, epoch), so with ``runtime.workdir`` an interrupted training resumes after the last
+    epoch that was written, every ``runtime.checkpoint_every`` seconds, and ends with the same weights.
 
     Several processes train one model: each takes its share of every batch, gradients are those of the whole batch's
     mean, and each process takes the same step; a batch too small to give every process two samples is worked on by
@@ -171,7 +171,7 @@ def fit(
         work = private(model).to(runtime.torch_device)
         against = holdout if recipe.patience is not None else None
         optimizer = _optimizer(work, recipe)
-        saved = Checkpoint.of(runtime, model, task, data, against, recipe, seed)
+        saved = Checkpoint(runtime, model, task, data, against, recipe, seed)
     if runtime.count > 1:
         settings = digest(recipe.to_json(), seed, runtime.precision)
         runtime.same(weights=tensors.weights_digest(model), samples=digest(data.ids), settings=settings)

@@ -86,7 +86,9 @@ def test_an_error_of_the_system_that_nobody_foresaw_is_a_sentence(ready: Copy, m
 def test_a_training_that_is_interrupted_goes_on_and_ends_with_the_same_weights(
     fresh: Copy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = fresh({"model.weights": "train", "recipe.epochs": 4, "runtime.workdir": "half"})
+    place = fresh(
+        {"model.weights": "train", "recipe.epochs": 4, "runtime.workdir": "half", "runtime.checkpoint_every": 0}
+    )
     code, _, err = expunge("prepare", "--set", "runtime.workdir=other", "-o", "whole", cwd=place)
     assert code == 0, err
     epochs: list[int] = []
@@ -152,7 +154,7 @@ def test_a_pass_that_is_interrupted_goes_on_and_ends_with_the_same_sums(
 
 
 def test_a_checkpoint_cut_short_is_named(fresh: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = fresh({"model.weights": "train", "runtime.workdir": "half"})
+    place = fresh({"model.weights": "train", "runtime.workdir": "half", "runtime.checkpoint_every": 0})
     store = Checkpoint.store
 
     def cut(self: Checkpoint, *words: Any) -> None:

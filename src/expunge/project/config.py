@@ -119,7 +119,7 @@ class RuntimeSection(Section):
         precision: ``full`` or ``bf16``.
         memory: bytes that per-sample gradients may use at once.
         workdir: folder for checkpoints of interrupted work.
-        checkpoint_every: seconds between two checkpoints of a long pass; 0 after every window of samples.
+        checkpoint_every: seconds between two checkpoints of a training or a long pass; 0 after every epoch or window.
     """
 
     batch_size: Count = 256

@@ -61,7 +61,7 @@ name = "{method}"            # expunge methods shows what there is; its fields m
 # batch_size = 256         # samples a forward pass outside training; halved by itself when memory runs out
 # precision = "full"       # or "bf16"
 # workdir = "expunge-checkpoints"   # interrupted training and passes go on from there
-# checkpoint_every = 60.0  # seconds between two checkpoints of a long pass
+# checkpoint_every = 60.0  # seconds between two checkpoints of a training or a long pass
 
 [policy]
 # methods = ["ssd", "retrain"]   # methods that may be used; empty for all
