@@ -139,7 +139,7 @@ def pooled(runs: Sequence[Scores], *, partial: bool = False) -> Scores:
             m: {k: float(np.mean([r.changed[m][k] for r in rs])) for k in rs[0].changed[m]}
             for m, rs in _in("changed", own)
         },
-        samples={m: _joined([r.samples[m] for r in rs]) for m, rs in own.items()},
+        samples={m: _joined([r.samples[m] for r in rs]) for m, rs in _in("samples", own)},
         asked=first.asked,
         series={m: _series([r.series.get(m, {}) for r in rs]) for m, rs in _in("series", own)},
         flaws={m: why for r in runs for m, why in r.flaws.items()},
