@@ -120,18 +120,22 @@ def test_more_retrained_models_keep_those_there_are() -> None:
     assert sorted(name.partition("/")[0] for name in three - two) == ["reference", "retrained"]
 
 
-def test_other_data_under_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("part", "at"), [("train", 0), ("test", 1)])
+def test_other_data_under_the_same_name_is_refused(
+    part: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid, store = filled(tmp_path, GRID.format(request="class=3"))
     real = zoo.load
 
     def changed(*args: Any, **keywords: Any) -> zoo.Problem:
         problem = real(*args, **keywords)
-        return replace(problem, train=problem.train.subset(list(reversed(problem.train.ids))))
+        data = getattr(problem, part)
+        return replace(problem, **{part: data.subset(list(reversed(data.ids)))})
 
     monkeypatch.setattr(stages.zoo, "load", changed)
     for kept in (stages._PROBLEMS, stages._PRINTS, stages._MODELS):
         kept.found.clear()
-    task = next(iter(grid.cells())).results()[0]
+    task = list(grid.cells())[at].results()[0]  # of references, or of a method measured beside them
     store.forget(task)
     assert stages.perform(task, Setting(store.path)) == "failed"
     assert "other samples under its name" in (store.failure(task) or {})["message"]

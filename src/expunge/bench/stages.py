@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -208,10 +208,18 @@ class Work:
             raise Incompatible(f"the data that {task.name} was trained on", "other samples under its name", remedy)
         return self.filled(task)
 
-    def fingerprint(self) -> str:
-        """Return what tells data sets of one name apart: ids and targets, and the content of some samples."""
+    def fingerprint(self, measuring: bool = False) -> str:
+        """Return what tells data sets of one name apart: ids and targets, and the content of some samples.
+
+        Args:
+            measuring: of the test set, which nothing reads before models are measured; else of training and holdout.
+        """
         key = (canonical([self.cell.data, self.cell.request if self.cell.asked.changes_data else None]), self.setting)
-        return _PRINTS.get((key, self.cell.seed), lambda: _fingerprint(self.train, self.problem))
+        problem = self.problem
+        return _PRINTS.get(
+            (key, self.cell.seed, measuring),
+            lambda: _fingerprint([problem.test] if measuring else [self.train, problem.holdout]),
+        )
 
     def filled(self, task: Task) -> nn.Module:
         """Return the network with a task's weights."""
@@ -242,8 +250,17 @@ class Work:
         return Scenario.from_json(body["scenario"]), body["parts"]
 
     def references(self) -> tuple[Scores, dict[str, dict[str, Outputs]]]:
-        """Return what was measured of original, retrained models and controls, and what the first two say."""
+        """Return what was measured of original, retrained models and controls, and what the first two say.
+
+        Raises:
+            Incompatible: it was measured on other test data of the same name.
+        """
         task = self.need("reference")
+        if self.store.finished(task).get("test") != self.fingerprint(measuring=True):
+            remedy = "put the data back as it was, or use another --store"
+            raise Incompatible(
+                f"the test data that {task.name} was measured on", "other samples under its name", remedy
+            )
 
         def read() -> tuple[Scores, dict[str, dict[str, Outputs]]]:
             return rows.from_json(self.store.read(task, rows.VALUES)), rows.load_evidence(self.store.folder(task))
@@ -344,6 +361,7 @@ def _referred(work: Work) -> Callable[[Path], None]:
     models = {"original": first, REFERENCE: [work.result(task, retrain, first) for task in again]}
     outputs = dict[str, dict[str, Outputs]]()
     scores = _measure(work, models, known=None, outputs=outputs)
+    work.said["test"] = work.fingerprint(measuring=True)
     work.said["cost"] = {"retrain": min(model.seconds for model in models[REFERENCE])}
 
     def write(folder: Path) -> None:
@@ -410,9 +428,9 @@ _STAGES: dict[Stage, Callable[[Work], Callable[[Path], None]]] = {
 }
 
 
-def _fingerprint(train: Data, problem: Problem) -> str:
+def _fingerprint(sets: Sequence[Data | None]) -> str:
     parts: list[Any] = []
-    for data in (train, problem.holdout, problem.test):
+    for data in sets:
         if data is not None:
             ids = data.ids
             some = data.subset(ids[:: max(1, len(ids) // LOOKED)][:LOOKED])
