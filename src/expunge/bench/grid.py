@@ -2,134 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from expunge import attacks, methods, metrics, zoo
 from expunge.bench.cell import Cell
+from expunge.bench.grid_file import MODEL, DataEntry, GridFile, NetworkEntry, Published
 from expunge.errors import UserError, listing, suggest
-from expunge.files import canonical, digest, read_document
+from expunge.files import digest, read_document, there
+from expunge.metric import Number
+from expunge.metrics.membership import Membership
 from expunge.project import Project
 from expunge.project.config import check_recipe
-from expunge.project.sections import LARGEST, Count, Free, Section, Word, Words, place, read
+from expunge.project.sections import place, read
 from expunge.recipe import Recipe
 from expunge.trial import Request
 
 CONTROLS = ("no_op", "head_mask")  # they stand in every table by themselves
+ROWS = ("original", "retrained", *CONTROLS, "retrained (other seed)")  # names that no method may take
 TUNED = "tuned"  # key of a method's table: a file that expunge tune wrote
 TUNED_KIND, TUNED_SCHEMA = "expunge.tuned", 1
 ONE_BY_ONE = "remove one of them"
-Seeds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST)]], Field(min_length=1)]
-
-
-class DataEntry(Section):
-    """One data set.
-
-    Args:
-        name: of a named data set; the entry's own name by default.
-        limit: class-balanced part of so many training samples.
-        project: project file, instead: its data, network and recipe.
-    """
-
-    name: Word | None = None
-    limit: Annotated[int, Field(ge=10, le=LARGEST)] | None = None
-    project: Word | None = None
-
-
-class NetworkEntry(Section):
-    """One network.
-
-    Args:
-        name: of the network; the entry's own name by default.
-        recipe: fields of `expunge.train.Recipe` that differ from the named data set's.
-    """
-
-    name: Word | None = None
-    recipe: Free = {}
-
-
-class Published(Section):
-    """Numbers from a paper, to stand beside ours.
-
-    Args:
-        source: title, authors, year, table.
-        data: name of the entry in ``[data]``.
-        network: name of the entry in ``[networks]``.
-        scenario: name of the entry in ``[scenarios]``.
-        differences: what differs from our data and protocol, a sentence each.
-        values: by model and number: ``[mean]`` or ``[mean, spread]``, in the units of our tables (shares in [0, 1]).
-    """
-
-    source: Word
-    data: Word
-    network: Word
-    scenario: Word
-    differences: Words = []
-    values: dict[str, dict[str, Annotated[list[float], Field(min_length=1, max_length=2)]]] = {}
-
-
-class RuntimeEntry(Section):
-    """How work runs; changes no result beyond rounding.
-
-    Args:
-        batch_size: samples a forward pass outside training.
-        precision: ``full`` or ``bf16``.
-        memory: bytes that per-sample gradients may use at once.
-    """
-
-    batch_size: Count = 256
-    precision: Literal["full", "bf16"] = "full"
-    memory: Count | None = None
-
-
-class Resources(Section):
-    """What one task takes of a cluster.
-
-    Args:
-        cpus: processor cores.
-        gpus: graphics processors; a half lets two tasks share one.
-    """
-
-    cpus: Annotated[float, Field(gt=0)] = 1.0
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-
-
-class GridFile(Section):
-    """A grid file.
-
-    Args:
-        title: of tables and reports.
-        about: a sentence or two for the reader.
-        seeds: a number n for seeds 0 to n−1, or the seeds.
-        retrained: models retrained a seed: the first is the reference, each further one gives the floor.
-        metrics: families to measure; all that do not train by default.
-        attacks: membership attacks; all by default.
-        data: names, or tables by name.
-        networks: names, or tables by name; each data set's own by default.
-        scenarios: requests as texts, or texts by name.
-        methods: names, or tables of fields by name.
-        published: numbers from papers.
-        runtime: how work runs.
-        resources: what one task takes of a cluster.
-    """
-
-    title: str = ""
-    about: str = ""
-    seeds: Annotated[int, Field(ge=1, le=1000)] | Seeds = 10
-    retrained: Annotated[int, Field(ge=2, le=20)] = 2
-    metrics: Words = []
-    attacks: Words = []
-    data: Words | dict[str, DataEntry]
-    networks: Words | dict[str, NetworkEntry] = []
-    scenarios: Words | dict[str, Word]
-    methods: Words | dict[str, Free]
-    published: list[Published] = []
-    runtime: RuntimeEntry = RuntimeEntry()
-    resources: Resources = Resources()
 
 
 @dataclass(frozen=True)
@@ -150,7 +46,7 @@ class Grid:
 
     Args:
         name: of the file, without its ending.
-        file: as read.
+        file: as read; what differs in all its published numbers stands with each of them.
         places: by data set, network and request: the cell all methods share, of seed 0.
         methods: settings by the name that a table gives them.
         seeds: of training.
@@ -211,12 +107,14 @@ def load(path: Path) -> Grid:
     settings, tuned = asked.methods()
     measures = asked.measures()
     places, projects = dict[Place, Cell](), dict[str, Path]()
-    for name, entry in _named(file.data, DataEntry).items():
+    for name, entry in file.data.items():
         data, project = asked.data(name, entry)
         if project is not None:
             projects[data["digest"]] = project
         for network, found in (networks or {asked.network(data, project): NetworkEntry()}).items():
             architecture, recipe = asked.recipe(data, project, network, found)
+            if project is None:
+                asked.check_fits(name, data, network, architecture, requests)
             for scenario, request in requests.items():
                 cell = Cell(
                     data=data,
@@ -227,14 +125,10 @@ def load(path: Path) -> Grid:
                     measures=measures,
                 )
                 places[Place(name, network, scenario)] = cell
-    seeds = tuple(range(file.seeds)) if isinstance(file.seeds, int) else tuple(dict.fromkeys(file.seeds))
-    grid = Grid(path.stem, file, places, settings, seeds, projects, tuned)
-    asked.check_published(grid)
+    whole = file.model_copy(update={"published": asked.published()})
+    grid = Grid(path.stem, whole, places, settings, tuple(file.seeds), projects, tuned)
+    asked.check_published(grid, measures)
     return grid
-
-
-def _named(given: list[str] | dict[str, Any], kind: Any) -> dict[str, Any]:
-    return {name: kind() for name in given} if isinstance(given, list) else dict(given)
 
 
 @dataclass(frozen=True)
@@ -245,9 +139,11 @@ class _Asked:
     text: str
     file: GridFile
 
-    def refuse(self, tables: list[str], key: str, expected: str, got: str, remedy: str) -> UserError:
+    def refuse(
+        self, tables: list[str], key: str, expected: str, got: str, remedy: str, nth: int | None = None
+    ) -> UserError:
         """Return the error of a value, with its line."""
-        return UserError(f"{expected} in {place(self.path, self.text, tables, key)}", got, remedy)
+        return UserError(f"{expected} in {place(self.path, self.text, tables, key, nth)}", got, remedy)
 
     def told(self, tables: list[str], key: str, error: UserError) -> UserError:
         """Return an error from elsewhere with the line that caused it."""
@@ -260,6 +156,9 @@ class _Asked:
                 both = "project, and name or limit"
                 raise self.refuse(["data"], name, "a project or a named data set", both, ONE_BY_ONE)
             file = self.path.parent / entry.project
+            if there(file) != "a file":
+                got, remedy = there(file) or "nothing there", "name it from the folder that the grid file is in"
+                raise self.refuse(["data", name], "project", f"a project file {file}", got, remedy)
             config = Project.open(file).config
             body = {part: getattr(config, part).model_dump(mode="json") for part in ("model", "data", "task")}
             return {"project": file.stem, "digest": digest(body)}, file
@@ -270,13 +169,12 @@ class _Asked:
 
     def networks(self) -> dict[str, NetworkEntry]:
         """Return the networks by name."""
-        found = _named(self.file.networks, NetworkEntry)
-        for name, entry in found.items():
+        for name, entry in self.file.networks.items():
             known, named = zoo.networks.names(), entry.name or name
             if named not in known:
                 raise self.refuse(["networks"], name, "a known network", repr(named), suggest(named, known))
             check_recipe(entry.recipe, self.path, self.text, ["networks", name, "recipe"])
-        return found
+        return self.file.networks
 
     def network(self, data: Mapping[str, Any], project: Path | None) -> str:
         """Return the name of a data set's own network."""
@@ -290,8 +188,7 @@ class _Asked:
         if project is None:
             base = zoo.recipe(data["name"], network)
         else:
-            opened = Project.open(project)
-            own = opened.recipe
+            own = Project.open(project).recipe
             if self.file.networks:
                 got = f"networks beside the project {project.name}"
                 raise self.refuse([], "networks", "a project with its own network", got, ONE_BY_ONE)
@@ -302,24 +199,33 @@ class _Asked:
         try:
             return network, replace(base, **changes)
         except UserError as error:
-            raise self.told(["networks", name], "recipe", error) from error
+            key = _named(error, entry.recipe, "Recipe")
+            raise self.told(["networks", name, "recipe"], key, error) from error
+
+    def check_fits(
+        self, name: str, data: Mapping[str, Any], network: str, architecture: str, requests: Mapping[str, Request]
+    ) -> None:
+        """Refuse a limit or network that does not fit a named data set, and classes that it does not have."""
+        try:
+            classes = zoo.outputs(data["name"], architecture, data.get("limit"))
+        except UserError as error:
+            tables, key = (["data", name], "limit") if "limit" in error.expected else (["networks"], network)
+            raise self.told(tables, key, error) from error
+        for key, request in zip(self.file.scenarios, requests.values(), strict=True):
+            odd = [c for c in _classes(request) if not 0 <= c < classes]
+            if odd:
+                want, remedy = f"classes of {name} from 0 to {classes - 1}", "choose among them"
+                raise self.refuse(["scenarios"], key, want, f"{odd[0]} in {str(request)!r}", remedy)
 
     def requests(self) -> dict[str, Request]:
-        """Return the requests by name."""
-        given = self.file.scenarios
-        texts = given if isinstance(given, dict) else {text: text for text in given}
-        if not texts:
-            raise self.refuse(
-                [], "scenarios", "at least one request", "none", "write for example scenarios = ['class=3']"
-            )
+        """Return the requests by name; one that is its own name is shown in words."""
         found = dict[str, Request]()
-        for name, text in texts.items():
+        for name, text in self.file.scenarios.items():
             try:
                 request = Request.parse(text)
             except UserError as error:
-                tables, key = (["scenarios"], name) if isinstance(given, dict) else ([], "scenarios")
-                raise self.told(tables, key, error) from error
-            label = name if isinstance(given, dict) else str(request)
+                raise self.told(["scenarios"], name, error) from error
+            label = name if name != text else str(request)
             if label in found:
                 raise self.refuse([], "scenarios", "requests of different names", f"{label!r} twice", ONE_BY_ONE)
             found[label] = request
@@ -328,35 +234,35 @@ class _Asked:
     def methods(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """Return each method's full settings by its name in tables, and what tuning found of them."""
         settings, tuned = dict[str, dict[str, Any]](), dict[str, Any]()
-        given: dict[str, Mapping[str, Any]] = _named(self.file.methods, dict)
-        for name, table in given.items():
+        for name, table in self.file.methods.items():
             values = {"name": name, **table}
-            known = methods.names()
-            if values["name"] not in known:
-                wrong = str(values["name"])
-                raise self.refuse(["methods"], name, "a known method", repr(wrong), suggest(wrong, known))
-            if values["name"] == "retrain" or name in ("original", "retrained", *CONTROLS):
+            method, known = str(values["name"]), methods.names()
+            if method in ("retrain", *CONTROLS) or name in ROWS:
                 remedy = "leave it out: original, retrained models and controls stand in every table"
                 raise self.refuse(["methods"], name, "a method to compare with retraining", repr(name), remedy)
-            if TUNED in values:
-                values, tuned[name] = self._tuned(name, values)
+            if method not in known:
+                raise self.refuse(["methods"], name, "a known method", repr(method), suggest(method, known))
             try:
+                if TUNED in values:
+                    values, tuned[name] = self._tuned(name, values)
                 settings[name] = methods.build(values).settings()
             except UserError as error:
-                raise self.told(["methods"], name, error) from error
+                raise self.told(["methods", name], _named(error, table, method), error) from error
         twice = [n for n, s in settings.items() if list(settings.values()).count(s) > 1]
         if twice:
-            raise self.refuse(["methods"], twice[0], "methods that differ", f"{listing(twice)} alike", ONE_BY_ONE)
+            raise self.refuse(["methods"], twice[1], "methods that differ", f"{listing(twice)} alike", ONE_BY_ONE)
         return settings, tuned
 
     def _tuned(self, name: str, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a method's values with those that tuning chose, and what the file says of the tuning."""
-        file = self.path.parent / str(values.pop(TUNED))
-        found = read_document(file, TUNED_KIND, TUNED_SCHEMA)
-        chosen = found["method"]
-        if chosen["name"] != values["name"]:
-            got, remedy = repr(chosen["name"]), "name the file of this method"
-            raise self.refuse(["methods", name], TUNED, f"a file in which {values['name']} was tuned", got, remedy)
+        given = values.pop(TUNED)
+        if not isinstance(given, str):
+            raise UserError("the name of a file that expunge tune wrote", repr(given), "write tuned = 'FILE.json'")
+        found = read_document(self.path.parent / given, TUNED_KIND, TUNED_SCHEMA)
+        chosen = found.get("method")
+        if not isinstance(chosen, dict) or chosen.get("name") != values["name"]:
+            got = repr(chosen.get("name")) if isinstance(chosen, dict) else "no method"
+            raise UserError(f"a file in which {values['name']} was tuned", got, f"name {name}'s file")
         return {**chosen, **values}, {k: v for k, v in found.items() if k not in ("kind", "schema")}
 
     def measures(self) -> dict[str, Any]:
@@ -373,30 +279,66 @@ class _Asked:
             chosen[key] = sorted(given) or ([n for n in known if not _trains(n)] if key == "metrics" else known)
         if "membership" not in chosen["metrics"]:
             if self.file.attacks:
-                raise self.refuse(
-                    [], "attacks", "'membership' among the metrics", "none", "add it, or leave attacks out"
-                )
+                want, remedy = "'membership' among the metrics", "add it, or leave attacks out"
+                raise self.refuse([], "attacks", want, "none", remedy)
             chosen["attacks"] = []
         return chosen
 
-    def check_published(self, grid: Grid) -> None:
-        """Refuse numbers that no table of the grid has a place for."""
-        for entry in self.file.published:
+    def published(self) -> list[Published]:
+        """Return the published numbers, each with all that differs from ours."""
+        every = self.file.differences
+        return [p.model_copy(update={"differences": [*every, *p.differences]}) for p in self.file.published]
+
+    def check_published(self, grid: Grid, measures: Mapping[str, Any]) -> None:
+        """Refuse published numbers of no place or number that the grid has; models it may lack."""
+        numbers, there = _numbers(measures), list(dict.fromkeys(map(str, grid.places)))
+        seen = set[tuple[Place, str, str, str]]()
+        for nth, entry in enumerate(self.file.published):
             at = Place(entry.data, entry.network, entry.scenario)
             if at not in grid.places:
-                there = listing([str(p) for p in grid.places], 8)
-                raise self.refuse([], "published", "numbers of a place in the grid", str(at), f"choose among {there}")
-            models = ["original", "retrained", *grid.methods]
-            for model in entry.values:
-                if model not in models:
-                    got = f"'{model}'"
-                    raise self.refuse(["published"], "values", "a model of the grid", got, suggest(model, models))
+                remedy = f"choose among {listing(there, 8)}"
+                raise self.refuse([], "published", "numbers of a place in the grid", str(at), remedy, nth)
+            for model, found in entry.values.items():
+                tables = ["published", "values", model]
+                if model not in ("original", "retrained", *grid.methods) and not MODEL.fullmatch(model):
+                    remedy = "write original, retrained, a name of the grid, or a method's name such as bad_teacher"
+                    raise self.refuse(tables[:2], model, "the name of a model", repr(model), remedy, nth)
+                for name, value in found.items():
+                    if name not in numbers:
+                        want, remedy = "a number that the grid measures", suggest(name, numbers)
+                        raise self.refuse(tables, name, want, repr(name), remedy, nth)
+                    low, high = numbers[name].range
+                    if not low <= value[0] <= high or any(spread < 0 for spread in value[1:]):
+                        want, remedy = f"{name} in [{low:g}, {high:g}], and a spread of 0 or more", "write 74 % as 0.74"
+                        raise self.refuse(tables, name, want, f"{value}", remedy, nth)
+                    if (at, entry.source, model, name) in seen:
+                        raise self.refuse(tables, name, "each published number once", f"{name} twice", ONE_BY_ONE, nth)
+                    seen.add((at, entry.source, model, name))
+
+
+def _named(error: UserError, table: Mapping[str, Any], owner: str) -> str:
+    """Return the key of a table that an error is about, where it names one."""
+    about = (k for k in table if error.got == repr(k) or re.search(rf"{owner}\.{re.escape(k)}\b", error.expected))
+    return next(about, "")
+
+
+def _classes(request: Request) -> tuple[int, ...]:
+    """Return the class indices that a request names."""
+    if request.kind == "poison":
+        return (request.target,)
+    if request.kind == "class":
+        return (request.value,)
+    return request.value if isinstance(request.value, tuple) else ()
+
+
+def _numbers(measures: Mapping[str, Any]) -> dict[str, Number]:
+    """Return the numbers that are measured, by name."""
+    found = dict[str, Number]()
+    for name in measures["metrics"]:
+        family = Membership(names=tuple(measures["attacks"])) if name == "membership" else metrics.load(name)()
+        found |= family.numbers
+    return found
 
 
 def _trains(name: str) -> bool:
     return metrics.load(name).trains
-
-
-def fingerprint(grid: Grid) -> str:
-    """Return what identifies a grid's cells."""
-    return digest([canonical([c.data, c.request]) for c in grid.places.values()], sorted(grid.methods), grid.seeds)

@@ -110,7 +110,10 @@ def _refusal(path: Path, text: str, error: ValidationError, model: type[Section]
     first = error.errors()[0]
     where = [part for part in first["loc"] if isinstance(part, str)]
     *tables, key = where
-    at, name = place(path, text, tables, key), ".".join(where)
+    nth = next((part for part in first["loc"][1:2] if isinstance(part, int)), None)
+    at, name = place(path, text, tables, key, nth), ".".join(where)
+    if first["type"] == "missing":
+        return f"{name} in {at}", "none", "add it"
     if first["type"] == "extra_forbidden":
         known = _known(model, tables)
         return f"known keys in {at}", f"'{name}'", suggest(key, known)
@@ -147,25 +150,43 @@ def _section(annotation: Any) -> Any:
     return annotation
 
 
-def place(path: Path, text: str, tables: list[str], key: str) -> str:
-    """Return where a key stands, as ``line 3 of grid.toml``; the file alone where no line sets it."""
-    line = _line(text, tables, key)
-    if line is None and tables:  # within an inline table, or under a dotted key
-        line = _line(text, tables[:-1], tables[-1])
+def place(path: Path, text: str, tables: list[str], key: str, nth: int | None = None) -> str:
+    """Return where a key stands, as ``line 3 of grid.toml``; the file alone where no line sets it.
+
+    Args:
+        path: of the file.
+        text: what it says.
+        tables: names of the tables that the key is in, from the outermost.
+        key: its name.
+        nth: of several tables ``[[name]]``, which one, from 0.
+
+    Returns:
+        The place; of a key within an inline table, or under a dotted key, that of what it is in.
+    """
+    names = [*tables, key]
+    lines = (_line(text, names[:n], nth) for n in range(len(names), 0, -1))
+    line = next((found for found in lines if found is not None), None)
     return f"line {line} of {path.name}" if line else path.name
 
 
-def _line(text: str, tables: list[str], key: str) -> int | None:
-    """Return the number of the line that sets a key, looking inside its table."""
-    inside = not tables
+def _line(text: str, names: list[str], nth: int | None) -> int | None:
+    """Return the number of the line that sets a key, the last of the names, looking inside its table."""
+    *tables, key = (_bare(name) for name in names)
     head = ".".join([*tables, key])
+    inside, before = not tables, -1
     for number, line in enumerate(text.splitlines(), start=1):
-        table = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
+        table = re.match(r"\s*(\[+)\s*([^\]]+?)\s*\]+", line)
         if table:
-            name = re.sub(r"[\s\"']", "", table[1])
-            if name == head or name.startswith(f"{head}."):
+            name = _bare(table[2])
+            before += table[1] == "[[" and name == head.partition(".")[0]
+            here = nth is None or before == nth
+            if here and (name == head or name.startswith(f"{head}.")):
                 return number
-            inside = name == ".".join(tables)
-        elif inside and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
+            inside = here and name == ".".join(tables)
+        elif inside and re.match(rf"\s*[\"']?{re.escape(names[-1])}[\"']?\s*[=.]", line):
             return number
     return None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\s\"']", "", name)

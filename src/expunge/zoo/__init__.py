@@ -16,7 +16,7 @@ from expunge.task import Classification, Task
 from expunge.train import Recipe
 from expunge.zoo import embedded, named, networks, recipes
 
-__all__ = ["Problem", "datasets", "load", "network", "networks", "recipe"]
+__all__ = ["Problem", "datasets", "load", "network", "networks", "outputs", "recipe"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,28 @@ def recipe(name: str, network: str) -> Recipe:
     return embedded.DATASETS[name]().recipe
 
 
+def outputs(name: str, network: str, limit: int | None = None) -> int:
+    """Return how many outputs a network has for a named data set, once both fit each other; no file is opened.
+
+    Args:
+        name: see `datasets`.
+        network: see `networks.names`.
+        limit: as in `load`.
+
+    Returns:
+        Classes, or real targets.
+
+    Raises:
+        UserError: a network that does not fit the data, or a limit below one sample a class.
+    """
+    spec = named.NAMED[name] if name in named.NAMED else embedded.DATASETS[name]()
+    shape = _shape(spec, network) if isinstance(spec, named.Named) else spec.shape
+    classes = spec.classes if isinstance(spec, named.Named) else len(spec.classes)
+    _check_limit(limit, max(1, classes))
+    networks.check(network, shape)
+    return spec.outputs
+
+
 def load(
     name: str,
     network: str | None = None,
@@ -105,8 +127,7 @@ def load(
         spec = named.NAMED[name]
         _check_limit(limit, spec.classes)
         network = network or spec.network
-        shape = networks.BASE_SHAPE if network == networks.BASE and len(spec.shape) == 3 else spec.shape
-        build = networks.factory(network, shape, spec.outputs, models=models)
+        build = networks.factory(network, _shape(spec, network), spec.outputs, models=models)
         found = named.load(name, network, folder, limit, seed)
         parts = found.train, found.holdout, found.test
         return Problem(name, network, *parts, Classification(), recipe(name, network), build, found.classes)
@@ -118,6 +139,11 @@ def load(
     splits = zip((own.train, own.holdout, own.test), most, strict=True)
     train, holdout, test = (_part(d, n, name, seed) for d, n in splits)
     return Problem(name, network, train, holdout, test, own.task, recipe(name, network), build, own.classes)
+
+
+def _shape(spec: named.Named, network: str) -> tuple[int, ...]:
+    """Return the shape of inputs that a data set gives a network."""
+    return networks.BASE_SHAPE if network == networks.BASE and len(spec.shape) == 3 else spec.shape
 
 
 def _check_limit(limit: int | None, classes: int) -> None:

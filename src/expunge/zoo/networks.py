@@ -180,6 +180,18 @@ def factory(name: str, shape: tuple[int, ...], outputs: int, *, models: Path | N
     Raises:
         UserError: an unknown name, or a network for inputs of another shape.
     """
+    check(name, shape)
+    if name in TRANSFORMERS:
+        _transformer()  # says at once what is not installed
+    return partial(build, name, shape, outputs, models)
+
+
+def check(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse an unknown network, or one for inputs of another shape.
+
+    Raises:
+        UserError: it is one of these.
+    """
     if name not in names():
         raise UserError("a known network", repr(name), suggest(name, names()))
     if not fits(name, shape):
@@ -188,6 +200,3 @@ def factory(name: str, shape: tuple[int, ...], outputs: int, *, models: Path | N
         got = f"texts of {shape.length} tokens" if isinstance(shape, Tokens) else f"shape {tuple(shape)}"
         others = ", ".join(n for n in names() if fits(n, shape))
         raise UserError(f"{want} for {name}", got, f"take another network: {others}")
-    if name in TRANSFORMERS:
-        _transformer()  # says at once what is not installed
-    return partial(build, name, shape, outputs, models)
