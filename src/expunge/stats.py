@@ -72,7 +72,7 @@ def mean_t(values: ArrayLike, level: float = 0.95) -> Interval:
     mean = float(x.mean())
     if x.size == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    half = float(distributions.t.ppf(upper, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    half = float(special.stdtrit(x.size - 1, upper) * x.std(ddof=1) / math.sqrt(x.size))  # tables take many of them
     return Interval(mean, mean - half, mean + half, int(x.size))
 
 

@@ -63,8 +63,27 @@ def section(
         "target": jsonable(scores.asked.target),
         "text": text,
         "counts": dict(counts),
-        "seeds": scores.seeds,
         "models": [_model(scores, n) for n in scores.values] + [_model(scores, n, why) for n, why in refused.items()],
+        **numbers(scores),
+        "curves": _curves(scores),
+        "series": {m: _series(found, classes) for m, found in scores.series.items() if found},
+        "bounds": [outcome.to_json() for outcome in bounds],
+        "changed": jsonable(scores.changed),
+        "samples": [dict(s) for s in samples],
+    }
+
+
+def numbers(scores: Scores) -> dict[str, Any]:
+    """Return the numbers of a section: ``seeds``, ``metrics``, ``values``, ``gaps``, ``floor`` and ``caveats``.
+
+    Args:
+        scores: of one seed, or pooled.
+
+    Returns:
+        Plain JSON values.
+    """
+    return {
+        "seeds": scores.seeds,
         "metrics": [
             {
                 "name": k,
@@ -83,12 +102,7 @@ def section(
             for m, found in scores.gaps.items()
         },
         "floor": {k: _plain(v) for k, v in scores.floor.items()},
-        "curves": _curves(scores),
-        "series": {m: _series(found, classes) for m, found in scores.series.items() if found},
         "caveats": list(scores.caveats),
-        "bounds": [outcome.to_json() for outcome in bounds],
-        "changed": jsonable(scores.changed),
-        "samples": [dict(s) for s in samples],
     }
 
 
