@@ -39,13 +39,13 @@ def load(name: str) -> type[Method]:
         UserError: no such method, or its module or entry point does not hold one.
     """
     own = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    others = {e.name: e for e in entry_points(group="expunge.methods")}
     if name in own:
         found = getattr(importlib.import_module(f"{__name__}.{name}"), "METHOD", None)
-    elif name in others:
+    else:  # looked up last: it takes a hundred times as long
+        others = {e.name: e for e in entry_points(group="expunge.methods")}
+        if name not in others:
+            raise UserError("a known method", repr(name), suggest(name, [*own, *others]))
         found = others[name].load()
-    else:
-        raise UserError("a known method", repr(name), suggest(name, [*own, *others]))
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"a Method class as '{name}'", type(found).__name__, "set METHOD to the class in its file")
     return found
