@@ -7,7 +7,12 @@ from expunge.zoo.networks import BASE
 
 # Epochs and milestones of Selective Synaptic Dampening's published runs (J. Foster, S. Schoepf and A. Brintrup, 2024,
 # https://arxiv.org/abs/2308.07707); those without an entry take CIFAR-10's.
-RESNET = {"cifar10": (20, (8, 12, 16)), "cifar20": (40, (15, 30, 35)), "cifar100": (200, (60, 120, 160))}
+RESNET = {
+    "cifar10": (20, (8, 12, 16)),
+    "cifar20": (40, (15, 30, 35)),
+    "cifar100": (200, (60, 120, 160)),
+    "orl_faces": (200, (60, 120, 160)),  # as for the faces of those runs
+}
 VIT_BASE = {"cifar10": (8, (7,)), "cifar20": (9, (8,)), "cifar100": (8, (7,))}
 MIRRORED = ("cifar10", "cifar10_super", "cifar20", "cifar100", "fashion_mnist", "fashion_mnist_super")
 
