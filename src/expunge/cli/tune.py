@@ -57,7 +57,8 @@ def tune(
         Exit: with 130 where it was interrupted.
         UserError: an unknown name, nothing to search, a request that cannot be judged, or a folder of something else.
     """
-    from expunge.bench import tune as tuning
+    from expunge.bench import tuning
+    from expunge.bench.tune import tune as run
 
     chosen = options(context)
     setting, asked = _asked(
@@ -68,9 +69,7 @@ def tune(
     with _bar() as told:
         for each in asked:
             try:
-                document = tuning.tune(
-                    each, setting=setting, study=output / STUDIES, trials=trials, told=told(each.method)
-                )
+                document = run(each, setting=setting, study=output / STUDIES, trials=trials, told=told(each.method))
             except KeyboardInterrupt:
                 typer.echo("Interrupted: the same command goes on where it was.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
@@ -96,7 +95,7 @@ def _asked(
 ) -> tuple[Any, list[Any]]:
     """Return where work is done, and what is tuned: one of each method."""
     from expunge.bench import grid as grids
-    from expunge.bench import tune
+    from expunge.bench import spaces, tuning
     from expunge.bench.stages import Setting
     from expunge.cli._request import settings as read
     from expunge.errors import UserError
@@ -105,7 +104,7 @@ def _asked(
     named = list(dict.fromkeys(names))
     fixed, spans = _by_method(named, fields), _ranges(named, ranges or [])
     own: dict[str, Any] = {"data_dir": None if chosen.data_dir is None else chosen.data_dir.resolve()}
-    first = tune.FIRST
+    first = tuning.FIRST
     if grid is not None:
         if data is not None or network is not None or requests:
             remedy = "leave out --grid, or the others: a grid names data sets, networks and requests"
@@ -119,12 +118,12 @@ def _asked(
             missing = " and ".join(n for n, v in (("--data", data), ("--request", requests)) if not v)
             remedy = "write for example --data digits --request class=3, or name a grid file with --grid"
             raise UserError("a data set and a request to tune on", f"no {missing}", remedy)
-        cells = tune.cells(data, network, requests)
+        cells = tuning.cells(data, network, requests)
     asked = [
-        tune.Tuning(
+        tuning.Tuning(
             method=name,
             fixed=fixed[name],
-            space=tune.space(name, fixed[name], spans[name]),
+            space=spaces.space(name, fixed[name], spans[name]),
             cells=cells,
             seeds=range(first, first + seeds),
             objective=objective,
