@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benches import fill, leftovers, numbers, results, tiny
+from benches import FORK, fill, leftovers, numbers, results, tiny
 from expunge import tensors
 from expunge.bench import claims, collect
 from expunge.bench.cell import Task
@@ -28,8 +27,6 @@ from expunge.bench.grid import Grid
 from expunge.bench.runner import plan
 from expunge.bench.store import Store
 from expunge.errors import CorruptArtefact, Incompatible, UserError
-
-FORK = get_context("fork")
 
 
 @pytest.fixture(scope="module")
