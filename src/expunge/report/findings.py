@@ -74,11 +74,17 @@ def sentences(section: Section) -> list[Sentence]:
     said += [(m, _control(section, m)) for m in doc.of_role(section, "control")]
     found = [Sentence(m["name"], m["role"], text, nature(m)) for m, text in said]
     found = [Sentence("", "section", text) for text in _floors(section)] + found
-    if section["seeds"] < FEW_SEEDS:
-        ranks = "ranks" if section["seeds"] == 1 else "rank"
-        text = f"{fmt.count(section['seeds'], 'seed')} {ranks} nothing: read the rows as measurements, not as an order."
+    if text := unranked(section["seeds"]):
         found.append(Sentence("", "section", text))
     return found
+
+
+def unranked(seeds: int) -> str:
+    """Return that so few seeds rank nothing, or an empty string where they are enough."""
+    if seeds >= FEW_SEEDS:
+        return ""
+    ranks = "ranks" if seeds == 1 else "rank"
+    return f"{fmt.count(seeds, 'seed')} {ranks} nothing: read the rows as measurements, not as an order."
 
 
 def nature(model: Mapping[str, Any]) -> str:

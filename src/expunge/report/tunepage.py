@@ -17,19 +17,23 @@ MODELS = {**charts.LINES, "head_mask": "the class's output masked"}
 Document = Mapping[str, Any]
 
 
-def render(documents: Sequence[Document], *, created: str = "", command: str = "") -> str:
+def render(
+    documents: Sequence[Document], *, created: str = "", command: str = "", links: Sequence[tuple[str, str]] = ()
+) -> str:
     """Return the report of tuned methods as the text of one HTML file.
 
     Args:
         documents: of `expunge.bench.tune.tune`, one a method.
         created: when, in ISO 8601.
         command: that made it.
+        links: names and relative addresses of other pages, shown above the title.
 
     Returns:
         The page; it loads nothing and runs no script.
     """
     return template("tunepage.html").render(
         title="What tuning found",
+        links=links,
         created=when(created),
         command=command,
         version=documents[0]["expunge"],
