@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -288,12 +289,16 @@ def by_share(title: str, method: str, cases: list[Case]) -> None:
 
 def by_alpha(title: str, method: str, cases: list[Case]) -> None:
     head(f"**{title}: passed of {len(cases)}, by α**", "importance", *(f"{v:g}" for v in ALPHAS))
-    for source in SOURCES:
+    for source in LINES:
         row(source, *(count(cases, f"{method} {source}", "alpha", v) for v in ALPHAS))
 
 
 def at_share(title: str, method: str, cases: list[Case], share: float = 0.04) -> None:
-    """Print one share with intervals, and each importance beside the exact one, case by case."""
+    """Print one share with intervals, and each importance beside the exact one, case by case.
+
+    ``ratio`` is the median over cases of the largest I_f/I_D as a multiple of n/n_f; ``in common`` is how many of the
+    weights that either selects both select.
+    """
     columns = (
         "passed, % (Wilson)",
         "class",
@@ -316,7 +321,7 @@ def at_share(title: str, method: str, cases: list[Case], share: float = 0.04) ->
             points(by_seed(cases, lambda c, at=at: at[id(c)][4] - c["retrained"][0][1])),
             sum(a and not b for a, b in zip(ours, theirs, strict=True)),
             sum(b and not a for a, b in zip(ours, theirs, strict=True)),
-            f"{np.median([c[key]['largest'] for c in cases]):.3g}",
+            f"{np.median([c[key]['largest'] / c['bound'] for c in cases]):.2g}",
             f"{100 * np.mean([c[key]['shared'] for c in cases]):.0f} %",
         )
 
@@ -361,7 +366,7 @@ def band(axes: Any, x: Sequence[float], found: list[stats.Interval], **look: Any
 def grid(rows: list[str], columns: Sequence[str]) -> tuple[Any, Any]:
     """Return a figure with a row a data set; titles above its columns."""
     size = (max(3 * len(columns), 7), 2.2 * len(rows) + 0.5)
-    figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False)
+    figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False, sharex="col")
     for at, name in enumerate(rows):
         axes[at][0].set_ylabel(name.replace(", ", "\n"))
     for at, name in enumerate(columns):
@@ -372,17 +377,21 @@ def grid(rows: list[str], columns: Sequence[str]) -> tuple[Any, Any]:
 def label(axes: Any, sweep: str, **look: Any) -> None:
     """Label the axis of a sweep, with the values that are there."""
     ticks = (0.005, 0.01, 0.02, 0.04, 0.08, 0.12) if sweep == "share" else (1, 2, 5, 10, 20, 50, 100)
-    axes.set(xscale="log", xlabel="weights selected, %" if sweep == "share" else "α", **look)
+    axes.set(xscale="log", **look)
+    if axes.get_subplotspec().is_last_row():
+        axes.set_xlabel("weights selected, %" if sweep == "share" else "α")
     axes.set_xticks(ticks, [f"{100 * v:g}" if sweep == "share" else f"{v:g}" for v in ticks])
     axes.minorticks_off()
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write the figure with one legend below it."""
+    """Write the figure with one legend below it, its coordinates to a hundredth of a point."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
     figure.legend(handles, names, loc="lower center", ncol=min(5, len(names)), frameon=False)
     figure.savefig(path, metadata={"Date": None})
+    lean = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r"<!--.*?-->|\n *", "\n", path.read_text(encoding="utf-8")))
+    path.write_text(re.sub(r"\n+", "\n", lean), encoding="utf-8")
     pyplot.close(figure)
     print(path)
 
