@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from expunge import stats
-from expunge.report import cellpage, decay, heat, looks, page, pareto, strips, tunepage
+from expunge.report import cellpage, decay, heat, looks, page, pareto, strips, tradeoff, tunepage
 from expunge.report import document as doc
 from expunge.report import format as fmt
 from expunge.report.distance import told
@@ -276,7 +276,7 @@ def _trade(
         return None
     sides, units = (found.forget, found.kept), (str(found.forget["unit"]), str(found.kept["unit"]))
     return {
-        "svg": Markup(pareto.chart(found, look, ids, links, key)),
+        "svg": Markup(tradeoff.chart(found, look, ids, links, key)),
         "heads": [f"{m['label']},{fmt.suffix(u, gap=True)}" for m, u in zip(sides, units, strict=True)],
         "fastest": None if found.fastest is None else fmt.digits(found.fastest, "s"),
         "rows": [

@@ -96,7 +96,7 @@ class Block:
 
 def unit(metric: Metric) -> str:
     """Return what a head says of its column's unit, with a comma before it; shares say theirs in every cell."""
-    return "" if metric["unit"] == "1" else f",{fmt.suffix(metric['unit'])}"
+    return "" if metric["unit"] in ("1", "") else f",{fmt.suffix(metric['unit'])}"
 
 
 def measured(section: Section) -> list[Metric]:
