@@ -76,6 +76,13 @@ class Cell:
         """The cell of what all methods share, whatever is measured."""
         return self.unmeasured.shared
 
+    def with_method(self, method: Mapping[str, Any]) -> Cell:
+        """Return a method's cell that shares this one's tasks: what all methods need gets its keys once."""
+        found, own = replace(self, method=method), replace(self.unmeasured, method=method)
+        vars(own)["shared"] = self.bare
+        vars(found).update(shared=self, unmeasured=own)
+        return found
+
     @cached_property
     def _tasks(self) -> dict[tuple[Stage, int, int], Task]:
         return {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -110,11 +112,24 @@ def groups(grid: Grid, store: Store, *, details: bool = False) -> list[Group]:
     Returns:
         A group a place and step, in the grid's order.
     """
-    found = []
-    for at, cell in grid.places.items():
-        for step in cell.asked.measured:
-            found.append(_group(grid, store, at, step, cell, details))
-    return found
+    with uncollected():
+        return [
+            _group(grid, store, at, step, cell, details)
+            for at, cell in grid.places.items()
+            for step in cell.asked.measured
+        ]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause the search for cycles: numbers of many cells have none, and it would walk all of them again and again."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: bool) -> Group:
@@ -122,7 +137,8 @@ def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: 
     costs, versions = dict[tuple[int, str], dict[str, float]](), dict[str, set[str]]()
     asked: dict[str, Any] = {}
     for seed in grid.seeds:
-        base = Task("reference", grid.shared(at, seed), step)
+        cells = grid.shared(at, seed)
+        base = cells.task("reference", step)
         tasks[seed, ""] = base
         shared = _row(store, base, details, gaps, (seed, ""), costs, versions)
         if shared is None:
@@ -131,7 +147,7 @@ def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: 
         asked = asked or _asked(store, base)
         parts = [shared]
         for method, settings in grid.methods.items():
-            task = Task("measured", grid.cell(at, method, seed), step)
+            task = cells.with_method(settings).task("measured", step)
             tasks[seed, method] = task
             row = _row(store, task, details, gaps, (seed, method), costs, versions)
             if row is not None:

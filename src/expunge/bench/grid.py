@@ -79,9 +79,10 @@ class Grid:
         """Yield every cell, seed by seed so that whole comparisons are there early."""
         for at in self.places:
             for seed in self.seeds:
-                yield self.shared(at, seed)
-                for method in self.methods:
-                    yield self.cell(at, method, seed)
+                shared = self.shared(at, seed)
+                yield shared
+                for method in self.methods.values():
+                    yield shared.with_method(method)
 
     def __len__(self) -> int:
         return len(self.places) * len(self.seeds) * (1 + len(self.methods))

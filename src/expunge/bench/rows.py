@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ def from_json(body: Mapping[str, Any]) -> Scores:
     """Return the scores that `to_json` gave, without series and samples."""
     return Scores(
         values={m: {k: _value(v) for k, v in found.items()} for m, found in body["values"].items()},
-        gaps={m: {k: Value(*_ends(v)) for k, v in found.items()} for m, found in body["gaps"].items()},
+        gaps={m: {k: _measured(v) for k, v in found.items()} for m, found in body["gaps"].items()},
         distances=body["distances"],
-        floor={k: Value(*_ends(v)) for k, v in body["floor"].items()},
+        floor={k: _measured(v) for k, v in body["floor"].items()},
         numbers={k: _declared(n) for k, n in body["numbers"].items()},
         declined=body["declined"],
         notes=body["notes"],
@@ -128,12 +129,17 @@ def _plain(value: Value | Unavailable) -> Plain:
 
 
 def _value(plain: Plain) -> Value | Unavailable:
-    return Unavailable(plain) if isinstance(plain, str) else Value(*_ends(plain))
+    return _unavailable(plain) if isinstance(plain, str) else _measured(plain)
 
 
-def _ends(plain: Plain) -> tuple[float, float, float, int, str]:
+def _measured(plain: Plain) -> Value:
     x, low, high, n, unit = plain
-    return x, -math.inf if low is None else low, math.inf if high is None else high, n, unit
+    return Value(x, -math.inf if low is None else low, math.inf if high is None else high, n, unit)
+
+
+@lru_cache(maxsize=1024)  # the same few reasons stand in every row
+def _unavailable(reason: str) -> Unavailable:
+    return Unavailable(reason)
 
 
 def _number(number: Number) -> list[Any]:
