@@ -11,7 +11,7 @@ from expunge.report import document as doc
 from expunge.report import format as fmt
 from expunge.report import layout, looks
 from expunge.report.document import Section
-from expunge.report.grids import DONE, WORDS, Book, Cell, Leaf
+from expunge.report.grids import DONE, WORDS, Book, Cell, Leaf, told
 from expunge.report.page import ROLES, template
 from expunge.report.tunepage import shown
 
@@ -72,7 +72,7 @@ def _model(book: Book, leaf: Leaf, name: str, seeds: Sequence[int]) -> dict[str,
         ],
         "gaps": leaf.gaps(shared),
         "facts": _facts(leaf, name, seeds, cells),
-        "families": _families(leaf, name, anchor, seeds) if any(done) else [],
+        "families": _families(leaf, name, anchor, dict(zip(seeds, cells, strict=True))) if any(done) else [],
     }
 
 
@@ -91,7 +91,7 @@ def _entry(section: Section | None, name: str) -> Mapping[str, Any]:
     return next((m for m in (section or {"models": []})["models"] if m["name"] == name), {})
 
 
-def _families(leaf: Leaf, name: str, anchor: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def _families(leaf: Leaf, name: str, anchor: str, cells: Mapping[int, Cell]) -> list[dict[str, Any]]:
     """Return the numbers by family: each seed's value and its gap, and the mean."""
     section, out = leaf.section, []
     if section is None or name not in section["values"]:
@@ -105,24 +105,34 @@ def _families(leaf: Leaf, name: str, anchor: str, seeds: Sequence[int]) -> list[
                 "id": f"{anchor}-{places[key]}",
                 "name": key,
                 "label": str(metric["label"]) + layout.unit(metric),
-                "mean": _value(section, name, metric, alone=False),
-                "seeds": [_value(leaf.runs.get(seed), name, metric, alone=True) for seed in seeds],
+                "mean": _value(section, name, metric),
+                "seeds": [_seed(leaf.runs.get(seed), name, metric, cell) for seed, cell in cells.items()],
             })  # fmt: skip
         if rows:
             out.append({"title": layout.TITLES.get(group, group.capitalize()), "rows": rows})
     return out
 
 
-def _value(section: Section | None, name: str, metric: Mapping[str, Any], alone: bool) -> dict[str, str]:
+def _seed(section: Section | None, name: str, metric: Mapping[str, Any], cell: Cell) -> dict[str, str]:
+    """Return one seed's number, without an interval; a dash where its cell is not done."""
+    if section is None or cell.status != DONE:
+        return {"text": fmt.MISSING, "gap": "", "title": told(cell.status, cell.reason, [], 0)}
+    value = doc.found(section, "values", name, str(metric["name"]))
+    alone = (
+        None if value is None else fmt.digits(value["x"], str(value["unit"])) + ("%" if value["unit"] == "1" else "")
+    )
+    return _value(section, name, metric) | ({} if alone is None else {"text": alone})
+
+
+def _value(section: Section, name: str, metric: Mapping[str, Any]) -> dict[str, str]:
     """Return a value and its gap as text; a dash with its reason where there is none."""
     key = str(metric["name"])
-    value = None if section is None else doc.found(section, "values", name, key)
-    if section is None or value is None:
-        model = _entry(section, name)
-        why = doc.reason(section, model, key) if section is not None and model else "this cell is not done"
-        return {"text": fmt.MISSING, "gap": "", "title": why}
-    gap = doc.found(section, "gaps", name, key)
+    value, gap = (doc.found(section, part, name, key) for part in ("values", "gaps"))
+    if value is None:
+        return {
+            "text": fmt.MISSING,
+            "gap": "",
+            "title": doc.reason(section, _entry(section, name) or {"name": name}, key),
+        }
     shown = "" if gap is None or metric["group"] == "cost" or metric["target"] == 0 else fmt.gap(gap, like=value["x"])
-    unit = str(value["unit"])
-    own = fmt.digits(value["x"], unit) + ("%" if unit == "1" else "")
-    return {"text": own if alone else fmt.value(value, named=False), "gap": shown, "title": ""}
+    return {"text": fmt.value(value, named=False), "gap": shown, "title": ""}

@@ -71,7 +71,7 @@ def _document(book: Book, leaf: Leaf) -> dict[str, Any]:
         "kind": doc.KIND,
         "schema": doc.SCHEMA,
         "title": leaf.name,
-        "lead": f"{book.title}. {book.about}".strip(),
+        "lead": f"A part of the benchmark “{book.title}”. {book.about}".strip(),
         "created": book.created,
         "versions": dict(leaf.versions),
         "command": book.command,

@@ -14,6 +14,7 @@ Point = tuple[float, float]
 DISTANCES = (2.0, 8.0, 16.0, 28.0, 42.0, 58.0)  # between a point's mark and its label, in pixels
 NEAR = 8.0  # distance up to which a label needs no line to its point
 PADDING = 3.0  # beside a label
+LINE = 1.15  # height of a line over the size of its font
 # Sides on which a label is tried, first those that the arms of a cross leave free.
 SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 
@@ -43,8 +44,10 @@ def extent(text: str, size: float) -> Point:
     Returns:
         Width, and the height of a line whatever its letters.
     """
-    path = TextPath((0, 0), text or " ", size=size, prop=FontProperties(family="DejaVu Sans"), usetex=False)
-    return float(path.get_extents().width), 1.15 * size
+    if not text.strip():
+        return 0.0, LINE * size
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(family="DejaVu Sans"), usetex=False)
+    return float(path.get_extents().width), LINE * size
 
 
 def place(
