@@ -116,8 +116,8 @@ def ranking(
     enough = {row: found for row, found in distances.items() if len(found) >= least}
     if len(enough) < 2:
         most = max((len(found) for found in distances.values()), default=0)
-        few = f"{fmt.count(most, 'seed')} rank nothing here, it takes {least}" if most < least else "nothing to compare"
-        return Ranking({}, (), few)
+        few = f"{fmt.count(most, 'seed')} rank{'s' if most == 1 else ''} nothing here, it takes {least}"
+        return Ranking({}, (), few if most < least else "nothing to compare")
     with_floor = floor is not None and len(floor) >= least
     rows = enough | ({"": floor} if with_floor and floor is not None else {})
     pairs = _pairs(rows, step)
