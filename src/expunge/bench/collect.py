@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from expunge.bench import rows
 from expunge.bench.cell import Cell, Task
 from expunge.bench.grid import Grid, Place
-from expunge.bench.store import Store
+from expunge.bench.stages import RESULT
+from expunge.bench.store import DONE, Store
 from expunge.errors import UserError
 from expunge.scores import Scores, pooled
 
@@ -51,6 +52,8 @@ class Group:
             ``total``), of all ``edits`` so far, and of measuring (``measure``); by seed under ``""``: of the fastest
             retraining (``retrain``) and of measuring what all methods share.
         versions: that the rows were made with.
+        logs: by seed and method: what the last edit recorded; with details only.
+        when: when the last row was written, in seconds since 1970; 0 without details.
     """
 
     place: Place
@@ -63,6 +66,8 @@ class Group:
     tasks: Mapping[tuple[int, str], Task]
     costs: Mapping[tuple[int, str], Mapping[str, float]]
     versions: Mapping[str, frozenset[str]]
+    logs: Mapping[tuple[int, str], Mapping[str, Any]] = field(default_factory=dict)
+    when: float = 0.0
 
     @property
     def name(self) -> str:
@@ -136,6 +141,7 @@ def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: 
     runs, gaps, tasks = dict[int, Scores](), dict[tuple[int, str], Gap](), dict[tuple[int, str], Task]()
     costs, versions = dict[tuple[int, str], dict[str, float]](), dict[str, set[str]]()
     asked: dict[str, Any] = {}
+    logs, when = dict[tuple[int, str], Mapping[str, Any]](), 0.0
     for seed in grid.seeds:
         cells = grid.shared(at, seed)
         base = cells.task("reference", step)
@@ -153,9 +159,13 @@ def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: 
             if row is not None:
                 parts.append(row.renamed(str(settings["name"]), method))
         runs[seed] = _together(parts)
+        if details:
+            there = {m: tasks[seed, m] for m in ("", *grid.methods) if (seed, m) not in gaps}
+            logs |= {(seed, m): _log(store, task) for m, task in there.items() if m}
+            when = max(when, *((store.folder(task) / DONE).stat().st_mtime for task in there.values()))
     text, classes = str(asked.get("text", "")), tuple(asked.get("classes", ()))
     seen = {k: frozenset(v) for k, v in versions.items()}
-    return Group(at, step, cell.asked.steps, text, classes, runs, gaps, tasks, costs, seen)
+    return Group(at, step, cell.asked.steps, text, classes, runs, gaps, tasks, costs, seen, logs, when)
 
 
 def _together(parts: list[Scores]) -> Scores:
@@ -192,6 +202,15 @@ def _row(
     for name, version in done["versions"].items():
         versions.setdefault(name, set()).add(str(version))
     return found
+
+
+def _log(store: Store, task: Task) -> dict[str, Any]:
+    """Return what the edit behind a row recorded; nothing where it cannot be read any more."""
+    edit = next(need for need in task.needs if need.stage == "unlearned")
+    try:
+        return dict(store.read(edit, RESULT)["log"])
+    except UserError:
+        return {}
 
 
 def _why(store: Store, task: Task) -> Gap:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def book(grid: Grid, groups: Sequence[Group], command: str) -> Book:
         methods=list(grid.methods),
         tuned=grid.tuned,
         command=command,
+        created=_when(max((group.when for group in groups), default=0.0)),
     )
 
 
@@ -121,7 +123,18 @@ def _cell(group: Group, seed: int, method: str) -> Cell:
         reason="" if gap is None else gap.reason,
         name="" if task is None else task.name,
         seconds=dict(group.costs.get((seed, method), {})),
+        log={k: v for k, v in group.logs.get((seed, method), {}).items() if _single(v)},
     )
+
+
+def _single(value: Any) -> bool:
+    """Return whether a recorded value is one number, text or mark; what was recorded at each step is not shown."""
+    return isinstance(value, str | int | float | bool)
+
+
+def _when(seconds: float) -> str:
+    """Return a time as ISO 8601, an empty text for 0."""
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat() if seconds else ""
 
 
 def _slug(number: int, name: str) -> str:
