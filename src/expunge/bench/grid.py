@@ -243,9 +243,12 @@ class _Asked:
                 raise self.refuse(["methods"], name, "a method to compare with retraining", repr(name), remedy)
             if method not in known:
                 raise self.refuse(["methods"], name, "a known method", repr(method), suggest(method, known))
-            try:
-                if TUNED in values:
+            if TUNED in values:
+                try:
                     values, tuned[name] = self._tuned(name, values)
+                except UserError as error:
+                    raise self.told(["methods", name], TUNED, error) from error
+            try:
                 settings[name] = methods.build(values).settings()
             except UserError as error:
                 raise self.told(["methods", name], _named(error, table, method), error) from error
@@ -306,7 +309,7 @@ class _Asked:
                     raise self.refuse(tables[:2], model, "the name of a model", repr(model), remedy, nth)
                 for name, value in found.items():
                     if name not in numbers:
-                        want, remedy = "a number that the grid measures", suggest(name, numbers)
+                        want, remedy = "a number that the grid measures", _measured(name, numbers, measures)
                         raise self.refuse(tables, name, want, repr(name), remedy, nth)
                     low, high = numbers[name].range
                     if not low <= value[0] <= high or any(spread < 0 for spread in value[1:]):
@@ -339,6 +342,17 @@ def _numbers(measures: Mapping[str, Any]) -> dict[str, Number]:
         family = Membership(names=tuple(measures["attacks"])) if name == "membership" else metrics.load(name)()
         found |= family.numbers
     return found
+
+
+def _measured(name: str, numbers: Mapping[str, Number], measures: Mapping[str, Any]) -> str:
+    """Return what to do about a number that is not measured."""
+    family, _, attack = name.partition("/")
+    attack = attack.partition("/")[0]
+    if family in metrics.names() and family not in measures["metrics"]:
+        return f"add '{family}' to metrics, or leave it out"
+    if family == "membership" and attack in attacks.names() and attack not in measures["attacks"]:
+        return f"add '{attack}' to attacks, or leave it out"
+    return suggest(name, numbers)
 
 
 def _trains(name: str) -> bool:

@@ -106,8 +106,9 @@ def read(path: Path, model: type[S], *, what: str, missing: str) -> tuple[S, str
 
 
 def _refusal(path: Path, text: str, error: ValidationError, model: type[Section]) -> tuple[str, str, str]:
-    """Return the first fault with its line as the parts of a sentence, and a suggestion for an unknown key."""
-    first = error.errors()[0]
+    """Return a fault with its line as the parts of a sentence: an unknown key, with a suggestion, or the first."""
+    found = error.errors()
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt key lacks elsewhere
     where = [part for part in first["loc"] if isinstance(part, str)]
     *tables, key = where
     nth = next((part for part in first["loc"][1:2] if isinstance(part, int)), None)

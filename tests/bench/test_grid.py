@@ -1,0 +1,542 @@
+"""Grid files: what they ask for, and that every fault is named with its line."""
+
+import json
+import re
+
+import pytest
+
+from expunge import zoo
+from expunge.bench import grid as grids
+from expunge.bench.cell import Cell
+from expunge.bench.grid import TUNED_KIND, TUNED_SCHEMA, Grid, Place
+from expunge.errors import CorruptArtefact, UserError
+from expunge.files import write_document
+from expunge.methods import build
+
+HEAD = """title = "tiny"
+seeds = 2
+data = ["digits"]
+scenarios = ["class=3"]
+"""
+METHODS = 'methods = ["ssd"]\n'
+
+
+def lined(said):
+    """Return a sentence in which ``@3`` stands for the third line of the file."""
+    return re.sub(r"@(\d+)", r"in line \1 of grid.toml", said)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a function that writes a grid file and reads it."""
+
+    def read(text):
+        (tmp_path / "grid.toml").write_text(text, encoding="utf-8")
+        return grids.load(tmp_path / "grid.toml")
+
+    return read
+
+
+@pytest.fixture
+def refused(load):
+    """Return a function that holds the sentence about a grid file's fault against what it should say."""
+
+    def check(text, said):
+        with pytest.raises(UserError) as caught:
+            load(text)
+        assert str(caught.value) == lined(said)
+
+    return check
+
+
+def test_cells_are_the_product_of_all_that_is_named(load):
+    found = load(
+        'seeds = [3, 1]\nmetrics = ["loss", "accuracy"]\n'
+        '[data.digits]\n[data.few]\nname = "digits"\nlimit = 100\n'
+        '[networks.convnet]\n[networks.small]\nname = "mlp"\nrecipe = { epochs = 2, milestones = [1] }\n'
+        '[scenarios]\nthrees = "class=3"\nsome = "random=0.05"\n'
+        '[methods.finetune]\n[methods."ssd, α = 5"]\nname = "ssd"\nalpha = 5\n'
+    )
+    assert isinstance(found, Grid)
+    assert found.title == found.name == "grid"
+    assert found.seeds == (3, 1)
+    assert list(found.methods) == ["finetune", "ssd, α = 5"]
+    assert found.methods["ssd, α = 5"] == build({"name": "ssd", "alpha": 5}).settings()
+    assert [str(at) for at in found.places][:3] == [
+        "digits, convnet, threes",
+        "digits, convnet, some",
+        "digits, small, threes",
+    ]
+    cells = list(found.cells())
+    assert len(cells) == len(found) == 2 * 2 * 2 * 2 * 3
+    assert [(c.seed, dict(c.method).get("name")) for c in cells[:4]] == [
+        (3, None),
+        (3, "finetune"),
+        (3, "ssd"),
+        (1, None),
+    ]
+    one = found.places[Place("few", "small", "some")]
+    own = zoo.recipe("digits", "mlp").to_json()
+    assert one == Cell(
+        data={"name": "digits", "limit": 100},
+        network="mlp",
+        recipe={**own, "epochs": 2, "milestones": [1]},
+        request={"kind": "random", "value": 0.05},
+        seed=0,
+        measures={"retrained": 2, "metrics": ["accuracy", "loss"], "attacks": []},
+    )
+
+
+def test_what_is_not_said_is_taken_from_the_data_and_the_registries(load):
+    found = load('data = ["digits", "fashion_mnist"]\nscenarios = ["class=3", "random=100"]\n' + METHODS)
+    assert [str(at) for at in found.places] == [
+        f"{data}, convnet, {request}" for data in ("digits", "fashion_mnist") for request in ("class 3", "random 100")
+    ]
+    assert found.seeds == tuple(range(10))
+    measures = next(found.cells()).measures
+    assert {"accuracy", "membership", "cost"} <= set(measures["metrics"])
+    assert not {"relearn", "robustness"} & set(measures["metrics"])  # they train
+    assert "entropy_lr" in measures["attacks"]
+    assert measures["retrained"] == 2
+
+
+def test_no_data_is_opened(load, monkeypatch, tmp_path):
+    monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path / "nowhere"))
+    assert len(load(HEAD.replace("digits", "cifar100") + METHODS)) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds", "sedes", "known keys @2, got 'sedes': did you mean 'seeds'."),
+        ("data", "dta", "known keys @3, got 'dta': did you mean 'data'."),
+        ('data = ["digits"]\n', "", "data in grid.toml, got none: add it."),
+        (
+            '["digits"]',
+            "3",
+            "data @3 to be right, got 3 (a list of texts, or a table, was expected): mend the value.",
+        ),
+        (
+            '["digits"]',
+            '["digits", 3]',
+            "data @3 to be right, got ['digits', 3] (a list of texts, or a table, was expected): mend the value.",
+        ),
+        (
+            '["digits"]',
+            '["digits", "digits"]',
+            "data @3 to be right, got ['digits', 'digits'] ('digits' more than once): mend the value.",
+        ),
+        (
+            '["digits"]',
+            "[]",
+            "data @3 to be right, got [] (at least one was expected): mend the value.",
+        ),
+        (
+            '["class=3"]',
+            "{}",
+            "scenarios @4 to be right, got {} (at least one was expected): mend the value.",
+        ),
+        (
+            '["class=3"]',
+            '{" " = "class=3"}',
+            "scenarios @4 to be right, got {' ': 'class=3'} (the name ' ' cannot be shown in a table): mend the value.",
+        ),
+        (
+            "seeds = 2",
+            "seeds = 0",
+            "seeds @2 to be right, got 0 (a number of seeds from 1 to 1000, or a list of seeds, was "
+            "expected): mend the value.",
+        ),
+        (
+            "seeds = 2",
+            "seeds = true",
+            "seeds @2 to be right, got True (a number of seeds from 1 to 1000, or a list of seeds, was "
+            "expected): mend the value.",
+        ),
+        (
+            "seeds = 2",
+            "seeds = [1, 1]",
+            "seeds @2 to be right, got [1, 1] (a list of seeds holds whole numbers of 0 or more, each "
+            "once): mend the value.",
+        ),
+        (
+            "seeds = 2",
+            "seeds = []",
+            "seeds @2 to be right, got [] (a list of seeds holds whole numbers of 0 or more, each "
+            "once): mend the value.",
+        ),
+        (
+            '"tiny"',
+            "5",
+            "title @1 to be right, got 5 (should be a valid string): mend the value.",
+        ),
+        ("digits", "digit", "a known data set @3, got 'digit': did you mean 'digits'."),
+        (
+            "class=3",
+            "klass=3",
+            "a request KIND=VALUE or KIND:COLUMN=VALUE @4, got 'klass=3': did you mean 'class'.",
+        ),
+        (
+            "class=3",
+            "random=2.5",
+            "a number of samples of 1 or more, or a share in (0, 1) @4, got 2.5: write for example random=0.05.",
+        ),
+        (
+            "class=3",
+            "class=10",
+            "classes of digits from 0 to 9 @4, got 10 in 'class 10': choose among them.",
+        ),
+        (
+            "class=3",
+            "sequential:class=3+12",
+            "classes of digits from 0 to 9 @4, got 12 in 'sequential classes 3, 12': choose among them.",
+        ),
+        (
+            "class=3",
+            "poison=0.1,target=11",
+            "classes of digits from 0 to 9 @4, got 11 in 'poison 10 % to class 11': choose among them.",
+        ),
+        (
+            '"class=3"',
+            '"random=0.05", "random=5e-2"',
+            "requests of different names @4, got 'random 5 %' twice: remove one of them.",
+        ),
+    ],
+)
+def test_faults_of_keys_values_and_names(refused, old, new, said):
+    assert old in HEAD
+    refused(HEAD.replace(old, new) + METHODS, f"Expected {said}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "methods in grid.toml, got none: add it."),
+        ('methods = ["ssd", "sdd"]', "a known method @5, got 'sdd': did you mean 'ssd'."),
+        (
+            "[methods.a]\nname = 'finetune'\n[methods.b]\nname = 'sdd'",
+            "a known method @7, got 'sdd': did you mean 'ssd'.",
+        ),
+        (
+            '[methods.ssd]\nalpha = 3\n[methods."ssd 5"]\nname = "ssd"\nalpa = 5',
+            "a field of ssd @9, got 'alpa': did you mean 'alpha'.",
+        ),
+        (
+            '[methods.ssd]\ndampening = 1\nalpha = "much"',
+            "a value that fits ssd.alpha @7, got 'much' (input should be a valid number, unable to "
+            "parse string as a number): see expunge methods ssd.",
+        ),
+        (
+            "[methods.ssd]\ndampening = 1\nalpha = -3",
+            "ssd.alpha of 0 or more, or 'auto' @7, got -3.0: give a finite number.",
+        ),
+        (
+            "[methods.ssd]\nalpha = 1979-05-27",
+            "methods.ssd @5 to be right, got {'alpha': datetime.date(1979, 5, 27)} (alpha holds a date or "
+            "time; write a number or a text): mend the value.",
+        ),
+        (
+            '[methods.finetune]\n[methods.ssd]\n[methods."ssd 5"]\nname = "ssd"',
+            "methods that differ @7, got ssd, ssd 5 alike: remove one of them.",
+        ),
+        (
+            'methods = ["ssd", "ssd"]',
+            "methods @5 to be right, got ['ssd', 'ssd'] ('ssd' more than once): mend the value.",
+        ),
+        *(
+            (
+                f'methods = ["ssd", "{name}"]',
+                f"a method to compare with retraining @5, got '{name}': leave it out: original, "
+                "retrained models and controls stand in every table.",
+            )
+            for name in ("retrain", "no_op", "head_mask", "original", "retrained")
+        ),
+        (
+            '[methods."retrained (other seed)"]\nname = "ssd"',
+            "a method to compare with retraining @5, got 'retrained (other seed)': leave it out: "
+            "original, retrained models and controls stand in every table.",
+        ),
+    ],
+)
+def test_faults_of_methods(refused, text, said):
+    refused(HEAD + text + "\n", f"Expected {said}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("networks = ['resnet']", "a known network @6, got 'resnet': did you mean 'resnet18'."),
+        (
+            "networks = ['text']",
+            "texts for text @6, got shape (1, 8, 8): take another network: convnet, mlp, resnet18, vit.",
+        ),
+        (
+            "[networks.mlp]\nrecipe = {epoch = 3}",
+            "known keys @7, got 'networks.mlp.recipe.epoch': did you mean 'epochs'.",
+        ),
+        (
+            "[networks.mlp.recipe]\nlr = 0.1\nepochs = -3",
+            "Recipe.epochs of 0 or more @8, got -3: give a number in that range.",
+        ),
+        (
+            "[networks.mlp]\nrecpe = {}",
+            "known keys @7, got 'networks.mlp.recpe': did you mean 'recipe'.",
+        ),
+        (
+            "metrics = ['accurcy']",
+            "a known name in metrics @6, got 'accurcy': did you mean 'accuracy'.",
+        ),
+        ("attacks = ['lss']", "a known name in attacks @6, got 'lss': did you mean 'loss'."),
+        (
+            "metrics = ['loss']\nattacks = ['loss']",
+            "'membership' among the metrics @7, got none: add it, or leave attacks out.",
+        ),
+        (
+            "retrained = 1",
+            "retrained @6 to be right, got 1 (should be greater than or equal to 2): mend the value.",
+        ),
+        ("[resources]\ngpu = 1", "known keys @7, got 'resources.gpu': did you mean 'gpus'."),
+        (
+            "[resources]\ncpus = 0",
+            "resources.cpus @7 to be right, got 0 (should be greater than 0): mend the value.",
+        ),
+        (
+            "[runtime]\nprecision = 'half'",
+            "runtime.precision @7 to be right, got 'half' (should be 'full' or 'bf16'): mend the value.",
+        ),
+    ],
+)
+def test_faults_of_networks_measures_and_machines(refused, text, said):
+    refused(HEAD + METHODS + text + "\n", f"Expected {said}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[data.digits]\nlimt = 100",
+            "known keys @5, got 'data.digits.limt': did you mean 'limit'.",
+        ),
+        (
+            "[data.digits]\nlimit = 'all'",
+            "data.digits.limit @5 to be right, got 'all' (should be a valid integer): mend the value.",
+        ),
+        (
+            "[data.cifar100]\nlimit = 50",
+            "a limit of at least 100 samples, one a class @5, got 50: raise it.",
+        ),
+        ("[data.mine]\nname = 'digit'", "a known data set @4, got 'digit': did you mean 'digits'."),
+        (
+            "[data.mine]\nproject = 'expunge.toml'\nlimit = 10",
+            "a project or a named data set @4, got project, and name or limit: remove one of them.",
+        ),
+    ],
+)
+def test_faults_of_data(refused, text, said):
+    refused('scenarios = ["class=3"]\nseeds = 2\n' + METHODS + text + "\n", f"Expected {said}")
+
+
+def test_a_file_that_is_none(load, tmp_path):
+    with pytest.raises(CorruptArtefact, match=r"TOML in .*grid.toml, got Invalid value \(at line 1, column 5\)"):
+        load("a = \n")
+    with pytest.raises(
+        UserError, match="a grid file .*none.toml, got nothing there: write one, or take one of benchmarks/grids"
+    ):
+        grids.load(tmp_path / "none.toml")
+
+
+BLOCK = """[[published]]
+source = "A. Author, A title, 2024, Table 1"
+data = "digits"
+network = "convnet"
+scenario = "class 3"
+differences = ["Another network."]
+[published.values]
+ssd = { "accuracy/test" = [0.9, 0.01] }
+unsir = { "accuracy/test" = [0.8] }
+"""
+
+
+def test_published_numbers_may_be_of_models_that_the_grid_lacks(load):
+    found = load(HEAD + METHODS + 'differences = ["Another data set."]\n' + BLOCK + BLOCK.replace("Table 1", "Table 2"))
+    first, second = found.file.published
+    assert first.values == {"ssd": {"accuracy/test": [0.9, 0.01]}, "unsir": {"accuracy/test": [0.8]}}
+    assert first.differences == second.differences == ["Another data set.", "Another network."]
+    assert list(found.methods) == ["ssd"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "class 3",
+            "class=3",
+            "numbers of a place in the grid @15, got digits, convnet, class=3: choose among digits, convnet, class 3.",
+        ),
+        (
+            "unsir",
+            '"UNSIR!"',
+            "the name of a model @23, got 'UNSIR!': write original, retrained, a name of the grid, or "
+            "a method's name such as bad_teacher.",
+        ),
+        (
+            'unsir = { "accuracy/test"',
+            'unsir = { "accuracy/tset"',
+            "a number that the grid measures @23, got 'accuracy/tset': did you mean 'accuracy/test'.",
+        ),
+        (
+            "0.9, 0.01",
+            "90, 1",
+            "accuracy/test in [0, 1], and a spread of 0 or more @22, got [90.0, 1.0]: write 74 % as 0.74.",
+        ),
+        (
+            "[0.8]",
+            "[0.8, -0.1]",
+            "accuracy/test in [0, 1], and a spread of 0 or more @23, got [0.8, -0.1]: write 74 % as 0.74.",
+        ),
+        (
+            "[0.8]",
+            "0.8",
+            "published.values.unsir.accuracy/test @23 to be right, got 0.8 (should be a valid list): mend the value.",
+        ),
+        (
+            "Table 1",
+            "Table 0",
+            "each published number once @22, got accuracy/test twice: remove one of them.",
+        ),
+        (
+            'source = "A. Author, A title, 2024, Table 1"\n',
+            "",
+            "published.source @15, got none: add it.",
+        ),
+        (
+            "differences",
+            "difference",
+            "known keys @20, got 'published.difference': did you mean 'differences'.",
+        ),
+    ],
+)
+def test_faults_of_published_numbers_are_named_in_their_own_table(refused, old, new, said):
+    assert old in BLOCK
+    refused(HEAD + METHODS + BLOCK.replace("Table 1", "Table 0") + BLOCK.replace(old, new), f"Expected {said}")
+
+
+@pytest.mark.parametrize(
+    ("measured", "number", "remedy"),
+    [
+        ('metrics = ["loss"]', "accuracy/test", "add 'accuracy' to metrics, or leave it out"),
+        ('attacks = ["loss"]', "membership/entropy_lr", "add 'entropy_lr' to attacks, or leave it out"),
+        ('metrics = ["loss"]', "loss/tst", "did you mean 'loss/test'"),
+    ],
+)
+def test_published_numbers_that_the_grid_does_not_measure(refused, measured, number, remedy):
+    text = f"{HEAD}{METHODS}{measured}\n{BLOCK}".replace("accuracy/test", number)
+    refused(text, f"Expected a number that the grid measures @14, got '{number}': {remedy}.")
+
+
+PROJECT = """[model]
+network = "{network}"
+weights = "train"
+base = "random"
+[data]
+name = "digits"
+limit = {limit}
+[recipe]
+epochs = 2
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    def write(network="mlp", limit=200, name="mine.toml"):
+        (tmp_path / "projects").mkdir(exist_ok=True)
+        file = tmp_path / "projects" / name
+        file.write_text(PROJECT.format(network=network, limit=limit), encoding="utf-8")
+        return f'seeds = 1\nscenarios = ["class=3"]\n{METHODS}[data.mine]\nproject = "projects/{name}"\n'
+
+    return write
+
+
+def test_a_project_brings_data_network_and_recipe(load, project, tmp_path):
+    found = load(project())
+    assert [str(at) for at in found.places] == ["mine, mlp, class 3"]
+    cell = next(found.cells())
+    assert cell.recipe["epochs"] == 2
+    assert set(cell.data) == {"project", "digest"}
+    assert found.projects == {cell.data["digest"]: tmp_path / "projects" / "mine.toml"}
+    other = next(load(project(limit=300)).cells())
+    assert other.data["digest"] != cell.data["digest"]  # another project under the same name
+    same = next(load(project()).cells())
+    assert same == cell
+
+
+def test_faults_of_projects(load, refused, project):
+    text = project()
+    refused(
+        text + "[networks.convnet]\n",
+        "Expected a project with its own network @6, got networks beside the project mine.toml: remove one of them.",
+    )
+    with pytest.raises(
+        UserError, match=lined("a project file .*projects/other.toml @5, got nothing there: name it from")
+    ):
+        load(text.replace("mine.toml", "other.toml"))
+
+
+def tuned(folder, **method):
+    write_document(folder / "ssd.json", TUNED_KIND, TUNED_SCHEMA, {"method": method, "data": "fashion_mnist"})
+    return f'{HEAD}[methods."ssd, tuned"]\nname = "ssd"\ntuned = "ssd.json"\n'
+
+
+def test_tuned_settings_are_read_from_their_file(load, tmp_path):
+    text = tuned(tmp_path, name="ssd", alpha=2.5, dampening=0.5)
+    found = load(text + "dampening = 0.25\n")
+    settings = found.methods["ssd, tuned"]
+    assert (settings["alpha"], settings["dampening"]) == (2.5, 0.25)  # what stands in the grid wins
+    assert "tuned" not in settings
+    assert found.tuned["ssd, tuned"]["data"] == "fashion_mnist"
+    assert found.tuned["ssd, tuned"]["method"]["alpha"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: f.unlink(), "a file .*ssd.json @7, got none there: check the path"),
+        (lambda f: f.write_text("{"), "a JSON document in .*ssd.json @7"),
+        (
+            lambda f: f.write_text(json.dumps({**json.loads(f.read_text()), "method": {"name": "lfssd"}})),
+            "a file in which ssd was tuned @7, got 'lfssd': name ssd, tuned's file",
+        ),
+        (
+            lambda f: f.write_text(json.dumps({"kind": TUNED_KIND, "schema": 1})),
+            "a file in which ssd was tuned @7, got no method",
+        ),
+        (
+            lambda f: f.write_text(json.dumps({**json.loads(f.read_text()), "schema": TUNED_SCHEMA + 1})),
+            f"schema {TUNED_SCHEMA} or older in .*ssd.json @7, got {TUNED_SCHEMA + 1}: update expunge",
+        ),
+    ],
+)
+def test_faults_of_tuned_files(load, tmp_path, change, said):
+    text = tuned(tmp_path, name="ssd", alpha=2.5)
+    change(tmp_path / "ssd.json")
+    with pytest.raises(UserError, match=lined(said)):
+        load(text)
+
+
+def test_the_name_of_a_tuned_file_is_a_text(refused):
+    refused(
+        HEAD + "[methods.ssd]\ntuned = 5\n",
+        "Expected the name of a file that expunge tune wrote @6, got 5: write tuned = 'FILE.json'.",
+    )
+
+
+def test_a_line_is_told_in_any_layout(load):
+    """Tables with spaces and quotes in their names, dotted keys, inline tables."""
+    for text, line in (
+        ("[methods]\nssd = {alpha = -1}\n", 6),
+        ('[ methods . "my ssd" ]\nname = "ssd"\n"alpha" = -1\n', 7),
+        ("methods.ssd.alpha = -1\n", 5),
+    ):
+        with pytest.raises(UserError) as caught:
+            load(HEAD + text)
+        assert re.search(rf"in line {line} of grid.toml, got -1", str(caught.value)), (text, str(caught.value))
