@@ -151,7 +151,7 @@ def test_a_method_that_declines_says_why_in_status_and_table(folder: Path) -> No
     (folder / "grid.toml").write_text(text)
     _, out, _ = expunge("--json", "bench", "table", "grid.toml", "-s", "store", cwd=folder)
     assert "head_mask" in out
-    assert "a class" in out
+    assert "it masks one class, and the forget set is of kind 'random'" in out
 
 
 def test_a_corrupt_cell_is_reported_and_computed_anew_on_request_only(folder: Path) -> None:
