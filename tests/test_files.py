@@ -242,3 +242,26 @@ def test_an_interrupt_between_the_renames_puts_the_old_folder_back(tmp_path, mon
         write()
     assert (path / "old.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_into_a_private_folder_is_written_straight_and_elsewhere_as_ever(tmp_path, monkeypatch):
+    synced, mine = [], tmp_path / "mine"
+    mine.mkdir()
+    monkeypatch.setattr(files.os, "fsync", synced.append)
+    with files.private(mine):
+        with files.atomic(mine / "a") as path:
+            assert path == mine / "a"
+            path.write_text("1")
+        assert synced == []
+        with files.atomic(tmp_path / "b") as path:
+            assert path != tmp_path / "b"
+            path.write_text("2")
+        assert len(synced) == 2  # the file and the folder
+        with pytest.raises(UserError, match="to write .*mine/c, got No space left"), files.atomic(mine / "c"):
+            raise OSError(28, "No space left")
+    with files.atomic(mine / "a") as path:
+        assert path != mine / "a"
+        path.write_text("3")
+    assert (mine / "a").read_text() == "3"
+    files.sync(mine)
+    assert len(synced) == 6

@@ -10,12 +10,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import CorruptArtefact, Incompatible, NotFinite, UserError
 
 MARKS = ("record.json", "manifest.json", "audit.json")  # of folders that may be replaced
+_PRIVATE: ContextVar[Path | None] = ContextVar("private", default=None)
 JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -85,20 +87,46 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    path = Path(path)
+    path, mine = Path(path), _PRIVATE.get()
+    if mine is not None and path.is_relative_to(mine):
+        with _told(path):
+            yield path
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise UserError(f"to write {path}", error.strerror or str(error), "free the space or choose another") from error
     try:
-        yield room / path.name
-        _replace(room / path.name, path, room)
+        with _told(path):
+            yield room / path.name
+            _replace(room / path.name, path, room)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Make a sentence of what the system says against writing.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         remedy = "free the space or choose another folder"
         raise UserError(f"to write {path}", error.strerror or str(error), remedy) from error
+
+
+@contextlib.contextmanager
+def private(folder: Path) -> Iterator[None]:
+    """Write straight into a folder that nobody else looks into; the caller moves it as a whole, and calls `sync`."""
+    token = _PRIVATE.set(folder)
+    try:
+        yield
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        _PRIVATE.reset(token)
 
 
 def sync(path: Path) -> None:

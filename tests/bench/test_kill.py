@@ -15,7 +15,7 @@ import pytest
 
 from benches import FORK, STAGES, fill, forked, leftovers, numbers, results, tiny
 from expunge import checkpoints, train
-from expunge.bench import runner, stages, store
+from expunge.bench import runner, stages
 from expunge.bench.cell import Task, ordered
 from expunge.bench.grid import Grid
 from expunge.bench.runner import plan
@@ -50,7 +50,7 @@ class Doomed:
             die()
 
     def __call__(self, grid: Grid, path: Path) -> None:
-        done, place, sync = stages._done, Store._place, store.sync
+        done, place = stages._done, Store._place
         made = dict(stages._STAGES)
 
         def begun(task: Task, *given: Any) -> Any:
@@ -67,11 +67,7 @@ class Doomed:
             return half
 
         def placed(self_: Store, room: Path, task: Task) -> None:
-            def synced(path: Path) -> None:
-                sync(path)
-                self.at("before the move", task)
-
-            store.sync = synced  # type: ignore[assignment]
+            self.at("before the move", task)
             place(self_, room, task)
             self.at("after the move", task)
 

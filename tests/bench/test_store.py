@@ -20,7 +20,7 @@ import torch
 
 from benches import FORK, fill, leftovers, numbers, results, tiny
 from expunge import tensors
-from expunge.bench import claims, collect
+from expunge.bench import claims, collect, store
 from expunge.bench.cell import Task
 from expunge.bench.claims import Claims, Owner
 from expunge.bench.grid import Grid
@@ -165,12 +165,43 @@ def test_a_block_that_raises_leaves_nothing(empty: Store, task: Task) -> None:
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     empty: Store, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(store, "write_plain", full)
     with pytest.raises(UserError, match="to write .*measured.*, got No space left: free the space or choose"):
         written(empty, task)
     monkeypatch.undo()
     assert empty.status(task) == "missing"
     assert leftovers(empty.path) == []
+
+
+def test_a_result_is_synced_once_whole_beside_the_next_ones_work(
+    empty: Store, task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def joined() -> None:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+
+    joined()
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with empty.writing(task) as (folder, _):
+        tensors.save(folder / "model.safetensors", {"a": torch.zeros(2)}, {})
+        (folder / "values.json").write_text("{}")
+        assert synced == []
+    joined()
+    place = empty.folder(task)
+    files = sorted(str(place / name) for name in ("done.json", "model.safetensors", "values.json"))
+    assert sorted(synced[:3]) == files
+    assert synced[3:] == [str(place), str(place.parent)]
+    empty.forget(task)
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    written(empty, task)
+    joined()
+    assert "would not outlast a loss of power: [Errno 5] Input/output error" in caplog.text
+    assert empty.status(task) == "done"
 
 
 def test_the_first_result_stays_where_two_were_computed(empty: Store, task: Task) -> None:

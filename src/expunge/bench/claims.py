@@ -86,7 +86,6 @@ class Claims:
             yield True
         finally:
             stop.set()
-            beat.join()
             if _owner(claim) == own:  # somebody may have taken it over from a machine that slept
                 claim.unlink(missing_ok=True)
 

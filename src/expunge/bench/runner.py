@@ -9,10 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from expunge.bench.cell import Task, walked
 from expunge.bench.stages import Setting, perform
@@ -53,12 +54,17 @@ class Executor(Protocol):
 def one_by_one(threads: int = THREADS) -> Iterator[None]:
     """Let arithmetic on the processor use so many threads: the same number on every executor gives the same bits."""
     before = torch.get_num_threads()
-    with threadpool_limits(threads):
+    with _pools().limit(limits=threads):
         torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @dataclass

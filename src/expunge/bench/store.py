@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import platform
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,8 +29,9 @@ from expunge import __version__
 from expunge.bench.cell import Task
 from expunge.bench.claims import Claims, Owner, exclusive
 from expunge.errors import CorruptArtefact, UserError
-from expunge.files import digest, read_document, sync, sync_one, there, write_document
+from expunge.files import digest, private, read_document, sync, sync_one, there, write_document
 
+log = logging.getLogger(__name__)
 STORE, FAILED, SCHEMA = "expunge.store", "expunge.failure", 1
 DONE, BROKEN, HEAD = "done.json", "failed.json", "store.json"
 DAY = 86400.0  # seconds after which what a process on another machine left half written is removed
@@ -176,7 +179,8 @@ class Store:
         """
         extra: dict[str, Any] = {}
         with _writable(self.folder(task)), self._part(task) as room:
-            yield room, extra
+            with private(room):
+                yield room, extra
             files = {p.name: {"digest": digest(p.read_bytes()), "size": p.stat().st_size} for p in room.iterdir()}
             body = {"stage": task.stage, "key": task.key, "spec": task.spec, "outcome": outcome, "reason": reason}
             body |= {"files": files, "versions": versions(), **extra}
@@ -194,7 +198,8 @@ class Store:
         """
         body = {"spec": task.spec, "message": message, "traceback": trace, "usage": usage, "versions": versions()}
         with _writable(self.folder(task)), self._part(task) as room:
-            write_document(room / BROKEN, FAILED, SCHEMA, body)
+            with private(room):
+                write_document(room / BROKEN, FAILED, SCHEMA, body)
             self._place(room, task)
 
     def forget(self, task: Task) -> None:
@@ -239,9 +244,15 @@ class Store:
             shutil.rmtree(room, ignore_errors=True)
 
     def _place(self, room: Path, task: Task) -> None:
-        """Move a folder to where the task's result belongs; one that is finished there stays."""
+        """Move a folder to where the task's result belongs; one that is finished there stays.
+
+        It is whole for every process at once. That it outlasts a loss of power is seen to beside the next task's work:
+        what is lost in between has other sizes or digests than its document says.
+
+        Raises:
+            OSError: it cannot be moved there.
+        """
         folder = self.folder(task)
-        sync(room)
         folder.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -253,7 +264,7 @@ class Store:
             if self.status(task) in ("done", "declined"):
                 return
             self.forget(task)
-        sync_one(folder.parent)
+        threading.Thread(target=_sync, args=(folder,)).start()
 
 
 def versions() -> dict[str, str]:
@@ -288,6 +299,16 @@ def _checked(folder: Path, text: str, task: Task) -> dict[str, Any]:
 
 def _corrupt(folder: Path, got: str) -> tuple[str, str, str]:
     return f"a finished cell in {folder}", got, "compute it anew with expunge bench run --recompute"
+
+
+def _sync(folder: Path) -> None:
+    try:
+        sync(folder)
+        sync_one(folder.parent)
+    except FileNotFoundError:
+        pass  # removed by now
+    except OSError as error:
+        log.warning("%s would not outlast a loss of power: %s", folder, error)
 
 
 def _name(task: Task) -> str:

@@ -1,0 +1,219 @@
+"""What the benchmark itself costs: grid, store and tables beside the work they organise.
+
+Three ratios, each with the target it is held to:
+
+1. Overhead: a grid on digits (convnet, its own recipe, every method of the package) is filled in this process and its
+   table written. What the library's own calls do not take (train, prepare, unlearn, evaluate) is overhead, given as a
+   share of the time in training and unlearning. Target: 2 %.
+2. Reading: the cells of a large grid are read into a table, beside opening, reading and parsing the same files. The
+   large store is made of one real cell, whose files are copied under the keys of 10,000 others. Target: 10 times.
+3. Again: `expunge bench run` of a finished grid of 1,000 cells, from the file on: nothing is computed. Target: a few
+   seconds.
+
+    python benchmarks/grid.py
+    python benchmarks/grid.py --cells 1000 --seeds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge import methods
+from expunge.bench import collect, grid, rows, stages, store, table
+from expunge.bench.cell import Task
+from expunge.bench.runner import InProcess, plan, run
+from expunge.bench.stages import Setting
+from expunge.bench.store import DONE, Store, write_plain
+from expunge.files import digest
+
+REAL = """
+seeds = {seeds}
+data = ["digits"]
+networks = ["convnet"]
+scenarios = ["class=3", "random=0.05"]
+methods = [{names}]
+"""
+LARGE = """
+seeds = 10
+data = ["digits"]
+networks = ["convnet"]
+scenarios = [{scenarios}]
+[methods.ssd]
+"""
+CALLS = ("original", "prepare", "unlearn", "evaluate")  # of the library, in expunge.bench.stages
+WORK = CALLS[:3]
+
+
+def asked(folder: Path, name: str, text: str) -> grid.Grid:
+    """Return a grid of its text."""
+    path = folder / f"{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return grid.load(path)
+
+
+def filled(one: grid.Grid, path: Path) -> Any:
+    """Fill a grid and return the summary of the run."""
+    room = Store.open(path)
+    results = [task for cell in one.cells() for task in cell.results()]
+    return run(plan(results, room), room, InProcess(Setting(path, one.projects)))
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Yield the seconds in each of the library's calls, those inside another counted with that other."""
+    spent, inside = defaultdict[str, float](float), []
+    usual = {name: getattr(stages, name) for name in CALLS}
+
+    def wrapped(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*given: Any, **more: Any) -> Any:
+            start = time.perf_counter()
+            inside.append(name)
+            try:
+                return call(*given, **more)
+            finally:
+                inside.pop()
+                if not inside:
+                    spent[name] += time.perf_counter() - start
+
+        return timing
+
+    for name, call in usual.items():
+        setattr(stages, name, wrapped(name, call))
+    try:
+        yield spent
+    finally:
+        for name, call in usual.items():
+            setattr(stages, name, call)
+
+
+def overhead(folder: Path, seeds: int) -> None:
+    """Print what filling a grid and writing its table takes beyond the library's calls."""
+    names = ", ".join(f'"{n}"' for n in methods.names() if n != "retrain")
+    warm = asked(folder, "warm", REAL.format(seeds="[99]", names='"ssd"'))
+    filled(warm, folder / "warm")  # what is imported, opened and compiled once
+    real = asked(folder, "real", REAL.format(seeds=seeds, names=names))
+    with timed() as spent:
+        start = time.perf_counter()
+        summary = filled(real, folder / "real")
+        whole = time.perf_counter() - start
+        start = time.perf_counter()
+        table.render(real, collect.groups(real, Store(folder / "real")), "markdown")
+        shown = time.perf_counter() - start
+    work, beyond = sum(spent[n] for n in WORK), whole - sum(spent.values())
+    tasks = summary.counts["done"]
+    print(f"1. Overhead: {len(real)} cells, {tasks} tasks, {whole:.1f} s.")
+    print("   " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items()))
+    print(f"   Beyond these {beyond:.2f} s, {1000 * beyond / tasks:.0f} ms a task; the table {shown:.2f} s.")
+    print(f"   {100 * (beyond + shown) / work:.1f} % of training and unlearning (target 2 %).")
+
+
+def copied(room: Store, task: Task, original: Task) -> None:
+    """Put a finished task's files under another task's key, with the document that belongs to it."""
+    source, folder = room.folder(original), room.folder(task)
+    folder.mkdir(parents=True)
+    body = json.loads((source / DONE).read_text(encoding="utf-8"))
+    del body["digest"]
+    body |= {"stage": task.stage, "key": task.key, "spec": task.spec}
+    write_plain(folder / DONE, {**body, "digest": digest(body)})
+    for name in body["files"]:
+        if name in (rows.VALUES, rows.DETAILS, stages.SCENARIO):
+            (folder / name).write_bytes((source / name).read_bytes())
+        else:
+            os.link(source / name, folder / name)
+
+
+def large(folder: Path, cells: int) -> tuple[grid.Grid, Store]:
+    """Return a grid of so many cells and its store, finished."""
+    small = asked(folder, "small", LARGE.format(scenarios='"class=3"').replace("seeds = 10", "seeds = 1"))
+    filled(small, folder / "large")
+    known = {task.stage: task for cell in small.cells() for task in (*cell.results(), *cell.results()[0].reads)}
+    places = 10
+    text = LARGE.format(scenarios=", ".join(f'"class={n}"' for n in range(places)))
+    text += "".join(f'[methods."ssd {n}"]\nname = "ssd"\nalpha = {n + 1}.5\n' for n in range(cells // 100 - 2))
+    whole, room = asked(folder, "whole", text), Store.open(folder / "large")
+    for cell in whole.cells():
+        for task in cell.results():
+            for one in (task, *(t for t in task.reads if t.stage == "drawn")):
+                if not room.folder(one).exists():
+                    copied(room, one, known[one.stage])
+    return whole, room
+
+
+def files(one: grid.Grid, room: Store) -> list[Path]:
+    """Return the files whose content a table needs."""
+    found = [room.folder(task) / name for c in one.cells() for task in c.results() for name in (DONE, rows.VALUES)]
+    return [path for path in found if path.exists()]
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Return the least of several runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def reading(folder: Path, cells: int, repeats: int) -> None:
+    """Print what reading a large store into a table takes, beside reading its files."""
+    one, room = large(folder, cells)
+    paths = files(one, room)
+    size = sum(path.stat().st_size for path in paths)
+    plainly = seconds(lambda: [path.read_bytes() for path in paths], repeats)
+    parsed = seconds(lambda: [json.loads(path.read_bytes()) for path in paths], repeats)
+    read = seconds(lambda: collect.groups(one, room), repeats)
+    shown = seconds(lambda: table.render(one, collect.groups(one, room), "markdown"), repeats)
+    print(f"2. Reading {len(one)} cells, {len(paths)} files, {size / 2**20:.0f} MiB.")
+    print(
+        f"   Read {plainly:.2f} s, read and parsed {parsed:.2f} s; collected {read:.2f} s, with the table {shown:.2f} s."
+    )
+    print(f"   {shown / parsed:.1f} times reading and parsing, {shown / plainly:.1f} times reading (target 10).")
+
+
+def again(folder: Path, cells: int, repeats: int) -> None:
+    """Print what a second run of a finished grid takes."""
+    one, _ = large(folder, cells)
+    path = folder / f"{one.name}.toml"
+
+    def rerun() -> None:
+        assert filled(grid.load(path), folder / "large").counts == {}
+
+    took = seconds(rerun, repeats)
+    print(f"3. A second run of {len(one)} finished cells: {took:.2f} s, nothing computed (target: a few seconds).")
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, default=2, help="of the grid that is filled")
+    parser.add_argument("--cells", type=int, default=10_000, help="of the store that is read, in steps of 100")
+    parser.add_argument("--again", type=int, default=1000, help="cells of the grid that is run twice")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for number, part in enumerate(
+        (
+            lambda folder: overhead(folder, given.seeds),
+            lambda folder: reading(folder, given.cells, given.repeats),
+            lambda folder: again(folder, given.again, given.repeats),
+        )
+    ):
+        with tempfile.TemporaryDirectory(prefix=f"expunge-grid-{number}-") as folder:
+            part(Path(folder))
+
+
+if __name__ == "__main__":
+    assert store.SCHEMA == 1
+    main()
