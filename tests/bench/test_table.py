@@ -715,6 +715,16 @@ def test_the_terminal_gets_tables_that_fit_and_no_control_characters(tmp_path: P
     assert "retrained" in text
 
 
+def test_what_papers_say_stands_in_the_same_part_as_ours(tmp_path: Path) -> None:
+    asked = written(tmp_path, PUBLISHED)
+    text = printed(asked, [whole(asked)], metrics=["accuracy", "loss", "membership", "weights", "cost"])
+    heads = [line for line in text.partition("Seeds 0–9")[0].splitlines() if line.startswith("model")]
+    assert len(heads) == 2
+    assert re.search(r"test +\[1\] +\[2\] +nats", heads[0])
+    assert re.fullmatch(r"model +in s +\[1\] *", heads[1])
+    assert text.count("\nfloor ") == 1  # none where it has no number
+
+
 def test_columns_that_do_not_fit_get_a_table_of_their_own(grid: Grid) -> None:
     many = {f"odd/{i}": Number(f"number {i}", Goal.AS_RETRAINED, (0.0, 1.0)) for i in range(30)}
     runs = {}

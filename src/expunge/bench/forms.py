@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from expunge.report import format as fmt
 from expunge.report.tables import STYLES, escape
 
 WIDTH, NAME, GAP = 120, 24, 1  # columns of a terminal, of a model's name, between columns
+LATEX_WIDTH, LATEX_HEAD = 96, 14  # signs of a line of a page, and of a column's head
 BOLD = ("retrained", "floor")
 SAMPLES = re.compile(r" (?=\()")  # before an interval that gets its own line
 
@@ -54,7 +56,7 @@ HTML = PAGE.from_string(
 .expunge-tables th:first-child, .expunge-tables .said { text-align: left; }
 .expunge-tables thead th { border-bottom: 1px solid; vertical-align: bottom; }
 .expunge-tables small { display: block; opacity: .75; }
-.expunge-tables .floor { border-top: 1px solid; }
+.expunge-tables .last { border-top: 1px solid; }
 .expunge-tables .retrained { font-weight: bold; }
 .expunge-tables .d0 { background: #2a9d3a33; } .expunge-tables .d2 { background: #e0b00033; }
 .expunge-tables .d3 { background: #e0700044; } .expunge-tables .d4 { background: #d0202055; }
@@ -70,7 +72,8 @@ HTML = PAGE.from_string(
 {%- for head in sheet.heads %}<th scope="col">{{ head.long }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for line in sheet.lines %}
-<tr{% if line.role %} class="{{ line.role }}"{% endif %}><th scope="row">{{ line.name }}
+<tr{% if line.floor %} class="last"{% elif line.role %} class="{{ line.role }}"{% endif %}>
+<th scope="row">{{ line.name }}
 {%- if line.said and not line.empty %}<small>{{ line.said }}</small>{% endif %}</th>
 {%- if line.said and line.empty %}<td class="said" colspan="{{ sheet.heads|length }}">{{ line.said }}</td>
 {%- else %}{% for cell in line.cells %}
@@ -119,35 +122,47 @@ def _joined(cell: Cell) -> str:
 
 
 def latex(title: str, sheets: Sequence[Sheet]) -> str:
-    r"""Return the tables as LaTeX for ``\input``: booktabs, one ``table`` each, notes below it."""
+    r"""Return the tables as LaTeX for ``\input``: booktabs, one ``table`` each, wide ones in parts, notes below."""
     parts = [f"% {fmt.plain(title)}", r"% needs \usepackage{booktabs}"]
-    return "\n".join([*parts, *("\n".join(_tabular(sheet)) for sheet in sheets)]) + "\n"
+    return "\n".join([*parts, *("\n".join(_float(sheet)) for sheet in sheets)]) + "\n"
 
 
-def _tabular(sheet: Sheet) -> Iterator[str]:
+def _float(sheet: Sheet) -> Iterator[str]:
     caption = f"{sheet.title}. {sheet.text}" if sheet.text else f"{sheet.title}."
     yield from ("", r"\begin{table}", r"\centering", r"\small", rf"\caption{{{tex(caption)}}}")
-    yield rf"\begin{{tabular}}{{l{'r' * len(sheet.heads)}}}"
-    yield r"\toprule"
-    yield " & ".join([tex(sheet.first), *(tex(head.long) for head in sheet.heads)]) + r" \\"
-    yield r"\midrule"
-    for line in sheet.lines:
-        if line.role == "floor" and line.name == "floor":
-            yield r"\midrule"
-        yield _row(line, len(sheet.heads)) + r" \\"
-    yield from (r"\bottomrule", r"\end{tabular}")
+    heads = [textwrap.fill(fmt.plain(head.long), LATEX_HEAD, break_long_words=False) for head in sheet.heads]
+    for part in _parts(sheet, LATEX_WIDTH, heads):
+        yield from _tabular(sheet, part, heads)
     if sheet.notes:
         yield r"\par\medskip\footnotesize\raggedright"
         yield from (f"{tex(note)}\\par" for note in sheet.notes)
     yield r"\end{table}"
 
 
-def _row(line: Line, columns: int) -> str:
+def _tabular(sheet: Sheet, columns: Sequence[int], heads: Sequence[str]) -> Iterator[str]:
+    yield rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"
+    yield r"\toprule"
+    yield " & ".join([tex(sheet.first), *(_stack(heads[at].splitlines()) for at in columns)]) + r" \\"
+    yield r"\midrule"
+    for line in _lines(sheet, columns):
+        if line.floor:
+            yield r"\midrule"
+        yield _row(line, columns) + r" \\"
+    yield from (r"\bottomrule", r"\end{tabular}\par\medskip")
+
+
+def _row(line: Line, columns: Sequence[int]) -> str:
     if line.said and line.empty and columns:
-        return rf"{tex(line.name)} & \multicolumn{{{columns}}}{{l}}{{{tex(line.said)}}}"
+        return rf"{tex(line.name)} & \multicolumn{{{len(columns)}}}{{l}}{{{tex(line.said)}}}"
     name = tex(line.name) + (rf" {{\scriptsize ({tex(line.said)})}}" if line.said else "")
-    gaps = [rf" {{\scriptsize {tex(cell.gap)}}}" if cell.gap else "" for cell in line.cells]
-    return " & ".join([name, *(tex(cell.text) + gap for cell, gap in zip(line.cells, gaps, strict=True))])
+    return " & ".join([name, *(_stack(_stacked(line.cells[at]).splitlines(), r"\scriptsize ") for at in columns)])
+
+
+def _stack(lines: Sequence[str], small: str = "") -> str:
+    """Return lines above each other, those below the first in another size."""
+    first, *others = map(tex, lines)
+    below = "".join(rf" \\ {{{small}{other}}}" for other in others)
+    return rf"\shortstack[r]{{{first}{below}}}" if others else first
 
 
 def tex(text: str) -> str:
@@ -186,7 +201,8 @@ def rich(title: str, sheets: Sequence[Sheet], width: int = WIDTH) -> list[Any]:
     for sheet in sheets:
         found += ["", Text(fmt.plain(sheet.title), style="bold")]
         found += [Text(fmt.plain(sheet.text))] if sheet.text else []
-        found += [_grid(sheet, part) for part in _parts(sheet, width)]
+        heads = [head.short for head in sheet.heads]
+        found += [_grid(sheet, part) for part in _parts(sheet, width, heads)]
         found += [Padding(Text(fmt.plain(note), style=_loud(note)), (0, 0, 0, 2)) for note in sheet.notes]
     return found
 
@@ -195,22 +211,44 @@ def _loud(note: str) -> str:
     return "yellow" if note.startswith(WARNING) else "dim"
 
 
-def _parts(sheet: Sheet, width: int) -> list[list[int]]:
+def _parts(sheet: Sheet, width: int, heads: Sequence[str]) -> list[list[int]]:
     """Return the columns in as many parts as fit beside the names."""
     names = max([len(sheet.first), *(min(NAME, len(fmt.plain(line.name))) for line in sheet.lines)])
     said = [NAME for line in sheet.lines if line.said]
     room = width - max([names, *said]) - GAP
     parts: list[list[int]] = [[]]
     left = room
-    for at, head in enumerate(sheet.heads):
-        texts = [*head.short.splitlines(), *(w for line in sheet.lines for w in _stacked(line.cells[at]).splitlines())]
-        size = GAP + max(map(len, texts))
+    for columns in _tied(sheet):
+        size = sum(GAP + _broad(sheet, at, heads[at]) for at in columns)
         if size > left and parts[-1]:
             parts.append([])
             left = room
-        parts[-1].append(at)
+        parts[-1] += columns
         left -= size
     return parts
+
+
+def _tied(sheet: Sheet) -> list[list[int]]:
+    """Return the columns that must not be parted: a number and what papers say of it."""
+    found: list[list[int]] = []
+    for at, head in enumerate(sheet.heads):
+        if head.tied and found:
+            found[-1].append(at)
+        else:
+            found.append([at])
+    return found
+
+
+def _broad(sheet: Sheet, at: int, head: str) -> int:
+    """Return the signs of the longest line of a column."""
+    cells = (line for row in sheet.lines for line in _stacked(row.cells[at]).splitlines())
+    return max(map(len, [*head.splitlines(), *cells]), default=0)
+
+
+def _lines(sheet: Sheet, columns: Sequence[int]) -> list[Line]:
+    """Return the rows of one part of a table; a floor without numbers there is left out."""
+    none = [all(line.cells[at].text == fmt.MISSING for at in columns) for line in sheet.lines]
+    return [line for line, empty in zip(sheet.lines, none, strict=True) if not (empty and line.floor)]
 
 
 def _grid(sheet: Sheet, columns: Sequence[int]) -> Table:
@@ -221,7 +259,7 @@ def _grid(sheet: Sheet, columns: Sequence[int]) -> Table:
     table.add_column(Text(first), max_width=NAME)
     for head in others:
         table.add_column(Text(head), justify="right", no_wrap=True)
-    for line in sheet.lines:
+    for line in _lines(sheet, columns):
         name = Text(fmt.plain(line.name, NAME), style="bold" if line.role in BOLD else "")
         if line.said:
             name.append(f"\n{fmt.plain(line.said)}", style="dim")

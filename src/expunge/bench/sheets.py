@@ -57,6 +57,11 @@ class Line:
     said: str = ""
 
     @property
+    def floor(self) -> bool:
+        """Whether it says how far retrained models lie apart, and is no model."""
+        return self.name == self.role == FLOOR
+
+    @property
     def empty(self) -> bool:
         """Whether no cell holds anything."""
         return all(cell.text == fmt.MISSING for cell in self.cells)
@@ -69,10 +74,12 @@ class Head:
     Args:
         long: in words.
         short: for a narrow column, of several lines.
+        tied: whether it belongs to the column before it.
     """
 
     long: str
     short: str
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def _main(grid: Grid, comparison: Comparison, compact: bool) -> Sheet:
     heads = tuple(
         _head(comparison, number)
         if source is None
-        else Head(f"{_label(comparison, number)} in [{source}]", f"[{source}]")
+        else Head(f"{_label(comparison, number)} in [{source}]", f"[{source}]", tied=True)
         for number, source in columns
     )
     notes = tuple(remarks.under(grid, comparison))
