@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from expunge.bench import objectives
+from expunge.bench.collect import groups
+from expunge.bench.grid import load
 from expunge.bench.ground import Ground
+from expunge.bench.store import Store
 from expunge.report import tunepage
 from shell import Run, refused, sentence
 
@@ -132,20 +136,28 @@ def test_refusals_write_nothing(grid: Path, tmp_path: Path, given: tuple[str, ..
 
 
 @pytest.mark.slow
-def test_on_digits_a_setting_is_found_that_is_at_least_as_close_as_the_default_on_other_seeds(
+def test_on_digits_a_setting_is_found_that_is_at_least_as_close_to_retrained_as_the_default_on_other_seeds(
     run: Run, tmp_path: Path
 ) -> None:
-    """The search of 20 trials on seeds 100 to 102; then both settings on seeds 0 to 9, on the test set."""
-    words = ("tune", "ssd", *DIGITS, "--trials", 20, "--store", "store")
-    assert run(*words)[0] == 0
+    """Fifty trials on seeds 100 to 102 without the test set; then both settings on seeds 0 to 4, on the test set."""
+    code, _, err = run("tune", "ssd", *DIGITS, "--store", "store")
+    assert code == 0, err
     body = json.loads((tmp_path / "expunge-tuned" / "ssd.json").read_text())
-    assert body["value"] <= body["default_value"]
+    assert body["best"] > 0
+    assert body["value"] < body["default_value"]
     (tmp_path / "grid.toml").write_text(
-        'data = ["digits"]\nscenarios = ["class=3"]\nmetrics = ["accuracy", "loss", "membership"]\n'
+        'seeds = 5\ndata = ["digits"]\nscenarios = ["class=3"]\nmetrics = ["accuracy", "loss", "membership"]\n'
         'attacks = ["entropy_lr", "loss"]\n[methods.ssd]\n[methods."ssd tuned"]\nname = "ssd"\n'
         'tuned = "expunge-tuned/ssd.json"\n'
     )
-    assert run("bench", "run", "grid.toml", "--store", "store")[0] == 0
-    code, out, _ = run("bench", "table", "grid.toml", "--store", "store", "--format", "json")
-    assert code == 0
-    assert re.search("ssd tuned", out)
+    code, _, err = run("bench", "run", "grid.toml", "--store", "store")
+    assert code == 0, err
+    (group,) = groups(load(tmp_path / "grid.toml"), Store.open(tmp_path / "store"))
+    runs, aim = list(group.runs.values()), objectives.load("retrained")
+    scales = aim.scales(runs)
+    far = {
+        name: np.mean([np.mean(list(aim.lengths(scores, name, scales).values())) for scores in runs])
+        for name in ("ssd", "ssd tuned", "no_op", "retrained (other seed)")
+    }
+    assert far["ssd tuned"] <= far["ssd"] < far["no_op"]
+    assert far["retrained (other seed)"] < far["ssd tuned"]
