@@ -7,7 +7,7 @@ import pytest
 
 from audits import build, few, widest
 from expunge.report import charts, layout, looks, roc, series
-from expunge.report.svg import GREY, compact, figure, inline, style
+from expunge.report.svg import GREY, Dot, compact, figure, inline, style
 
 NS = "{http://www.w3.org/2000/svg}"
 
@@ -137,6 +137,29 @@ def test_ink_follows_the_page():
     assert "currentColor" in svg
     assert "#010203" not in svg
     assert "system-ui" in svg
+
+
+def test_dots_stand_where_the_axes_put_them_and_lead_somewhere():
+    with style("k"):
+        fig = figure(200, 100)
+        ax = fig.add_subplot()
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        dots = [
+            Dot(ax, 0, 0, "look1", "first <b>", "cells/x.html#m1", size=8),
+            Dot(ax, 1, 1, "look2", "second", opacity=0.5),
+        ]
+        root = ET.fromstring(inline(fig, "k", "a label", dots))
+    first, second = (e for e in root.iter(f"{NS}use") if e.find(f"{NS}title") is not None)
+    box = ax.get_window_extent()
+    assert float(first.get("x")) + 4 == pytest.approx(box.x0, abs=0.06)
+    assert float(first.get("y")) + 4 == pytest.approx(100 - box.y0, abs=0.06)
+    assert float(second.get("x")) + 6 == pytest.approx(box.x1, abs=0.06)
+    assert float(second.get("y")) + 6 == pytest.approx(100 - box.y1, abs=0.06)
+    assert (first.get("href"), second.get("href")) == ("#look1", "#look2")
+    assert [e.find(f"{NS}title").text for e in (first, second)] == ["first <b>", "second"]
+    assert (first.get("opacity"), second.get("opacity")) == (None, "0.5")
+    (link,) = root.iter(f"{NS}a")
+    assert (link.get("href"), link.get("tabindex")) == ("cells/x.html#m1", "-1")
 
 
 @pytest.mark.parametrize(

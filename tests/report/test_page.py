@@ -9,7 +9,7 @@ import pytest
 from audits import HOSTILE, few
 from expunge import report
 from expunge.errors import Incompatible, UserError
-from expunge.report import distance
+from expunge.report import distance, looks
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -147,6 +147,23 @@ def test_the_least_document_renders(document):
     html = report.render(document)
     assert "not a date" in html
     assert "seeds stand behind" not in html
+
+
+def test_other_pages_are_linked_above_the_title_and_models_look_as_they_do_there(document):
+    light(document)
+    document["sections"] = document["sections"][:1]
+    look = looks.looks([{"models": [{"name": "lfssd", "role": "method"}]}, *document["sections"]])
+    html = report.render(document, look=look, links=[("← All <of> them", "index.html#p1")])
+    assert '<a href="index.html#p1">← All &lt;of&gt; them</a>' in html.partition("<h1>")[0]
+    symbols = [m for m in re.findall(r'<symbol id="look(\d+)" .*?</symbol>', html)]
+    assert len(symbols) == len(look)
+    assert list(look)[0] == "lfssd"
+    assert "<nav" not in report.render(document)
+
+
+def test_every_model_has_a_place_in_the_page(html):
+    ids = [attrs["id"] for _, attrs in parsed(html).found if re.fullmatch(r"s1-m\d+", attrs.get("id", ""))]
+    assert ids == [f"s1-m{i}" for i in range(1, 10)]
 
 
 def test_the_same_document_gives_the_same_bytes(document, html):
