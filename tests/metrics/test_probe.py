@@ -16,7 +16,7 @@ from expunge.data import Data
 from expunge.evaluate import evaluate
 from expunge.evidence import Outputs
 from expunge.metric import SPLITS, Audit, Unavailable, Value
-from expunge.metrics.probe import Probe, ridge
+from expunge.metrics.probe import Probe, _logistic, ridge
 from expunge.scenario import Scenario, forget_ids
 from expunge.task import Classification, Regression
 from expunge.train import Recipe, fit
@@ -202,3 +202,9 @@ def test_any_task_has_a_probe() -> None:
 def _network() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+
+
+def test_one_shot_of_each_of_many_classes_is_fitted_in_silence(recwarn):
+    x = np.eye(40)
+    assert _logistic(x, np.arange(40), x).tolist() == list(range(40))
+    assert [str(w.message) for w in recwarn] == []

@@ -234,6 +234,7 @@ def ridge(x: Features, labels: Labels, there: Features) -> Labels:
 def _logistic(x: Features, labels: Labels, there: Features) -> Labels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a few samples in many dimensions separate anyway
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one shot of each is a few
         found: Labels = LogisticRegression(max_iter=200).fit(x, labels).predict(there)
     return found
 
