@@ -229,6 +229,44 @@ def test_what_tuning_found_is_told_in_short():
     assert "tuning.html" not in gridpage.pages(book(tuned={"ssd": TUNED}))  # it tells of no trial
 
 
+def trial(number, alpha, value):
+    return {
+        "number": number,
+        "state": "complete",
+        "value": value,
+        "chosen": {"alpha": alpha},
+        "values": [value],
+        "lengths": [{"accuracy/forget": value}],
+        "seconds": 0.1,
+        "why": "",
+    }
+
+
+def test_the_trials_of_tuning_are_a_page_that_the_index_leads_to():
+    whole = TUNED | {
+        "about": "Mean distance to retrained.",
+        "best": 1,
+        "budget": {"complete": 3, "pruned": 0, "refused": 0, "edits": 6, "seconds": 1.5},
+        "compared": {
+            "values": {"no_op": 9.0},
+            "lengths": {"no_op": [{"accuracy/forget": 9.0}]},
+            "scales": [{"accuracy/forget": 0.1}],
+        },
+        "default": {"alpha": 10.0},
+        "expunge": "0.1.0",
+        "fixed": {},
+        "history": [trial(0, 10.0, 2.04), trial(1, 6.75, 1.87), trial(2, 3.0, 4.0)],
+        "importance": {},
+        "method": {"name": "ssd", "alpha": 6.75},
+        "objective": "retrained",
+        "space": {"alpha": {"low": 0.1, "high": 100.0, "log": True, "whole": False, "symbol": "α"}},
+    }
+    pages = check(gridpage.pages(book(empty("a, b, c"), tuned={"lfssd": TUNED, "ssd": whole})))
+    assert "tuning.html#t1" in pages["index.html"].links
+    assert "index.html#tuning" in pages["tuning.html"].links
+    assert "alpha" in pages["tuning.html"].text
+
+
 def test_thirty_methods_by_sixty_numbers_stay_small_enough_to_open():
     whole = large(30)
     html = gridpage.render(whole, gridpage.chosen(whole))
