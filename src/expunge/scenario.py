@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -81,7 +82,9 @@ class Scenario:
 
     def to_json(self) -> dict[str, Any]:
         """Return the scenario as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["target"] = copy.deepcopy(self.target)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Scenario:

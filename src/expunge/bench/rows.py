@@ -82,7 +82,7 @@ def details(folder: Path, body: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         ``series``, ``samples`` and ``changed``.
     """
-    found, _ = tensors.load(folder / SAMPLES)
+    found = tensors.load(folder / SAMPLES)[0].whole()
     samples: dict[str, dict[str, Any]] = {}
     for name in found:
         model, _, key = name.partition("\n")
@@ -107,7 +107,7 @@ def save_evidence(folder: Path, outputs: Mapping[str, Mapping[str, Outputs]]) ->
 
 def load_evidence(folder: Path) -> dict[str, dict[str, Outputs]]:
     """Return what `save_evidence` wrote."""
-    found, _ = tensors.load(folder / EVIDENCE)
+    found = tensors.load(folder / EVIDENCE)[0].whole()
     parts: dict[str, dict[str, dict[str, Any]]] = {}
     for name in found:
         model, split, key = name.split("\n", 2)

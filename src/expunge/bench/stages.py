@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -171,13 +172,13 @@ class Work:
         """The cell the task belongs to."""
         return self.task.cell
 
-    @property
+    @cached_property
     def problem(self) -> Problem:
         """Data, network and recipe."""
         key = (canonical([self.cell.data, self.cell.network, self.cell.recipe]), self.setting)
         return _PROBLEMS.get(key, lambda: _problem(self.cell, self.setting))
 
-    @property
+    @cached_property
     def train(self) -> Data:
         """The training data, with wrong labels or triggers where the request plants them."""
         request, problem = self.cell.asked, self.problem
@@ -203,7 +204,7 @@ class Work:
             Incompatible: it was trained on other data of the same name.
         """
         task = self.need("trained")
-        if self.store.finished(task).get("data") != self.fingerprint():
+        if self.finished(task).get("data") != self.fingerprint():
             remedy = "put the data back as it was, or use another --store"
             raise Incompatible(f"the data that {task.name} was trained on", "other samples under its name", remedy)
         return self.filled(task)
@@ -225,9 +226,19 @@ class Work:
         """Return the network with a task's weights."""
         return _MODELS.get(self.mark(task), lambda: self._filled(self.store.folder(task) / MODEL))
 
+    def finished(self, task: Task) -> dict[str, Any]:
+        """Return an earlier task's document, read once."""
+        if task.name not in self._documents:
+            self._documents[task.name] = self.store.finished(task)
+        return self._documents[task.name]
+
+    @cached_property
+    def _documents(self) -> dict[str, dict[str, Any]]:
+        return {}
+
     def mark(self, task: Task) -> tuple[Path, str]:
         """Return what tells a finished folder from one computed anew."""
-        return self.store.folder(task), digest(self.store.finished(task))
+        return self.store.folder(task), digest(self.finished(task)["files"])
 
     def _filled(self, path: Path) -> nn.Module:
         build = self.problem.new_model
@@ -256,7 +267,7 @@ class Work:
             Incompatible: it was measured on other test data of the same name.
         """
         task = self.need("reference")
-        if self.store.finished(task).get("test") != self.fingerprint(measuring=True):
+        if self.finished(task).get("test") != self.fingerprint(measuring=True):
             remedy = "put the data back as it was, or use another --store"
             raise Incompatible(
                 f"the test data that {task.name} was measured on", "other samples under its name", remedy
@@ -358,7 +369,7 @@ def _save(folder: Path, done: Unlearned) -> None:
 def _referred(work: Work) -> Callable[[Path], None]:
     first, retrain = work.original(), methods.load("retrain")()
     again = [work.need("retrained", k) for k in range(work.cell.retrained)]
-    models = {"original": first, REFERENCE: [work.result(task, retrain, first) for task in again]}
+    models: dict[str, Any] = {"original": first, REFERENCE: [work.result(task, retrain, first) for task in again]}
     outputs = dict[str, dict[str, Outputs]]()
     scores = _measure(work, models, known=None, outputs=outputs)
     work.said["test"] = work.fingerprint(measuring=True)
