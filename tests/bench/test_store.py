@@ -456,27 +456,38 @@ def test_a_claim_is_touched_while_its_owner_works(empty: Store, task: Task, monk
         assert claim.stat().st_mtime > 0
 
 
-def _race(path: Path, start: Any, out: Any) -> None:
+def _race(path: Path, start: Any, out: Any, end: Any) -> None:
     start.wait()
     with Claims(path).held("one") as mine:
-        if mine:
-            time.sleep(0.2)
         out.put(mine)
+        if mine:
+            end.wait(60)
 
 
-@pytest.mark.parametrize("dead", [False, True])
-def test_of_many_who_claim_at_once_one_succeeds(dead: bool, tmp_path: Path) -> None:
-    if dead:
+@pytest.mark.parametrize("state", ["free", *["dead"] * 4])
+def test_of_many_who_claim_at_once_one_succeeds(state: str, tmp_path: Path) -> None:
+    if state == "dead":
         (tmp_path / "one.json").write_text(json.dumps(vars(replace(Owner.here(), pid=2**22 - 1, began=1))))
-    start, out = FORK.Barrier(6), FORK.Queue()
-    everyone = [FORK.Process(target=_race, args=(tmp_path, start, out)) for _ in range(6)]
+    start, out, end = FORK.Barrier(6), FORK.Queue(), FORK.Event()
+    everyone = [FORK.Process(target=_race, args=(tmp_path, start, out, end)) for _ in range(6)]
     for one in everyone:
         one.start()
     found = [out.get(timeout=60) for _ in everyone]
+    end.set()
     for one in everyone:
         one.join()
     assert sum(found) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_was_taken_over_since_it_was_looked_at_is_not_inherited_again(empty: Store, task: Task) -> None:
+    claim = owned(empty, task, pid=2**22 - 1, began=1)
+    dead = claims._owner(claim)
+    with empty.claimed(task) as mine:
+        assert mine
+        assert not empty.claims._inherit(claim, dead, Owner.here())
+        assert not empty.claims._inherit(claim, None, Owner.here())
+    assert leftovers(empty.path) == []
 
 
 def test_an_heir_that_died_in_between_is_followed_by_another(empty: Store, task: Task) -> None:

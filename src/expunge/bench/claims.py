@@ -123,15 +123,15 @@ class Claims:
         for _ in range(3):  # its owner may end, or another inherit, between two looks
             if exclusive(claim, json.dumps(asdict(own))):
                 return True
-            if self._alive(claim):
+            holder = _owner(claim)
+            if self._works(claim, holder):
                 return False
-            if self._inherit(claim, own):
+            if self._inherit(claim, holder, own):
                 return True
         return False
 
-    def _inherit(self, claim: Path, own: Owner) -> bool:
-        """Take over a dead claim: by a file that names its token, which one process alone can make."""
-        dead = _owner(claim)
+    def _inherit(self, claim: Path, dead: Owner | None, own: Owner) -> bool:
+        """Take over a dead owner's claim: by a file that names its token, which one process alone can make."""
         heir = claim.with_name(f"{claim.name}.{dead.token if dead else 'unreadable'}")
         if not exclusive(heir, json.dumps(asdict(own))):
             if not self._alive(heir):
@@ -147,8 +147,10 @@ class Claims:
             heir.unlink(missing_ok=True)
 
     def _alive(self, claim: Path) -> bool:
+        return self._works(claim, _owner(claim))
+
+    def _works(self, claim: Path, owner: Owner | None) -> bool:
         """Return whether the owner of a claim still works: here by its process, elsewhere by its last sign of life."""
-        owner = _owner(claim)
         if owner is not None and owner.near:
             return owner.runs
         return claim.exists() and self.age(claim) < PATIENCE
