@@ -14,19 +14,25 @@ ROOT = Path(expunge.__file__).parent
 LAW = """
 __init__ errors files seeds stats extras
 tensors processes copies runtime sources data task passes scenario identity canaries poison
-fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention fisher/rules
+fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention
+fisher/rules
 fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
 masks recipe checkpoints train signals evidence method metric
 objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__
 methods/_* methods/* methods/__init__ stamp phase unlearn plan shadows
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds summary twins evaluate
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
-project/sections project/config project/template project/entry project/weights project/pretrained project/networks project/samples
+project/sections project/config project/template project/entry project/weights project/pretrained project/networks
+project/samples
 project/__init__ steps kinds originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/charts report/roc report/series report/page report/grids report/heat report/labels report/pareto
-report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage report/__init__
-ledger bench/cell bench/grid_file bench/grid bench/claims bench/store bench/rows bench/stages bench/runner bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune bench/__init__ qualify service testing
+report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
+report/__init__
+ledger bench/cell bench/grid_file bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
+bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
+bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
+bench/__init__ qualify service testing
 cli/_app cli/_show cli/_samples cli/_jobs cli/_request cli/_plan cli/* cli/__init__ __main__
 """
 ORDER = LAW.split()
