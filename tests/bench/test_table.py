@@ -531,6 +531,12 @@ def test_mixed_versions_are_a_warning(grid: Grid) -> None:
     assert "versions of expunge" not in text
 
 
+def test_warnings_stand_before_all_other_notes(grid: Grid) -> None:
+    versions = {"torch": frozenset({"2.9", "2.1"})}
+    notes = [n for n in table.render(grid, [whole(grid, versions=versions)], "markdown").splitlines() if n[:2] == "- "]
+    assert [note.startswith("- Warning") for note in notes[:2]] == [True, False]
+
+
 def test_caveats_of_the_scores_stand_under_the_table(grid: Grid) -> None:
     runs = {seed: run(seed, caveats=("Half of the forgotten samples have twins.",)) for seed in range(2)}
     assert "Half of the forgotten samples have twins." in table.render(grid, [group(grid, runs)], "markdown")

@@ -202,7 +202,7 @@ def cell(comparison: Comparison, row: Row, number: str, compact: bool = False) -
     alone = len(row.seeds) == 1
     text = fmt.value(value, compact=compact, named=False, ends=alone or _cut(value))
     title = f"n = {value['n']} {'samples' if alone else 'seeds'}"
-    if gap is None or row.role == "retrained" or metric["group"] == "cost":
+    if gap is None or metric["group"] == "cost":
         return Cell(text, title=title)
     far = length(section, model, metric)
     shown = fmt.difference(gap, like=value["x"], compact=compact, ends=alone and not compact)

@@ -19,7 +19,6 @@ from expunge.errors import UserError, suggest
 from expunge.files import jsonable
 from expunge.metric import Unavailable, Value
 from expunge.report.format import plain
-from expunge.scores import REFERENCE
 from expunge.stats import Interval
 
 Form = Literal["rich", "markdown", "latex", "csv", "json", "html"]
@@ -135,7 +134,7 @@ def _number(comparison: Comparison, name: str) -> dict[str, Any]:
 def _row(comparison: Comparison, row: Row) -> dict[str, Any]:
     scores, model = comparison.scores, row.model
     values = {} if scores is None else scores.values.get(model, {})
-    gaps = {} if scores is None or row.role == REFERENCE else scores.gaps.get(model, {})
+    gaps = {} if scores is None else scores.gaps.get(model, {})
     sizes = {} if scores is None else scores.distances.get(model, {})
     of = "samples" if len(row.seeds) == 1 else "seeds"
     return {
@@ -219,7 +218,7 @@ def _lines(comparison: Comparison, row: Row, number: str) -> list[dict[str, Any]
         line |= {"value": value.x, "low": _blank(value.low), "high": _blank(value.high), "n": value.n}
     elif isinstance(value, Unavailable):
         line["reason"] = plain(value.reason)
-    gap = None if scores is None or row.role == REFERENCE else scores.gaps.get(row.model, {}).get(number)
+    gap = None if scores is None else scores.gaps.get(row.model, {}).get(number)
     if gap is not None:
         line |= {"gap": gap.x, "gap_low": _blank(gap.low), "gap_high": _blank(gap.high)}
     if scores is not None and number in scores.floor:
