@@ -775,3 +775,13 @@ def test_shares_whose_interval_is_cut_are_written_by_its_ends(grid: Grid) -> Non
         found.values["ssd"]["accuracy/test"] = Value.single([0.4, 0.6][seed])
     cell = markdown(table.render(grid, [group(grid, runs)], "markdown"))["ssd"]["accuracy, test set"]
     assert cell.startswith("50.0% (0.0 to 100.0)")
+
+
+@pytest.mark.parametrize("form", ["rich", "html"])
+def test_colours_are_explained_where_there_are_any(grid: Grid, form: str) -> None:
+    assert "Colour: how long the gap is in floors" in shown(grid, [whole(grid)], form)
+    assert "Colour" not in shown(grid, [whole(grid)], form, metrics=["cost"])
+    if form == "html":
+        row = re.search(r"<tr[^>]*>\s*<th scope=\"row\">ssd.*?</tr>", table.render(grid, [whole(grid)], form), re.S)
+        assert row is not None
+        assert re.findall(r'<td class="d(\d)"', row[0]) == ["0", "4", "4"]  # of the set forgotten, of test, of the AUC

@@ -19,7 +19,10 @@ from expunge.report.tables import STYLES, escape
 
 WIDTH, NAME, GAP = 120, 24, 1  # columns of a terminal, of a model's name, between columns
 LATEX_WIDTH, LATEX_HEAD = 96, 14  # signs of a line of a page, and of a column's head
-BOLD = ("retrained", "floor")
+COLOURS = (
+    "Colour: how long the gap is in floors, else in half intervals: green up to 1, none up to 2, yellow up to 4, "
+    "orange up to 8, red beyond."
+)
 SAMPLES = re.compile(r" (?=\()")  # before an interval that gets its own line
 
 LATEX = {
@@ -49,10 +52,12 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
 HTML = PAGE.from_string(
     """
 <div class="expunge-tables">
+<h2>{{ title }}</h2>
 <style>
-.expunge-tables { font: 14px/1.4 system-ui, sans-serif; }
+.expunge-tables { font: 14px/1.4 system-ui, sans-serif; overflow-x: auto; }
 .expunge-tables table { border-collapse: collapse; margin: .5em 0; }
 .expunge-tables th, .expunge-tables td { padding: .2em .6em; text-align: right; vertical-align: top; }
+.expunge-tables td { white-space: nowrap; }
 .expunge-tables th:first-child, .expunge-tables .said { text-align: left; }
 .expunge-tables thead th { border-bottom: 1px solid; vertical-align: bottom; }
 .expunge-tables small { display: block; opacity: .75; }
@@ -93,6 +98,9 @@ HTML = PAGE.from_string(
 {% endif %}
 </section>
 {% endfor %}
+{% if colours %}
+<p>{{ colours }}</p>
+{% endif %}
 </div>
 """
 )
@@ -177,7 +185,14 @@ def tex(text: str) -> str:
 
 def html(title: str, sheets: Sequence[Sheet]) -> str:
     """Return the tables as a fragment of HTML that carries its own style; every name is escaped."""
-    return HTML.render(sheets=[_clean(sheet) for sheet in sheets], title=title).lstrip("\n")
+    found = [_clean(sheet) for sheet in sheets]
+    return HTML.render(sheets=found, title=fmt.plain(title), colours=_colours(sheets)).lstrip("\n")
+
+
+def _colours(sheets: Sequence[Sheet]) -> str:
+    """Return what colours mean, where there are any."""
+    every = (cell for sheet in sheets for line in sheet.lines for cell in line.cells)
+    return COLOURS if any(cell.distance is not None for cell in every) else ""
 
 
 def _clean(sheet: Sheet) -> Sheet:
@@ -204,7 +219,7 @@ def rich(title: str, sheets: Sequence[Sheet], width: int = WIDTH) -> list[Any]:
         heads = [head.short for head in sheet.heads]
         found += [_grid(sheet, part) for part in _parts(sheet, width, heads)]
         found += [Padding(Text(fmt.plain(note), style=_loud(note)), (0, 0, 0, 2)) for note in sheet.notes]
-    return found
+    return [*found, "", Text(colours, style="dim")] if (colours := _colours(sheets)) else found
 
 
 def _loud(note: str) -> str:
@@ -260,7 +275,7 @@ def _grid(sheet: Sheet, columns: Sequence[int]) -> Table:
     for head in others:
         table.add_column(Text(head), justify="right", no_wrap=True)
     for line in _lines(sheet, columns):
-        name = Text(fmt.plain(line.name, NAME), style="bold" if line.role in BOLD else "")
+        name = Text(fmt.plain(line.name, NAME), style="bold" if line.role == "retrained" or line.floor else "")
         if line.said:
             name.append(f"\n{fmt.plain(line.said)}", style="dim")
         table.add_row(name, *(_shown(line.cells[at]) for at in columns))
