@@ -252,7 +252,9 @@ class _Asked:
                 settings[name] = methods.build(values).settings()
             except UserError as error:
                 raise self.told(["methods", name], _named(error, table, method), error) from error
-        twice = [n for n, s in settings.items() if list(settings.values()).count(s) > 1]
+        # Tuning may well have kept the default: then both rows say the same, and a reader learns that.
+        plain = {n: s for n, s in settings.items() if n not in tuned}
+        twice = [n for n, s in plain.items() if list(plain.values()).count(s) > 1]
         if twice:
             raise self.refuse(["methods"], twice[1], "methods that differ", f"{listing(twice)} alike", ONE_BY_ONE)
         return settings, tuned
