@@ -45,7 +45,7 @@ class Owner:
     @classmethod
     def here(cls) -> Owner:
         """Return this process, with a new token."""
-        return cls(host(), os.getpid(), _began(os.getpid()) or 0, uuid4().hex)
+        return cls(host(), os.getpid(), _own(os.getpid()), uuid4().hex)
 
     @property
     def near(self) -> bool:
@@ -180,6 +180,11 @@ def host() -> str:
     started = boot.read_text(encoding="utf-8") if boot.is_file() else str(round(psutil.boot_time(), -2))
     numbers = os.readlink(space) if space.is_symlink() else ""
     return digest(socket.gethostname(), started, numbers)[:16]
+
+
+@cache
+def _own(pid: int) -> int:
+    return _began(pid) or 0
 
 
 def _began(pid: int) -> int | None:
