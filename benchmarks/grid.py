@@ -12,6 +12,7 @@ Three ratios, each with the target it is held to:
 
     python benchmarks/grid.py
     python benchmarks/grid.py --cells 1000 --seeds 1
+    EXPUNGE_DATA=folder python benchmarks/grid.py --data fashion_mnist --limit 6000 --cells 0 --again 0
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 
 from expunge import methods
-from expunge.bench import collect, grid, rows, stages, store, table
+from expunge.bench import collect, grid, rows, stages, table
 from expunge.bench.cell import Task
 from expunge.bench.runner import InProcess, plan, run
 from expunge.bench.stages import Setting
@@ -41,10 +42,11 @@ from expunge.files import digest
 
 REAL = """
 seeds = {seeds}
-data = ["digits"]
 networks = ["convnet"]
 scenarios = ["class=3", "random=0.05"]
 methods = [{names}]
+[data.{data}]
+{limit}
 """
 LARGE = """
 seeds = 10
@@ -104,12 +106,13 @@ def timed() -> Iterator[dict[str, NDArray[np.float64]]]:
             setattr(stages, name, call)
 
 
-def overhead(folder: Path, seeds: int) -> None:
+def overhead(folder: Path, data: str, limit: int, seeds: int) -> None:
     """Print what filling a grid and writing its table takes beyond the library's calls."""
+    same = {"data": data, "limit": f"limit = {limit}" if limit else ""}
     names = ", ".join(f'"{n}"' for n in methods.names() if n != "retrain")
-    warm = asked(folder, "warm", REAL.format(seeds="[99]", names='"ssd"'))
+    warm = asked(folder, "warm", REAL.format(seeds="[99]", names='"ssd"', **same))
     filled(warm, folder / "warm")  # what is imported, opened and compiled once
-    real = asked(folder, "real", REAL.format(seeds=seeds, names=names))
+    real = asked(folder, "real", REAL.format(seeds=seeds, names=names, **same))
     with timed() as spent:
         start = now()
         summary = filled(real, folder / "real")
@@ -119,7 +122,7 @@ def overhead(folder: Path, seeds: int) -> None:
         shown = now() - start
     work, beyond = np.sum([spent[n] for n in WORK], axis=0), whole - np.sum([*spent.values()], axis=0)
     tasks = summary.counts["done"]
-    print(f"1. Overhead: {len(real)} cells, {tasks} tasks.")
+    print(f"1. Overhead on {data}{f', {limit} samples' if limit else ''}: {len(real)} cells, {tasks} tasks.")
     for at, clock in enumerate(("clock", "processor")):
         calls = ", ".join(f"{name} {times[at]:.1f} s" for name, times in spent.items())
         print(f"   {clock}: {whole[at]:.1f} s in all; {calls}.")
@@ -206,23 +209,23 @@ def again(folder: Path, cells: int, repeats: int) -> None:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", default="digits", help="of the grid that is filled")
+    parser.add_argument("--limit", type=int, default=0, help="so many training samples of it; 0 for all")
     parser.add_argument("--seeds", type=int, default=2, help="of the grid that is filled")
-    parser.add_argument("--cells", type=int, default=10_000, help="of the store that is read, in steps of 100")
-    parser.add_argument("--again", type=int, default=1000, help="cells of the grid that is run twice")
+    parser.add_argument("--cells", type=int, default=10_000, help="of the store that is read, in hundreds; 0 for none")
+    parser.add_argument("--again", type=int, default=1000, help="cells of the grid that is run twice; 0 for none")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for number, part in enumerate(
-        (
-            lambda folder: overhead(folder, given.seeds),
-            lambda folder: reading(folder, given.cells, given.repeats),
-            lambda folder: again(folder, given.again, given.repeats),
-        )
-    ):
-        with tempfile.TemporaryDirectory(prefix=f"expunge-grid-{number}-") as folder:
+    parts: list[Callable[[Path], None]] = [lambda folder: overhead(folder, given.data, given.limit, given.seeds)]
+    if given.cells:
+        parts.append(lambda folder: reading(folder, given.cells, given.repeats))
+    if given.again:
+        parts.append(lambda folder: again(folder, given.again, given.repeats))
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="expunge-grid-") as folder:
             part(Path(folder))
 
 
 if __name__ == "__main__":
-    assert store.SCHEMA == 1
     main()

@@ -126,12 +126,14 @@ class Plan:
 
     Args:
         tasks: missing ones, each after what it needs.
+        again: those of them that failed before, or whose folder is corrupt.
         failed: those that failed before and are not to be tried again.
         corrupt: those whose folder is not what was written and are not to be computed anew.
         blocked: those that need one of these.
     """
 
     tasks: list[Task] = field(default_factory=list)
+    again: list[Task] = field(default_factory=list)
     failed: list[Task] = field(default_factory=list)
     corrupt: list[Task] = field(default_factory=list)
     blocked: list[Task] = field(default_factory=list)
@@ -164,6 +166,8 @@ def plan(results: Iterable[Task], store: Store, *, retry: bool = False, recomput
         becomes[task.name] = became
         if became in lists:
             lists[became].append(task)
+        if became == "missing" and seen[task.name] in ("failed", "corrupt"):
+            found.again.append(task)
     return found
 
 
@@ -194,7 +198,7 @@ def run(work: Plan, store: Store, executor: Executor, *, told: Told | None = Non
     state = _State(store, work.tasks, told or (lambda task, outcome, over, of: None))
     try:
         store.sweep()
-        for task in work.tasks:
+        for task in work.again:
             _forget(store, task)
         while state.left:
             state.look()

@@ -215,10 +215,10 @@ class Work:
         Args:
             measuring: of the test set, which nothing reads before models are measured; else of training and holdout.
         """
-        key = (canonical([self.cell.data, self.cell.request if self.cell.asked.changes_data else None]), self.setting)
+        planted = [self.cell.request, self.cell.seed] if self.cell.asked.changes_data else None
         problem = self.problem
         return _PRINTS.get(
-            (key, self.cell.seed, measuring),
+            (canonical([self.cell.data, planted]), self.setting, measuring),
             lambda: _fingerprint([problem.test] if measuring else [self.train, problem.holdout]),
         )
 
@@ -323,7 +323,7 @@ def _retrained(work: Work) -> Callable[[Path], None]:
 
 def _prepared(work: Work) -> Callable[[Path], None]:
     method, first = work.cell.made, work.original()
-    scenario = work.drawn()[0] if method.prepares.scenario else None
+    scenario = step(*work.drawn(), 1).own if method.prepares.scenario else None
     common = work.common() | {"scenario": scenario, "seed": work.cell.seed}
     ready = prepare(method, first, work.problem.task, train=work.train, **common)
     work.said["prepare"] = {"seconds": ready.seconds, "peak_memory": ready.peak_memory, "note": ready.note}
@@ -391,23 +391,25 @@ def _measured(work: Work) -> Callable[[Path], None]:
         methods.load("retrain")(),
     )
     retrained = _RESULTS.get(work.mark(reference), lambda: work.result(reference, retrain, first))
-    models = {"original": first, REFERENCE: retrained, name: done}
+    times = _edits(work, own)
+    models = {"original": first, REFERENCE: retrained, name: replace(done, **times)}
     known, outputs = work.references()
     whole = _measure(work, models, known=known, outputs=outputs).only([name])
     scores = replace(whole, numbers={}, floor={}, caveats=tuple(c for c in whole.caveats if c not in known.caveats))
-    work.said["cost"] = _cost(work, own, done)
+    prepared = float(work.store.finished(work.need("prepared"))["prepare"]["seconds"])
+    edits, whole_seconds = times["seconds"], times["total_seconds"]
+    work.said["cost"] = {"prepare": prepared, "unlearn": done.seconds, "edits": edits, "total": whole_seconds}
     return lambda folder: rows.save(folder, scores)
 
 
-def _cost(work: Work, last: Task, done: Unlearned) -> dict[str, float]:
-    """Return the seconds of preparing, of the last edit, and of all edits up to it."""
-    edits, task = 0.0, last
+def _edits(work: Work, last: Task) -> dict[str, Any]:
+    """Return what all edits of a row of requests took together: seconds summed, memory at its peak."""
+    bodies, task = [], last
     while task.stage == "unlearned":
-        edits += float(work.store.read(task, RESULT)["seconds"])
+        bodies.append(work.store.read(task, RESULT))
         task = next(need for need in task.needs if need.stage in ("unlearned", "prepared"))
-    ready = work.store.done(task) or {}
-    prepared = float(ready["prepare"]["seconds"])
-    return {"prepare": prepared, "unlearn": done.seconds, "edits": edits, "total": done.total_seconds}
+    seconds, total = (sum(float(body[name]) for body in bodies) for name in ("seconds", "total_seconds"))
+    return {"seconds": seconds, "total_seconds": total, "peak_memory": max(int(b["peak_memory"]) for b in bodies)}
 
 
 def _measure(

@@ -61,13 +61,14 @@ class Store:
             UserError: something else is there, or it cannot be written.
             Incompatible: it was written by a newer version.
         """
-        found, head = there(path), path / HEAD
-        names = [p.name for p in path.iterdir()] if found == "a folder" else []
-        others = [name for name in names if not name.startswith(f".{HEAD}.")]  # another process may be making it
-        if found == "a file" or (others and not head.is_file()):
-            got = "a file" if found == "a file" else "another folder, not empty"
-            raise UserError(f"a store, or a free path, at {path}", got, "choose another --store")
-        if not head.is_file():
+        head = path / HEAD
+        if there(head) is None:
+            found = there(path)
+            names = [p.name for p in path.iterdir()] if found == "a folder" else []
+            others = [name for name in names if not name.startswith(f".{HEAD}.")]  # another process may be making it
+            if found == "a file" or (others and not head.is_file()):
+                got = "a file" if found == "a file" else "another folder, not empty"
+                raise UserError(f"a store, or a free path, at {path}", got, "choose another --store")
             with _writable(path):
                 path.mkdir(parents=True, exist_ok=True)
                 body = {"kind": STORE, "schema": SCHEMA, "expunge": __version__, "id": uuid4().hex}
