@@ -37,7 +37,7 @@ def memorisation(
         train: the data that the original was trained on.
         original: the trained network.
         runtime: device, batch size, progress.
-        seed: of the thirds and of the trainings; that of the original.
+        seed: of the original; the thirds and their trainings take one that follows from it.
 
     Returns:
         (N,) scores in the data's order, higher = known by heart more.
@@ -54,12 +54,13 @@ def memorisation(
     if len(train) < 2:
         raise UserError("two training samples or more to tell the hardest", f"{len(train)}", "add some")
     ids = train.ids
-    order = np.random.default_rng(named_seed("hardness", seed)).permutation(len(train))
+    own = named_seed("hardness", seed)  # starting where a retrained model starts would choose in that one's favour
+    order = np.random.default_rng(own).permutation(len(train))
     without = np.empty(len(train))
     for k in range(min(FOLDS, len(train))):
         rows = np.sort(order[k::FOLDS])
         held = train.subset([ids[i] for i in rows])
-        network = trained(problem, train.without(held.ids), runtime=runtime, seed=seed)
+        network = trained(problem, train.without(held.ids), runtime=runtime, seed=own)
         without[rows] = _merit(problem, collect(network, problem.task, held, runtime=runtime))
     return _merit(problem, collect(original, problem.task, train, runtime=runtime)) - without
 

@@ -483,18 +483,25 @@ def test_faults_of_projects(load, refused, project):
 
 
 def tuned(folder, **method):
-    write_document(folder / "ssd.json", TUNED_KIND, TUNED_SCHEMA, {"method": method, "data": "fashion_mnist"})
+    said = {"on": [{"data": "fashion_mnist"}], "trials": 50, "seeds": [100], "objective": "retrained"}
+    write_document(folder / "ssd.json", TUNED_KIND, TUNED_SCHEMA, {"method": method, **said})
     return f'{HEAD}[methods."ssd, tuned"]\nname = "ssd"\ntuned = "ssd.json"\n'
 
 
 def test_tuned_settings_are_read_from_their_file(load, tmp_path):
     text = tuned(tmp_path, name="ssd", alpha=2.5, dampening=0.5)
-    found = load(text + "dampening = 0.25\n")
+    found = load(text)
     settings = found.methods["ssd, tuned"]
-    assert (settings["alpha"], settings["dampening"]) == (2.5, 0.25)  # what stands in the grid wins
+    assert (settings["alpha"], settings["dampening"]) == (2.5, 0.5)
     assert "tuned" not in settings
-    assert found.tuned["ssd, tuned"]["data"] == "fashion_mnist"
+    assert found.tuned["ssd, tuned"]["on"] == [{"data": "fashion_mnist"}]
     assert found.tuned["ssd, tuned"]["method"]["alpha"] == 2.5
+
+
+def test_a_field_beside_a_tuned_file_would_be_told_as_tuned(load, tmp_path):
+    text = tuned(tmp_path, name="ssd", alpha=2.5, dampening=0.5)
+    with pytest.raises(UserError, match="fields from the file of a tuning alone .*, got dampening beside it"):
+        load(text + "dampening = 0.25\n")
 
 
 @pytest.mark.parametrize(
@@ -509,6 +516,10 @@ def test_tuned_settings_are_read_from_their_file(load, tmp_path):
         (
             lambda f: f.write_text(json.dumps({"kind": TUNED_KIND, "schema": 1})),
             "a file in which ssd was tuned @7, got no method",
+        ),
+        (
+            lambda f: f.write_text(json.dumps({k: v for k, v in json.loads(f.read_text()).items() if k != "trials"})),
+            "a file that expunge tune wrote, ssd.json @7, got none of trials: tune again",
         ),
         (
             lambda f: f.write_text(json.dumps({**json.loads(f.read_text()), "schema": TUNED_SCHEMA + 1})),
@@ -540,3 +551,40 @@ def test_a_line_is_told_in_any_layout(load):
         with pytest.raises(UserError) as caught:
             load(HEAD + text)
         assert re.search(rf"in line {line} of grid.toml, got -1", str(caught.value)), (text, str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["floor", "original", "retrained (other seed)", "retrained (other seed) 2"])
+def test_a_method_cannot_take_the_name_of_a_row(load, name):
+    with pytest.raises(UserError, match="a method to compare with retraining"):
+        load(f'{HEAD}[methods."{name}"]\nname = "ssd"\n')
+
+
+def test_projects_that_read_alike_and_name_other_data_share_no_cell(tmp_path):
+    text = '[model]\nnetwork = "net:build"\n[data]\ntrain = "train.csv"\ntarget = "y"\n[recipe]\nepochs = 1\n'
+    for name, row in (("a", "1.0,0\n"), ("b", "2.0,0\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "expunge.toml").write_text(text)
+        (tmp_path / name / "net.py").write_text("def build(): ...\n")
+        (tmp_path / name / "train.csv").write_text("x,y\n" + row)
+    names = "".join(f'[data.{n}]\nproject = "{n}/expunge.toml"\n' for n in "ab")
+    (tmp_path / "grid.toml").write_text(f'scenarios = ["random=0.5"]\nmethods = ["ssd"]\n{names}')
+
+    def keys():
+        return [cell.data["digest"] for cell in grids.load(tmp_path / "grid.toml").places.values()]
+
+    one, other = keys()
+    assert one != other
+    (tmp_path / "b" / "train.csv").write_bytes((tmp_path / "a" / "train.csv").read_bytes())
+    assert keys() == [one, one]
+    (tmp_path / "b" / "net.py").write_text("def build(): return 1\n")
+    assert keys()[1] != one
+
+
+def test_precision_decides_a_result(load):
+    text = HEAD + "[methods.ssd]\n"
+    full, half = (
+        next(iter(load(text + more).places.values())).results()[0] for more in ("", '[runtime]\nprecision = "bf16"\n')
+    )
+    assert full.key != half.key
+    same = next(iter(load(text + '[runtime]\nprecision = "full"\nbatch_size = 8\n').places.values())).results()[0]
+    assert same.key == full.key

@@ -85,10 +85,14 @@ def test_a_grid_measures_what_a_trial_in_one_go_does(tmp_path: Path, text: str) 
 
 
 def test_requests_one_after_another_are_measured_after_each(tmp_path: Path) -> None:
-    grid, store = filled(tmp_path, GRID.format(request="sequential=10,times=3"))
+    text = GRID.format(request="sequential=10,times=3").replace('"relearn", "backdoor"', '"cost"')
+    grid, store = filled(tmp_path, text)
     found = groups(grid, store)
     assert [(g.step, g.steps) for g in found] == [(1, 3), (2, 3), (3, 3)]
     assert [g.runs[4].asked.counts["forget"] for g in found] == [10, 20, 30]
+    times = [g.runs[4]["ssd"]["cost/seconds"] for g in found]
+    assert [g.costs[4, "ssd"]["edits"] for g in found] == [t.x for t in times if isinstance(t, Value)]  # all edits
+    assert times[2].x > times[1].x > times[0].x  # type: ignore[union-attr]
 
 
 def test_single_requests_are_measured_after_the_last(tmp_path: Path) -> None:

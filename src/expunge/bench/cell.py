@@ -23,6 +23,7 @@ from expunge.trial import Request
 Stage = Literal["trained", "drawn", "retrained", "reference", "prepared", "unlearned", "measured"]
 STAGES: tuple[Stage, ...] = ("trained", "drawn", "retrained", "reference", "prepared", "unlearned", "measured")
 FORMAT = 1  # of the values below; another one computes anew what it changes
+HARDNESS = 2  # of the score that tells the hardest samples; another one draws them anew
 LENGTH = 20  # hexadecimal digits of a key
 
 
@@ -36,6 +37,7 @@ class Cell:
         recipe: how it is trained, in full; see `expunge.train.Recipe.to_json`.
         request: who is forgotten; see `expunge.trial.Request.to_json`.
         seed: of training, of draws, and of everything random.
+        precision: of all work, ``full`` or ``bf16``.
         method: the method's settings with its ``name``; empty for what all methods share.
         measures: what is measured: ``metrics`` and ``attacks`` by name, and the number of ``retrained`` models.
     """
@@ -45,6 +47,7 @@ class Cell:
     recipe: Mapping[str, Any]
     request: Mapping[str, Any]
     seed: int
+    precision: str = "full"
     method: Mapping[str, Any] = field(default_factory=dict)
     measures: Mapping[str, Any] = field(default_factory=dict)
 
@@ -153,9 +156,11 @@ class Task:
                 "network": cell.network,
                 "recipe": dict(cell.recipe),
                 "change": changed,
+                **({} if cell.precision == "full" else {"precision": cell.precision}),
             }
         if self.stage == "drawn":
-            return own | {"data": dict(cell.data), "request": dict(cell.request)}
+            scored = {"hardness": HARDNESS} if cell.asked.needs_original else {}
+            return own | {"data": dict(cell.data), "request": dict(cell.request)} | scored
         if self.stage == "retrained":
             return own | {"step": self.step, "again": self.again}
         if self.stage == "reference":
@@ -165,7 +170,8 @@ class Task:
             return own | {"method": self._prepared_by}
         if self.stage == "unlearned":
             return own | {"step": self.step, "method": dict(cell.method)}
-        return own | {"step": self.step, **self._measures}
+        summed = {"times": "of all edits"} if self.step > 1 else {}
+        return own | {"step": self.step, **self._measures} | summed
 
     @cached_property
     def needs(self) -> tuple[Task, ...]:

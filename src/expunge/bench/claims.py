@@ -111,7 +111,7 @@ class Claims:
             probe.touch()
             now = probe.stat().st_mtime
             probe.unlink()
-        except PermissionError:  # a folder that may only be read
+        except OSError:  # a folder that may only be read
             now = time.time()
         try:
             return now - path.stat().st_mtime

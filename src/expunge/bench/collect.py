@@ -82,7 +82,8 @@ class Group:
     @property
     def declined(self) -> dict[str, str]:
         """Reason by method that applies on no seed."""
-        return {method: gap.reason for (_, method), gap in self.gaps.items() if gap.status == "declined"}
+        there = {model for scores in self.runs.values() for model in scores.values}
+        return {m: gap.reason for (_, m), gap in self.gaps.items() if gap.status == "declined" and m not in there}
 
 
 def states(grid: Grid, store: Store) -> dict[tuple[Place, int, str], Gap]:

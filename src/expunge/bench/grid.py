@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,8 @@ from expunge.recipe import Recipe
 from expunge.trial import Request
 
 CONTROLS = ("no_op", "head_mask")  # they stand in every table by themselves
-ROWS = ("original", "retrained", *CONTROLS, "retrained (other seed)")  # names that no method may take
+ROWS = ("original", "retrained", *CONTROLS, "floor")  # names that no method may take
+AGAIN = "retrained (other seed)"  # nor names that begin like the rows of further retrained models
 TUNED = "tuned"  # key of a method's table: a file that expunge tune wrote
 TUNED_KIND, TUNED_SCHEMA = "expunge.tuned", 1
 ONE_BY_ONE = "remove one of them"
@@ -123,6 +125,7 @@ def load(path: Path) -> Grid:
                     recipe=recipe.to_json(),
                     request=request.to_json(),
                     seed=0,
+                    precision=file.runtime.precision,
                     measures=measures,
                 )
                 places[Place(name, network, scenario)] = cell
@@ -161,7 +164,9 @@ class _Asked:
                 got, remedy = there(file) or "nothing there", "name it from the folder that the grid file is in"
                 raise self.refuse(["data", name], "project", f"a project file {file}", got, remedy)
             config = Project.open(file).config
-            body = {part: getattr(config, part).model_dump(mode="json") for part in ("model", "data", "task")}
+            body: dict[str, Any] = {p: getattr(config, p).model_dump(mode="json") for p in ("model", "data", "task")}
+            parts = [config.data.train, config.data.holdout, config.data.test, config.model.network, config.model.base]
+            body["content"] = [_content(file.parent, part) for part in parts if part]
             return {"project": file.stem, "digest": digest(body)}, file
         known, named = zoo.datasets(), entry.name or name
         if named not in known:
@@ -238,7 +243,7 @@ class _Asked:
         for name, table in self.file.methods.items():
             values = {"name": name, **table}
             method, known = str(values["name"]), methods.names()
-            if method in ("retrain", *CONTROLS) or name in ROWS:
+            if method in ("retrain", *CONTROLS) or name in ROWS or name.startswith(AGAIN):
                 remedy = "leave it out: original, retrained models and controls stand in every table"
                 raise self.refuse(["methods"], name, "a method to compare with retraining", repr(name), remedy)
             if method not in known:
@@ -269,6 +274,12 @@ class _Asked:
         if not isinstance(chosen, dict) or chosen.get("name") != values["name"]:
             got = repr(chosen.get("name")) if isinstance(chosen, dict) else "no method"
             raise UserError(f"a file in which {values['name']} was tuned", got, f"name {name}'s file")
+        lacking = [key for key in ("on", "trials", "seeds", "objective") if key not in found]
+        if lacking:
+            raise UserError(f"a file that expunge tune wrote, {given}", f"none of {listing(lacking)}", "tune again")
+        both = sorted(set(values) & set(chosen) - {"name"})
+        if both:
+            raise UserError("fields from the file of a tuning alone", f"{listing(both)} beside it", "leave them out")
         return {**chosen, **values}, {k: v for k, v in found.items() if k not in ("kind", "schema")}
 
     def measures(self) -> dict[str, Any]:
@@ -355,6 +366,25 @@ def _measured(name: str, numbers: Mapping[str, Number], measures: Mapping[str, A
     if family == "membership" and attack in attacks.names() and attack not in measures["attacks"]:
         return f"add '{attack}' to attacks, or leave it out"
     return suggest(name, numbers)
+
+
+def _content(folder: Path, text: str) -> list[Any]:
+    """Return what files a project's entry names, each with its digest: two projects may read alike and differ here."""
+    module = text.partition(":")[0].replace(".", "/")
+    place, inside = folder / text.removeprefix("hf:"), folder / f"{module}.py"
+    if there(place) == "a folder":
+        files = sorted(p for p in place.rglob("*") if p.is_file())
+    elif there(place) == "a file":
+        files = [place]
+    else:  # a pattern, a function, or a name that is no file
+        files = sorted(p for p in folder.glob(text) if p.is_file()) if not place.is_absolute() else []
+        files += [inside] if ":" in text and inside.is_file() else []
+    return [[str(p.relative_to(folder)) if p.is_relative_to(folder) else p.name, _sha(p)] for p in files]
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _trains(name: str) -> bool:

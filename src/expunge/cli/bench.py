@@ -199,9 +199,11 @@ def _read(grid: Path, store: Path, details: bool) -> tuple[Any, Any]:
         raise UserError(f"a store of results at {store}", "nothing there", f"run expunge bench run {grid} first")
     found = collect.groups(asked, Results.open(store), details=details)
     if not any(group.runs for group in found):
-        why = next((g.reason for group in found for g in group.gaps.values() if g.status != "missing"), "none")
-        remedy = f"run expunge bench run {grid} --store {store} first"
-        raise UserError(f"finished cells of {grid.name} in {store}", why, remedy)
+        tried = any(gap.status != "missing" for group in found for gap in group.gaps.values())
+        remedy = (
+            f"expunge bench status {grid} --store {store} says why" if tried else f"run expunge bench run {grid} first"
+        )
+        raise UserError(f"finished cells of {grid.name} in {store}", "none", remedy)
     return asked, found
 
 
