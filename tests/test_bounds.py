@@ -25,12 +25,10 @@ def scored(targets: dict[str, float] | None = None, flaws: dict[str, str] | None
     names = {name for found in models.values() for name in found}
     numbers = {n: Number(n, Goal.AS_RETRAINED, (0.0, 1.0), (targets or {}).get(n)) for n in names}
     given: dict[str, Any] = {k: {} for k in ("distances", "floor", "declined", "notes", "settings", "changed")}
-    scenario = Scenario(train=("a", "b"), forget=("a",))
+    asked = Scenario(train=("a", "b"), forget=("a",)).asked
     gaps: dict[str, dict[str, Value]] = {m: {} for m in models}
     samples: dict[str, dict[str, np.ndarray]] = {m: {} for m in models}
-    return with_gaps(
-        Scores(models, gaps, numbers=numbers, samples=samples, scenario=scenario, flaws=flaws or {}, **given)
-    )
+    return with_gaps(Scores(models, gaps, numbers=numbers, samples=samples, asked=asked, flaws=flaws or {}, **given))
 
 
 def share(x: float, half: float = 0.01) -> Value:
