@@ -200,6 +200,14 @@ def test_pooling_cuts_shares_to_their_range_and_changes_of_shares_not() -> None:
     assert ends(1.2, 1.3)[2] > 1.3
 
 
+def test_what_is_said_of_some_seeds_is_not_said_of_all(tiny: World) -> None:
+    one = evaluate(
+        {"a": tiny.model}, tiny.task, train=tiny.train, scenario=tiny.scenario, metrics=["accuracy"], runtime=QUIET
+    )
+    runs = [replace(one, caveats=("Always.",)), replace(one, caveats=("Once.", "Always."))]
+    assert pooled(runs).caveats == ("Always.", "On 1 of 2 seeds: Once.")
+
+
 def test_only_like_runs_are_pooled(tiny: World) -> None:
     case = {"train": tiny.train, "scenario": tiny.scenario, "runtime": QUIET}
     runs = [evaluate({"a": tiny.model}, tiny.task, metrics=[m], **case) for m in ("accuracy", "loss")]

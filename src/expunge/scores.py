@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -143,9 +144,15 @@ def pooled(runs: Sequence[Scores], *, partial: bool = False) -> Scores:
         asked=first.asked,
         series={m: _series([r.series.get(m, {}) for r in rs]) for m, rs in _in("series", own)},
         flaws={m: why for r in runs for m, why in r.flaws.items()},
-        caveats=tuple(dict.fromkeys(c for r in runs for c in r.caveats)),
+        caveats=_caveats(runs),
         seeds=sum(r.seeds for r in runs),
     )
+
+
+def _caveats(runs: Sequence[Scores]) -> tuple[str, ...]:
+    """Return what a reader must know of the runs; of what does not hold for all of them, for how many it does."""
+    counts = Counter(c for run in runs for c in dict.fromkeys(run.caveats))
+    return tuple(c if n == len(runs) else f"On {n} of {len(runs)} seeds: {c}" for c, n in counts.items())
 
 
 def _in(part: str, own: Mapping[str, Sequence[Scores]]) -> Iterator[tuple[str, list[Scores]]]:

@@ -456,6 +456,19 @@ def test_a_claim_is_touched_while_its_owner_works(empty: Store, task: Task, monk
         assert claim.stat().st_mtime > 0
 
 
+def test_an_interruption_right_after_the_claim_was_made_leaves_none(
+    empty: Store, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: threading.Thread) -> None:
+        assert [*(empty.path / "claims").glob("*.json")]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), empty.claimed(task):
+        pass
+    assert [*(empty.path / "claims").iterdir()] == []
+
+
 def _race(path: Path, start: Any, out: Any, end: Any) -> None:
     start.wait()
     with Claims(path).held("one") as mine:

@@ -191,9 +191,17 @@ def test_caveats_come_from_the_document_and_from_what_it_lacks(wide):
     assert len(found) == 4
 
 
+def test_an_interval_over_seeds_is_not_blamed_on_the_number_of_samples(wide):
+    found = caveats(wide["sections"][0] | {"seeds": 5})
+    assert found[-1].startswith("Over 5 seeds: the attacks' AUCs are known to ±9.7 points only (median)")
+    assert not any("103 samples" in c for c in found)
+
+
 def test_a_flaw_is_said_once(wide):
     section = wide["sections"][0]
     section["caveats"] = ["Nothing is said of broken: its outputs on forget hold NaN."]
+    assert sum("broken" in c for c in caveats(section)) == 1
+    section["caveats"] = ["On 1 of 5 seeds: Nothing is said of broken: its outputs on forget hold NaN."]
     assert sum("broken" in c for c in caveats(section)) == 1
 
 

@@ -75,14 +75,12 @@ class Claims:
         Args:
             name: of the work, fit for a file's name.
         """
-        claim, own = self.path / f"{name}{SUFFIX}", Owner.here()
-        if not self._take(claim, own):
-            yield False
-            return
-        stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(claim, own, stop), daemon=True)
-        beat.start()
-        try:
+        claim, own, stop = self.path / f"{name}{SUFFIX}", Owner.here(), threading.Event()
+        try:  # from the very start: an interruption may come between the making of the claim and the work
+            if not self._take(claim, own):
+                yield False
+                return
+            threading.Thread(target=_beat, args=(claim, own, stop), daemon=True).start()
             yield True
         finally:
             stop.set()

@@ -110,12 +110,11 @@ class OnRay:
     def close(self) -> None:
         """End what runs, its claims freed, and the cluster if it was started here."""
         left = list(self.running)
-        for one in left:
-            self._ray.cancel(one)
-        if left:
-            _, left = self._ray.wait(left, num_returns=len(left), timeout=GRACE)
-        for one in left:
-            self._ray.cancel(one, force=True)
+        for force in (False, False, True):  # an interruption is lost where it falls into a finaliser
+            for one in left:
+                self._ray.cancel(one, force=force)
+            if left:
+                _, left = self._ray.wait(left, num_returns=len(left), timeout=GRACE / 2)
         self.running.clear()
         if self._mine:
             self._ray.shutdown()

@@ -264,7 +264,7 @@ def caveats(section: Section) -> list[str]:
     """
     said = list(dict.fromkeys(section.get("caveats") or ()))
     flaws = [f"Nothing is said of {m['name']}: {m['flaw'].rstrip('.')}." for m in section["models"] if m["flaw"]]
-    said = [*(f for f in flaws if f not in said), *said]
+    said = [*(f for f in flaws if not any(f in known for known in said)), *said]
     if not doc.of_role(section, "retrained"):
         said.append("No model was retrained without the forgotten samples: nothing here can show that they are gone.")
     elif not section["floor"]:
@@ -284,13 +284,15 @@ def _few(section: Section) -> list[str]:
     names = [m["name"] for m in section["metrics"] if is_auc(m["name"])]
     values = [doc.found(section, "values", m["name"], name) for m in section["models"] for name in names]
     halves = [h for v in values if v is not None and (h := fmt.half(v)) is not None]
-    forget = section["counts"].get("forget")
-    size = f"The forget set has {fmt.count(forget, 'sample')}" if forget else "There are few samples"
+    seeds, forget = section["seeds"], section["counts"].get("forget")
     if halves and median(halves) > RESOLVED:
         known = fmt.digits(median(halves), "1")
+        size = f"The forget set has {fmt.count(forget, 'sample')}" if forget else "There are few samples"
+        over = size if seeds == 1 else f"Over {seeds} seeds"
         return [
-            f"{size}: the attacks' AUCs are known to ±{known} points only (median), and smaller differences not told."
+            f"{over}: the attacks' AUCs are known to ±{known} points only (median), and smaller differences not told."
         ]
     if not halves and any(v is not None for v in values) and forget and forget < ENOUGH:
-        return [f"{size}, too few to know an attack's AUC to ±5 points: that takes about {ENOUGH}."]
+        size = fmt.count(forget, "sample")
+        return [f"The forget set has {size}, too few to know an attack's AUC to ±5 points: that takes about {ENOUGH}."]
     return []

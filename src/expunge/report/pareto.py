@@ -30,7 +30,7 @@ class Seen:
         seed: the seed.
         forget: size of the gap on the forget side, in its printed scale.
         kept: the same on what was to stay.
-        time: seconds of the edit over those of the fastest retraining, or None.
+        time: seconds of the edit over those of that seed's fastest retraining, or None.
     """
 
     seed: int
@@ -70,7 +70,7 @@ class Trade:
         forget: the number of the forget side.
         kept: the number of what was to stay.
         floors: mean difference of two retrained models on both sides, in the printed scale; None where unknown.
-        fastest: seconds of the fastest retraining, or None.
+        fastest: seconds of the fastest retraining of a seed, mean over seeds, or None.
         marks: floor, controls, methods.
     """
 
@@ -111,7 +111,7 @@ def trade(leaf: Leaf, methods: Sequence[str]) -> Trade | None:
     forget, kept = _side(there, FORGET), _side(there, KEPT)
     if forget is None or kept is None:
         return None
-    fastest = _fastest(leaf)
+    fastest = {seed: t for seed in leaf.runs if (t := _fastest(leaf, seed)) is not None}
     found = [_mark(leaf, line, forget, kept, fastest) for line in lines(leaf, methods) if not line.absent]
     marks = [mark for mark in found if mark is not None]
     ours = [mark for mark in marks if mark.line.role == "method"]
@@ -123,7 +123,8 @@ def trade(leaf: Leaf, methods: Sequence[str]) -> Trade | None:
     whole = dict(zip(_names(timed), deep, strict=True))
     floors = [_scaled(doc.floor(section, str(m["name"]))) for m in (forget, kept)]
     marked = (_fronted(mark, flat, whole) for mark in marks)
-    return Trade(forget, kept, (floors[0], floors[1]), fastest, tuple(marked))
+    mean = stats.mean_t(list(fastest.values())).x if fastest else None
+    return Trade(forget, kept, (floors[0], floors[1]), mean, tuple(marked))
 
 
 def _names(marks: Sequence[Mark]) -> list[str]:
@@ -144,10 +145,10 @@ def _scaled(entry: Entry | None) -> float | None:
     return None if entry is None else fmt.scale(str(entry["unit"])) * float(entry["x"])
 
 
-def _fastest(leaf: Leaf) -> float | None:
-    """Return the seconds of the fastest retraining of any seed."""
+def _fastest(leaf: Leaf, seed: int) -> float | None:
+    """Return the seconds of a seed's fastest retraining, as the tables take it."""
     models = [] if leaf.section is None else doc.of_role(leaf.section, "retrained", "floor")
-    found = [_seconds(leaf, seed, str(model["name"]), "", RETRAIN) for seed in leaf.runs for model in models]
+    found = [_seconds(leaf, seed, str(model["name"]), "", RETRAIN) for model in models]
     return min((t for t in found if t), default=None)
 
 
@@ -159,7 +160,7 @@ def _seconds(leaf: Leaf, seed: int, model: str, cell: str, part: str) -> float |
     return spent if spent > 0 else None
 
 
-def _mark(leaf: Leaf, line: Line, forget: Metric, kept: Metric, fastest: float | None) -> Mark | None:
+def _mark(leaf: Leaf, line: Line, forget: Metric, kept: Metric, fastest: Mapping[int, float]) -> Mark | None:
     seen = []
     for seed, run in leaf.runs.items():
         gaps = [doc.found(run, "gaps", line.model, str(m["name"])) for m in (forget, kept)]
@@ -167,7 +168,7 @@ def _mark(leaf: Leaf, line: Line, forget: Metric, kept: Metric, fastest: float |
             continue
         spent = _seconds(leaf, seed, line.model, line.model, EDIT)
         sizes = [fmt.scale(str(g["unit"])) * fmt.size(g) for g in gaps if g is not None]
-        seen.append(Seen(seed, sizes[0], sizes[1], spent / fastest if spent and fastest else None))
+        seen.append(Seen(seed, sizes[0], sizes[1], spent / fastest[seed] if spent and seed in fastest else None))
     if not seen:
         return None
     times = [s.time for s in seen if s.time is not None]
