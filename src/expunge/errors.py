@@ -48,6 +48,10 @@ class CorruptArtefact(UserError):
     """A file is truncated, altered or not what its name says."""
 
 
+class Unwritable(UserError):
+    """The disk is full, or a folder cannot be written: nothing that the work itself did."""
+
+
 class Declined(UserError):
     """A method says, with a reason, that it does not apply to this task, scenario or model."""
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import CorruptArtefact, Incompatible, NotFinite, UserError
+from expunge.errors import CorruptArtefact, Incompatible, NotFinite, Unwritable, UserError
 
 MARKS = ("record.json", "manifest.json", "audit.json")  # of folders that may be replaced
 _PRIVATE: ContextVar[Path | None] = ContextVar("private", default=None)
@@ -85,20 +85,18 @@ def atomic(path: Path) -> Iterator[Path]:
     removed last: a process killed between the two renames leaves it in a hidden folder beside ``path``.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        Unwritable: the disk is full or the folder cannot be written.
     """
     path, mine = Path(path), _PRIVATE.get()
     if mine is not None and path.is_relative_to(mine):
-        with _told(path):
+        with writable(path):
             yield path
         return
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise UserError(f"to write {path}", error.strerror or str(error), "free the space or choose another") from error
     try:
-        with _told(path):
+        with writable(path):
             yield room / path.name
             _replace(room / path.name, path, room)
     finally:
@@ -106,17 +104,21 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def writable(path: Path, *, other: str = "folder") -> Iterator[None]:
     """Make a sentence of what the system says against writing.
 
+    Args:
+        path: what is written.
+        other: what may be chosen instead.
+
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        Unwritable: the disk is full or the folder cannot be written.
     """
     try:
         yield
     except OSError as error:
-        remedy = "free the space or choose another folder"
-        raise UserError(f"to write {path}", error.strerror or str(error), remedy) from error
+        remedy = f"free the space or choose another {other}"
+        raise Unwritable(f"to write {path}", error.strerror or str(error), remedy) from error
 
 
 @contextlib.contextmanager

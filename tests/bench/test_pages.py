@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from expunge.bench.collect import Group, groups
 from expunge.bench.grid import Grid, load
 from expunge.bench.store import Store
 from expunge.errors import UserError
+from expunge.report import gridpage
 from expunge.report.grids import Book
 from htmls import Page, check
 
@@ -54,6 +56,15 @@ def read(folder: Path) -> dict[str, str]:
 
 def book(grid: Grid, store: Path) -> Book:
     return pages.book(grid, groups(grid, Store.open(store)), COMMAND)
+
+
+def test_warnings_of_the_tables_stand_in_the_index_too(grid: Grid, found: list[Group]) -> None:
+    on = {"data": next(iter(grid.places.values())).data, "network": "mlp", "request": {"kind": "class", "value": 3}}
+    tuned = {"ssd": {"on": [on], "trials": 50, "seeds": [0], "objective": "x"}}
+    text = Page(gridpage.pages(pages.book(replace(grid, tuned=tuned), found, COMMAND))["index.html"]).text
+    assert text.count("Warning: ssd was tuned on digits, the data reported here.") == 1  # for both places at once
+    assert "Warning: the methods were not tuned with the same budget" in text
+    assert "Warning: ssd" not in Page(gridpage.pages(pages.book(grid, found, COMMAND))["index.html"]).text
 
 
 def test_the_folder_has_an_index_and_two_pages_a_step_that_hang_together(written: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benches import leftovers
 from expunge import zoo
 from expunge.bench import stages
 from expunge.bench.cell import Cell, Task, ordered
@@ -18,6 +20,7 @@ from expunge.bench.runner import InProcess, plan, run
 from expunge.bench.stages import Setting
 from expunge.bench.store import Store
 from expunge.draws import Request
+from expunge.errors import Unwritable
 from expunge.methods import build
 from expunge.metric import Value
 from expunge.runtime import Runtime
@@ -150,3 +153,27 @@ def test_a_task_whose_needs_are_not_there_fails_and_says_so(tmp_path: Path) -> N
     task = Task("retrained", Cell(**SHARED), 1, 0)
     assert stages.perform(task, Setting(store.path)) == "failed"
     assert "not finished" in (store.failure(task) or {})["message"]
+
+
+def test_a_store_that_cannot_be_written_ends_the_run_and_no_task_counts_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grid.toml").write_text(GRID.format(request="class=3"))
+    grid, store = load(tmp_path / "grid.toml"), Store.open(tmp_path / "store")
+    real, left = stages.save_weights, [2]
+
+    def full(*given: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*given)
+
+    todo = plan([task for cell in grid.cells() for task in cell.results()], store)
+    monkeypatch.setattr(stages, "save_weights", full)
+    with pytest.raises(Unwritable, match="to write .*store.*, got No space left on device: free the space or choose"):
+        run(todo, store, InProcess(Setting(store.path)))
+    assert {store.status(task) for task in todo.tasks} == {"done", "missing"}
+    assert leftovers(store.path) == []
+    monkeypatch.undo()
+    todo = plan([task for cell in grid.cells() for task in cell.results()], store)
+    assert set(run(todo, store, InProcess(Setting(store.path))).counts) == {"done"}

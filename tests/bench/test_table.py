@@ -431,6 +431,22 @@ def test_published_numbers_are_never_among_ours(tmp_path: Path) -> None:
     assert {line["published"] for line in lines} >= {"0.7454", "0.7283", "0.9"}
 
 
+def test_models_that_papers_alone_have_stand_below_ours(tmp_path: Path) -> None:
+    asked = written(tmp_path, PUBLISHED.replace("[published.values.finetune]", "[published.values.bad_teacher]"))
+    rows = markdown(table.render(asked, [whole(asked)], "markdown"))
+    theirs = "bad\\_teacher (published only: not in this grid)"
+    assert rows[theirs]["accuracy, test set in \\[2\\]"] == "90.0%"
+    assert rows[theirs]["accuracy, test set"] == "–"
+    assert list(rows).index(theirs) > list(rows).index("finetune")
+    found = json.loads(table.render(asked, [whole(asked)], "json"))["groups"][0]
+    assert [row["model"] for row in found["rows"] if row["role"] == "published"] == ["bad_teacher"]
+    assert "bad_teacher" not in found["ranks"]["accuracy/test"]["ranks"]
+    lines = csv.DictReader(io.StringIO(table.render(asked, [whole(asked)], "csv")))
+    assert [(x["published"], x["value"]) for x in lines if x["model"] == "bad_teacher" and x["published"]] == [
+        ("0.9", "")
+    ]
+
+
 def test_papers_on_one_number_have_a_line_each(tmp_path: Path) -> None:
     asked = written(tmp_path, PUBLISHED.replace("[published.values.finetune]", "[published.values.ssd]"))
     lines = csv.DictReader(io.StringIO(table.render(asked, [whole(asked)], "csv")))
@@ -522,6 +538,16 @@ def test_the_tuning_budget_is_told(grid: Grid, found: dict[str, Any], said: str,
     kept = json.loads(table.render(replace(grid, tuned=found), [whole(grid)], "json"))["groups"][0]["tuned"]
     assert {m: body["trials"] for m, body in kept.items()} == {m: body["trials"] for m, body in found.items()}
     assert "history" not in str(kept)
+
+
+@pytest.mark.parametrize(("mark", "warns"), [("aa", True), ("bb", False)])
+def test_a_project_that_was_tuned_on_is_known_by_what_its_files_hold(grid: Grid, mark: str, warns: bool) -> None:
+    data = {"project": "shop", "digest": "aa"}
+    places = {at: replace(cell, data=data) for at, cell in grid.places.items()}
+    found = tuned(50, "x")
+    found["on"][0]["data"] = data | {"digest": mark}
+    text = table.render(replace(grid, places=places, tuned={"ssd": found}), [whole(grid)], "markdown")
+    assert ("ssd was tuned on shop, the data reported here" in text) is warns
 
 
 def test_mixed_versions_are_a_warning(grid: Grid) -> None:

@@ -53,7 +53,8 @@ class Row:
 
     Args:
         model: its name in the grid.
-        role: ``original``, ``retrained``, ``floor`` (a further retrained model), ``control`` or ``method``.
+        role: ``original``, ``retrained``, ``floor`` (a further retrained model), ``control``, ``method``, or
+            ``published`` where papers alone have it.
         seeds: that it was measured on.
         absent: why nothing is known of it, in words; empty where something is.
         lacking: why seeds are missing that other rows have; empty where none is.
@@ -192,7 +193,8 @@ def compare(grid: Grid, group: Group, names: Sequence[str] | None, *, every: boo
     Returns:
         The comparison.
     """
-    rows, published = _rows(grid, group), _published(grid, group)
+    published = _published(grid, group)
+    rows = _rows(grid, group, published)
     kept = _numbers(list(group.runs.values()), published, names, every)
     scores = _pooled(group, rows, kept)
     return Comparison(group, rows, scores, published, kept, needed(grid.places[group.place].network))
@@ -230,12 +232,14 @@ def _family(number: str) -> str:
     return number.partition("/")[0]
 
 
-def _rows(grid: Grid, group: Group) -> tuple[Row, ...]:
+def _rows(grid: Grid, group: Group, published: Sequence[Source]) -> tuple[Row, ...]:
     runs = [group.runs[seed] for seed in sorted(group.runs)]
     again = dict.fromkeys(m for run in runs for m in run.values if m.startswith(FLOOR)) or {FLOOR: None}
     roles = {"original": "original", REFERENCE: "retrained"} | dict.fromkeys(again, "floor")
     roles |= dict.fromkeys(CONTROLS, "control") | dict.fromkeys(grid.methods, "method")
-    return tuple(_row(group, model, role) for model, role in roles.items())
+    theirs = dict.fromkeys(model for source in published for model in source.values if model not in roles)
+    ours = [_row(group, model, role) for model, role in roles.items()]
+    return (*ours, *(Row(model, "published", (), "published only: not in this grid") for model in theirs))
 
 
 def _row(group: Group, model: str, role: str) -> Row:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from expunge.bench.collect import Group
+from expunge.bench.comparison import compare
 from expunge.bench.grid import Grid, Place
+from expunge.bench.remarks import warned
 from expunge.files import atomic, check_free, write_document
 from expunge.report.gridpage import INDEX, pages
 from expunge.report.grids import DONE, Book, Cell, Leaf, Published
@@ -83,6 +85,7 @@ def _leaf(grid: Grid, group: Group, number: int) -> Leaf:
         cells={(seed, method): _cell(group, seed, method) for seed in grid.seeds for method in ("", *grid.methods)},
         versions={name: ", ".join(sorted(versions)) for name, versions in sorted(group.versions.items())},
         short=_short(grid, group.place),
+        warnings=warned(grid, compare(grid, group, ())),
         published=[
             Published(p.source, p.differences, p.values)
             for p in grid.file.published

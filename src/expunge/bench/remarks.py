@@ -51,6 +51,19 @@ def under(grid: Grid, comparison: Comparison) -> list[str]:
     return sorted(said, key=lambda note: not note.startswith(WARNING))
 
 
+def warned(grid: Grid, comparison: Comparison) -> list[str]:
+    """Return the warnings of a table that rest on how the grid was made: costs and tuning.
+
+    Args:
+        grid: that asked for it.
+        comparison: what it compares.
+
+    Returns:
+        The warnings.
+    """
+    return [note for note in (*_costs(comparison), *_tuning(grid, comparison)) if note.startswith(WARNING)]
+
+
 def _seeds(comparison: Comparison) -> Iterator[str]:
     """Yield what the numbers rest on, and which seeds are missing where."""
     runs = sorted(comparison.group.runs)
@@ -131,7 +144,7 @@ def _tuning(grid: Grid, comparison: Comparison) -> Iterator[str]:
     if len(set(budgets.values())) > 1:
         yield f"{WARNING} the methods were not tuned with the same budget, which favours those that were tuned more."
     data = grid.places[comparison.group.place].data
-    seen = [m for m in methods if _name(data) in {_name(on["data"]) for on in grid.tuned.get(m, {}).get("on", ())}]
+    seen = [m for m in methods if _data(data) in {_data(on["data"]) for on in grid.tuned.get(m, {}).get("on", ())}]
     if seen:
         verb = "was" if len(seen) == 1 else "were"
         yield f"{WARNING} {fmt.listed(seen)} {verb} tuned on {_name(data)}, the data reported here."
@@ -146,6 +159,11 @@ def _budget(tuned: Mapping[str, Any]) -> str:
 
 def _name(data: Mapping[str, Any]) -> str:
     return str(data.get("name") or data.get("project"))
+
+
+def _data(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what tells data sets apart: a known one's name, of a project what its files hold."""
+    return (_name(data), "") if "digest" not in data else ("", str(data["digest"]))
 
 
 def _versions(comparison: Comparison) -> Iterator[str]:

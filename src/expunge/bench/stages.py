@@ -19,7 +19,7 @@ from expunge.bench import rows
 from expunge.bench.cell import Cell, Stage, Task
 from expunge.bench.store import Store, write_plain
 from expunge.data import Data
-from expunge.errors import Declined, ExpungeError, Incompatible, UserError
+from expunge.errors import Declined, ExpungeError, Incompatible, Unwritable, UserError
 from expunge.evaluate import evaluate
 from expunge.evidence import Outputs
 from expunge.files import canonical, digest, jsonable
@@ -103,6 +103,9 @@ def perform(task: Task, setting: Setting, progress: Callable[[Progress], None] |
 
     Returns:
         ``done``; ``declined`` where the method does not apply; ``failed``; ``busy`` where somebody else works on it.
+
+    Raises:
+        Unwritable: the store cannot be written; nothing is noted of the task.
     """
     store = Store.open(setting.store)
     with store.claimed(task) as mine:
@@ -113,6 +116,8 @@ def perform(task: Task, setting: Setting, progress: Callable[[Progress], None] |
             return found
         try:
             return _done(task, store, setting, progress)
+        except Unwritable:  # as a full disk: no fault of the task, and true of all that follow
+            raise
         except ExpungeError as error:
             store.fail(task, str(error), traceback.format_exc(), isinstance(error, UserError))
         except Exception as error:

@@ -29,11 +29,12 @@ from expunge import __version__
 from expunge.bench.cell import Task
 from expunge.bench.claims import Claims, Owner, exclusive
 from expunge.errors import CorruptArtefact, UserError
-from expunge.files import digest, private, read_document, sync, sync_one, there, write_document
+from expunge.files import digest, private, read_document, sync, sync_one, there, writable, write_document
 
 log = logging.getLogger(__name__)
 STORE, FAILED, SCHEMA = "expunge.store", "expunge.failure", 1
 DONE, BROKEN, HEAD = "done.json", "failed.json", "store.json"
+PLACE = "--store"  # what to choose where this one cannot be written
 DAY = 86400.0  # seconds after which what a process on another machine left half written is removed
 Status = Literal["done", "declined", "failed", "corrupt", "running", "missing"]
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # of a folder moved to where something is
@@ -69,7 +70,7 @@ class Store:
             if found == "a file" or (others and not head.is_file()):
                 got = "a file" if found == "a file" else "another folder, not empty"
                 raise UserError(f"a store, or a free path, at {path}", got, "choose another --store")
-            with _writable(path):
+            with writable(path, other=PLACE):
                 path.mkdir(parents=True, exist_ok=True)
                 body = {"kind": STORE, "schema": SCHEMA, "expunge": __version__, "id": uuid4().hex}
                 exclusive(head, json.dumps(body, indent=1) + "\n")  # of two that make it, one does
@@ -179,7 +180,7 @@ class Store:
             reason: why it was declined.
         """
         extra: dict[str, Any] = {}
-        with _writable(self.folder(task)), self._part(task) as room:
+        with writable(self.folder(task), other=PLACE), self._part(task) as room:
             with private(room):
                 yield room, extra
             files = {p.name: {"digest": digest(p.read_bytes()), "size": p.stat().st_size} for p in room.iterdir()}
@@ -198,7 +199,7 @@ class Store:
             usage: whether the input was at fault, not the program.
         """
         body = {"spec": task.spec, "message": message, "traceback": trace, "usage": usage, "versions": versions()}
-        with _writable(self.folder(task)), self._part(task) as room:
+        with writable(self.folder(task), other=PLACE), self._part(task) as room:
             with private(room):
                 write_document(room / BROKEN, FAILED, SCHEMA, body)
             self._place(room, task)
@@ -314,17 +315,3 @@ def _sync(folder: Path) -> None:
 
 def _name(task: Task) -> str:
     return f"{task.stage}-{task.key}"
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """Make a sentence of what the system says against writing.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = "free the space or choose another --store"
-        raise UserError(f"to write {path}", error.strerror or str(error), remedy) from error

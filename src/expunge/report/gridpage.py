@@ -141,7 +141,7 @@ def _number(value: object) -> str:
 
 def _common(book: Book) -> list[str]:
     """Return what a reader must know of every place alike, told once above them all."""
-    said = [caveats(section) for section in book.sections]
+    said = [_said(leaf) for leaf in book.leaves if leaf.section is not None]
     shared = [c for c in said[0] if all(c in each for each in said)] if len(said) > 1 else []
     mixed = [
         f"The numbers were made with several versions of {name}: {version}."
@@ -150,6 +150,11 @@ def _common(book: Book) -> list[str]:
     ]
     seeds = unranked(max((section["seeds"] for section in book.sections), default=FEW_SEEDS))
     return [*shared, *mixed, *([seeds] if seeds else [])]
+
+
+def _said(leaf: Leaf) -> list[str]:
+    """Return what a reader must know before the numbers of a leaf."""
+    return [*leaf.warnings, *([] if leaf.section is None else caveats(leaf.section))]
 
 
 def _gaps(book: Book) -> list[tuple[str, str, int, list[str]]]:
@@ -201,14 +206,13 @@ def _place(
     """Return what the template reads of a place: its last step in full, the earlier ones in short."""
     leaf, key = _main(steps), _anchor(book, steps[0])
     links = {name: f"{leaf.cell_page}#{anchor}" for name, anchor in book.anchors.items()}
-    said = [] if leaf.section is None else caveats(leaf.section)
     courses = decay.courses(steps, look, f"{key}-step") if len(steps) > 1 else []
     return {
         "key": key,
         "name": leaf.place,
         "text": leaf.text,
         "sizes": _sizes(leaf),
-        "caveats": [c for c in said if c not in common],
+        "caveats": [c for c in _said(leaf) if c not in common],
         "steps": [_step(book, each, each is leaf) for each in steps] if len(steps) > 1 else [],
         "courses": [{"label": c.label, "svg": Markup(c.svg), "steps": c.steps, "rows": c.rows} for c in courses],
         "legend": strips.models(leaf),

@@ -75,6 +75,7 @@ class Leaf:
         versions: that the numbers were made with.
         published: numbers of papers.
         short: the place without what all places of the grid have in common.
+        warnings: what a reader must know of how its methods were tuned, and of what they cost.
     """
 
     place: str
@@ -88,6 +89,7 @@ class Leaf:
     versions: Mapping[str, str] = field(default_factory=dict)
     published: Sequence[Published] = ()
     short: str = ""
+    warnings: Sequence[str] = ()
 
     @property
     def name(self) -> str:
