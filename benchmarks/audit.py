@@ -17,7 +17,7 @@ import gc
 import os
 import resource
 import threading
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -69,12 +69,7 @@ def audit(found: dict[tuple[str, str], Outputs], features: int) -> Audit:
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
     """Return the least of several runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(work, number=1, repeat=repeats))
 
 
 class Peak:

@@ -22,6 +22,7 @@ import json
 import os
 import tempfile
 import time
+import timeit
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -172,12 +173,7 @@ def files(one: grid.Grid, room: Store) -> list[Path]:
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
     """Return the least of several runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(work, number=1, repeat=repeats))
 
 
 def reading(folder: Path, cells: int, repeats: int) -> None:

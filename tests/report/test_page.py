@@ -2,7 +2,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
@@ -10,37 +9,7 @@ from audits import HOSTILE, few
 from expunge import report
 from expunge.errors import Incompatible, UserError
 from expunge.report import distance, looks
-
-VOID = {"meta", "br", "img", "link", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Collects tags with their attributes, and whether every element is closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.open, self.text = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def parsed(html):
-    page = Page()
-    page.feed(html)
-    page.close()
-    return page
+from htmls import Page
 
 
 def light(document):
@@ -50,7 +19,7 @@ def light(document):
 
 
 def test_the_page_is_well_formed_and_loads_nothing(html):
-    page = parsed(html)
+    page = Page(html)
     assert page.open == []
     for tag, attrs in page.found:
         assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video"}
@@ -63,7 +32,7 @@ def test_the_page_is_well_formed_and_loads_nothing(html):
 
 
 def test_the_page_forbids_what_it_does_not_need(html):
-    metas = [attrs for tag, attrs in parsed(html).found if tag == "meta"]
+    metas = [attrs for tag, attrs in Page(html).found if tag == "meta"]
     policy = next(m["content"] for m in metas if m.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert any(m.get("name") == "viewport" for m in metas)
@@ -73,11 +42,11 @@ def test_hostile_values_are_text(html):
     assert "<script" not in html
     assert "\x1b" not in html
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in html
-    assert not [a for _, attrs in parsed(html).found for a in attrs if "script" in a]
+    assert not [a for _, attrs in Page(html).found for a in attrs if "script" in a]
 
 
 def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(html):
-    page = parsed(html)
+    page = Page(html)
     ids = [attrs["id"] for _, attrs in page.found if attrs.get("id")]
     assert len(set(ids)) == len(ids)
     links = {v[1:] for _, attrs in page.found for k, v in attrs.items() if k in {"href", "xlink:href"}}
@@ -85,7 +54,7 @@ def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(html):
 
 
 def test_everything_in_the_document_shows(document, html):
-    text = " ".join(" ".join(parsed(html).text).split())
+    text = Page(html).text
     for part in (
         document["title"],
         document["lead"],
@@ -162,7 +131,7 @@ def test_other_pages_are_linked_above_the_title_and_models_look_as_they_do_there
 
 
 def test_every_model_has_a_place_in_the_page(html):
-    ids = [attrs["id"] for _, attrs in parsed(html).found if re.fullmatch(r"s1-m\d+", attrs.get("id", ""))]
+    ids = [attrs["id"] for _, attrs in Page(html).found if re.fullmatch(r"s1-m\d+", attrs.get("id", ""))]
     assert ids == [f"s1-m{i}" for i in range(1, 10)]
 
 
@@ -196,7 +165,7 @@ def test_torch_is_not_imported():
 
 def test_a_page_of_seventy_numbers_is_small_and_folded(wide_html):
     assert len(wide_html.encode()) < 800_000
-    page = parsed(wide_html)
+    page = Page(wide_html)
     assert page.open == []
     assert len([1 for tag, _ in page.found if tag == "details"]) >= 15
     assert not [attrs for tag, attrs in page.found if tag == "details" and "open" in attrs]
@@ -206,7 +175,7 @@ def test_a_page_of_seventy_numbers_is_small_and_folded(wide_html):
 
 
 def test_a_wide_page_says_everything(wide, wide_html):
-    text = " ".join(" ".join(parsed(wide_html).text).split())
+    text = Page(wide_html).text
     for part in (
         *(m["label"] for m in wide["sections"][0]["metrics"] if m["group"] in ("paired", "relearn", "canaries", "tow")),
         *wide["sections"][0]["caveats"],
@@ -244,7 +213,7 @@ def test_without_a_retrained_model_nothing_is_compared(wide):
     section = few(wide, "original", "ssd")
     section |= {"gaps": {}, "floor": {}}
     light(wide)
-    text = " ".join(parsed(report.render(wide)).text)
+    text = Page(report.render(wide)).text
     assert "No model was retrained, so that nothing is compared." in text
     for part in ("How far from retrained", "beyond yardstick", "farthest from retrained", "yardstick: "):
         assert part not in text.partition("How to read this")[0]

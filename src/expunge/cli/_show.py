@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -29,3 +31,35 @@ def emit(chosen: Options, body: Any, *shown: Any) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     for item in shown:
         console.print(item, soft_wrap=isinstance(item, str), highlight=False, markup=False)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None, str], None]]:
+    """Show a progress bar where errors go to a terminal, and nothing elsewhere.
+
+    Args:
+        what: is shown at first.
+        total: steps in all, None where that is not known yet.
+
+    Yields:
+        The function to call with the steps done, of how many, and what is at work.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        shows = bar.add_task(what, total=total)
+
+        def told(done: int, of: int | None, now: str) -> None:
+            bar.update(shows, completed=done, total=of, description=now)
+
+        yield told

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from expunge.cli._app import app
-from expunge.cli._show import emit, options
+from expunge.cli._show import emit, options, progress
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -71,8 +71,10 @@ def run(
         return
     _ask(chosen, cells, max_cells, f"{grid}")
     executor = _executor(chosen, asked, room.path, workers, where, address)
-    with _bar(len(work.tasks)) as told:
-        summary = runner.run(work, room, executor, told=told)
+    with progress("starting", len(work.tasks)) as shown:
+        summary = runner.run(
+            work, room, executor, told=lambda task, outcome, over, of: shown(over, of, _now(task, outcome))
+        )
     body = {
         "cells": len(asked),
         "counts": dict(summary.counts),
@@ -241,40 +243,13 @@ def _executor(chosen: Any, asked: Any, store: Path, workers: int, where: str, ad
     return InProcess(setting) if workers == 1 else Workers(setting, workers)
 
 
-def _bar(total: int) -> Any:
-    """Return a progress bar over tasks that gives the function to call with each that ended."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    @contextmanager
-    def shown() -> Any:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        bar = Progress(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-        )
-        with bar:
-            shows = bar.add_task("starting", total=total)
-
-            def told(task: Any, outcome: str, over: int, _: int) -> None:
-                cell = task.cell
-                name = f" {cell.method['name']}" if cell.method else ""
-                said = "" if outcome == "done" else f" {outcome}"
-                where = f"{cell.data.get('name', cell.data.get('project'))}, {cell.asked}, seed {cell.seed}"
-                bar.update(shows, completed=over, description=f"{task.stage}{name}{said}: {where}")
-
-            yield told
-
-    return shown()
+def _now(task: Any, outcome: str) -> str:
+    """Return what a progress bar says of a task that ended."""
+    cell = task.cell
+    name = f" {cell.method['name']}" if cell.method else ""
+    said = "" if outcome == "done" else f" {outcome}"
+    where = f"{cell.data.get('name', cell.data.get('project'))}, {cell.asked}, seed {cell.seed}"
+    return f"{task.stage}{name}{said}: {where}"
 
 
 def _free(chosen: Any, path: Path) -> None:

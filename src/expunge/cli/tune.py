@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from expunge.cli._app import app
-from expunge.cli._show import emit, options
+from expunge.cli._show import emit, options, progress
 
 STUDIES = "studies.db"
 INTERRUPTED = 130  # exit code
@@ -66,10 +66,14 @@ def tune(
     )
     _check_output(output)
     found = {}
-    with _bar() as told:
+    with progress("starting") as shown:
         for each in asked:
+
+            def told(step: Any, method: str = each.method) -> None:
+                shown(step.done, step.total, _now(method, step))
+
             try:
-                document = run(each, setting=setting, study=output / STUDIES, trials=trials, told=told(each.method))
+                document = run(each, setting=setting, study=output / STUDIES, trials=trials, told=told)
             except KeyboardInterrupt:
                 typer.echo("Interrupted: the same command goes on where it was.", err=True)
                 raise typer.Exit(INTERRUPTED) from None
@@ -188,41 +192,10 @@ def _check_output(output: Path) -> None:
         raise UserError(f"a folder of expunge tune, or a free path, at {output}", got, "choose another --output")
 
 
-def _bar() -> Any:
-    """Return a progress bar that gives, for each method, the function to call with its progress."""
-    from collections.abc import Callable, Iterator
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    @contextmanager
-    def shown() -> Iterator[Callable[[str], Any]]:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        bar = Progress(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-        )
-        with bar:
-            shows = bar.add_task("starting", total=None)
-
-            def of(method: str) -> Any:
-                def told(step: Any) -> None:
-                    best = "" if step.best is None else f", smallest value {step.best:.3g}"
-                    bar.update(shows, total=step.total, completed=step.done, description=f"{method}: {step.what}{best}")
-
-                return told
-
-            yield of
-
-    return shown()
+def _now(method: str, step: Any) -> str:
+    """Return what a progress bar says of a step of tuning."""
+    best = "" if step.best is None else f", smallest value {step.best:.3g}"
+    return f"{method}: {step.what}{best}"
 
 
 def _report(output: Path, documents: list[Any]) -> Path:
