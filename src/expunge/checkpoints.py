@@ -17,6 +17,7 @@ from expunge import tensors
 from expunge.data import Data
 from expunge.files import digest
 from expunge.identity import built, content, described
+from expunge.masks import Masks
 from expunge.recipe import Recipe
 from expunge.runtime import Runtime
 
@@ -55,6 +56,7 @@ class Checkpoint:
         holdout: data that decides when to stop, or None.
         recipe: how.
         seed: of order, augmentation and dropout.
+        masks: which weights may move, or None.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class Checkpoint:
         holdout: Data | None,
         recipe: Recipe,
         seed: int,
+        masks: Masks | None = None,
     ) -> None:
-        self.runtime, self.recipe, self.seed = runtime, recipe, seed
+        self.runtime, self.recipe, self.seed, self.masks = runtime, recipe, seed, masks
         self.folder = None if runtime.workdir is None else Path(runtime.workdir)
         self._start, self._task, self._data = model, task, (data, holdout)
         self._last = time.monotonic()
@@ -86,6 +89,8 @@ class Checkpoint:
         ]
         if self.runtime.count > 1:
             parts.append(self.runtime.count)
+        if self.masks is not None:
+            parts += [[name, tensors.tensor_digest(mask)] for name, mask in sorted(self.masks.kept.items())]
         for part in self._data:
             if part is not None:
                 parts += content(part)

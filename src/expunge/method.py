@@ -16,6 +16,7 @@ from expunge.copies import private
 from expunge.data import Data
 from expunge.errors import ExpungeError, MissingNeed, UndeclaredNeed
 from expunge.files import digest, jsonable
+from expunge.masks import Masks
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.task import Task
@@ -65,6 +66,13 @@ class Needs:
     recipe: bool = False
     fresh: bool = False
     scenario: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """Return what two methods need together; optional is what neither of them must have."""
+        both = {n: max(getattr(self, n), getattr(other, n)) for n in SETS}
+        both |= {n: getattr(self, n) or getattr(other, n) for n in ("recipe", "fresh", "scenario")}
+        must = {*self.required(), *other.required()}
+        return Needs(**both, optional=(self.optional | other.optional) - must)
 
     def declared(self, name: str) -> bool:
         """Return whether the need of this name is declared."""
@@ -157,6 +165,7 @@ class Session:
         given: data, recipe and scenario by name.
         factory: builds the network before training, or None.
         log: what `record` wrote.
+        masks: which weights may move, where a composition holds the others; a method that steps must respect them.
     """
 
     task: Task
@@ -169,6 +178,7 @@ class Session:
     given: Mapping[str, Any] = field(repr=False)
     factory: Callable[[], nn.Module] | None = None
     log: dict[str, Any] = field(default_factory=dict)
+    masks: Masks | None = None
     _made: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def _copy(self) -> nn.Module:
@@ -266,15 +276,21 @@ class Session:
         parts += [{n: d.ids for n, d in self.given.items() if isinstance(d, Data)}]
         return Path(self.runtime.workdir) / f"{self.method}-{self.phase}-{key}-{digest(parts)[:16]}"
 
-    def nested(self, method: Method, model: nn.Module | None = None) -> Session:
+    def nested(self, method: Method, model: nn.Module | None = None, masks: Masks | None = None) -> Session:
         """Return the session for a method inside a composition, working on ``model`` where given.
 
-        The inner method's needs must be among those that the composition declares.
+        The inner method's needs must be among those that the composition declares. Masks add to those there are.
         """
         needs = method.prepares if self.phase == "prepare" else method.unlearns
         given = {n: (see(self._get(n), getattr(needs, n)) if n in SETS else self._get(n)) for n in needs_given(needs)}
         return replace(
-            self, method=method.name, needs=needs, source=self.source if model is None else model, given=given, _made={}
+            self,
+            method=method.name,
+            needs=needs,
+            source=self.source if model is None else model,
+            given=given,
+            masks=self.masks if masks is None else masks.both(self.masks),
+            _made={},
         )
 
     def edited(self) -> bool:

@@ -20,6 +20,7 @@ from expunge.copies import as_before, check_made, check_trainable, private
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite, UserError, listing
 from expunge.files import digest
+from expunge.masks import Held, Masks
 from expunge.passes import Passes, check_data, whole
 from expunge.recipe import Penalty, Recipe
 from expunge.runtime import Runtime
@@ -128,6 +129,7 @@ def fit(
     holdout: Data | None = None,
     runtime: Runtime | None = None,
     seed: int = 0,
+    masks: Masks | None = None,
 ) -> nn.Module:
     """Train a copy of a model and return it in eval mode.
 
@@ -153,6 +155,7 @@ def fit(
         holdout: data for ``recipe.patience``.
         runtime: device, precision, progress, workdir.
         seed: of order, augmentation and dropout, and of the canaries.
+        masks: which weights may move; the others keep the values they have in ``model``, to the bit.
 
     Returns:
         The trained copy, in eval mode, on the model's device.
@@ -171,7 +174,8 @@ def fit(
         work = private(model).to(runtime.torch_device)
         against = holdout if recipe.patience is not None else None
         optimizer = _optimizer(work, recipe)
-        saved = Checkpoint(runtime, model, task, data, against, recipe, seed)
+        held = None if masks is None else masks.hold(work)
+        saved = Checkpoint(runtime, model, task, data, against, recipe, seed, masks)
     if runtime.count > 1:
         settings = digest(recipe.to_json(), seed, runtime.precision)
         runtime.same(weights=tensors.weights_digest(model), samples=digest(data.ids), settings=settings)
@@ -187,7 +191,7 @@ def fit(
                 own = named_seed("fit", seed, epoch, runtime.rank)
                 with tensors.isolated_rng(own) if runtime.count > 1 else nullcontext():
                     work.train()
-                    _epoch(work, task, data, recipe, optimizer, runtime, epoch, order, advance)
+                    _epoch(work, task, data, recipe, optimizer, runtime, epoch, order, advance, held)
             _even_buffers(work, runtime)
             if against is not None:
                 work.eval()
@@ -263,7 +267,7 @@ def mean_loss(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> flo
     def work(batch: Batch) -> float:
         if batch.target is None:
             raise UserError(f"labels in {data.name}", "none", "give targets when building the data")
-        _, losses = _losses(model, task, batch.to(runtime.torch_device))
+        _, losses = outputs_and_losses(model, task, batch.to(runtime.torch_device))
         return float(losses.double().sum())
 
     total = torch.zeros((), dtype=torch.float64)
@@ -304,6 +308,7 @@ def _epoch(
     epoch: int,
     order: Tensor,
     advance: Callable[[int], None],
+    held: Held | None,
 ) -> None:
     seen = 0
     for at in batch_orders(recipe.batch_size, order):
@@ -314,7 +319,7 @@ def _epoch(
         with runtime.agreed(), whole(f"a batch of {len(at)} samples", "lower Recipe.batch_size"):
             mine = share(at, runtime.rank, runtime.count)
             if len(mine):
-                batch = _augmented(data.read(mine).to(runtime.torch_device), recipe)
+                batch = augmented(data.read(mine).to(runtime.torch_device), recipe)
                 loss = _loss(model, task, batch, recipe, runtime)
                 if not bool(torch.isfinite(loss)):
                     got = f"{loss.item()} in epoch {epoch + 1}"
@@ -322,10 +327,19 @@ def _epoch(
                     raise NotFinite("a finite training loss", got, remedy)
                 (loss if len(mine) == len(at) else loss * (len(mine) / len(at))).backward()
         _add_gradients(optimizer, runtime)
-        if recipe.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
+        stepped(model, optimizer, recipe.clip, held)
         advance(len(at))
+
+
+def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None, held: Held | None) -> None:
+    """Take a step on the gradients there are, their norm cut to ``clip``; masked weights stay where they are held."""
+    if held is not None:
+        held.gradients()
+    if clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    if held is not None:
+        held.after(optimizer)
 
 
 def share(at: NDArray[np.int64], rank: int, count: int) -> NDArray[np.int64]:
@@ -346,7 +360,12 @@ def _add_gradients(optimizer: torch.optim.Optimizer, runtime: Runtime) -> None:
         p.grad = total if any_use else None
 
 
-def _augmented(batch: Batch, recipe: Recipe) -> Batch:
+def augmented(batch: Batch, recipe: Recipe) -> Batch:
+    """Return a batch of images cropped and mirrored at random, as a recipe says.
+
+    Raises:
+        UserError: the inputs are no images.
+    """
     if not recipe.crop and not recipe.flip:
         return batch
     if not isinstance(batch.inputs, Tensor) or batch.inputs.dim() != 4:
@@ -355,8 +374,12 @@ def _augmented(batch: Batch, recipe: Recipe) -> Batch:
     return Batch(augment(batch.inputs, recipe.crop, recipe.flip), batch.target, batch.weight, batch.index)
 
 
-def _losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return outputs and the loss of each sample (B,), targets and shapes checked."""
+def outputs_and_losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return outputs and the loss of each sample (B,), targets and shapes checked.
+
+    Raises:
+        UserError: the targets do not fit the outputs, or the loss is not one number a sample.
+    """
     assert batch.target is not None
     outputs, _ = task.forward(model, batch)
     check_targets(task, outputs, batch.target)
@@ -371,7 +394,7 @@ def _loss(model: nn.Module, task: Task, batch: Batch, recipe: Recipe, runtime: R
     if batch.target is None:
         raise UserError("labelled data to train on", "no targets", "give targets when building the data")
     with runtime.autocast():
-        outputs, losses = _losses(model, task, batch)
+        outputs, losses = outputs_and_losses(model, task, batch)
         weighted = losses if batch.weight is None else losses * batch.weight.to(losses)
         loss = weighted.mean()
         for penalty in recipe.penalties:

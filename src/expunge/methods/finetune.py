@@ -72,7 +72,15 @@ class Finetune(Method):
         """Fit on; augmentation, batch size and penalties come from the original's recipe where it is given."""
         recipe = self._recipe(session.recipe)
         session.record("epochs", recipe.epochs)
-        model = fit(session.model, session.task, session.retain, recipe, runtime=session.runtime, seed=session.seed)
+        model = fit(
+            session.model,
+            session.task,
+            session.retain,
+            recipe,
+            runtime=session.runtime,
+            seed=session.seed,
+            masks=session.masks,
+        )
         return model, state
 
 

@@ -42,14 +42,18 @@ class Retrain(Method):
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Fit a fresh network; the recipe's early stopping uses holdout where given."""
         recipe: Recipe = session.recipe
+        start = session.new_model()
+        if session.masks is not None:  # of a pruned network: the new one has the same weights missing
+            session.masks.prune(start)
         model = fit(
-            session.new_model(),
+            start,
             session.task,
             session.retain,
             recipe,
             holdout=session.holdout,
             runtime=session.runtime,
             seed=session.seed,
+            masks=session.masks,
         )
         session.record("epochs_at_most", recipe.epochs)
         return model, State()

@@ -1,0 +1,344 @@
+"""The loop of methods that take steps on a private copy: batches, modes, masks, checks, counts, the best epoch."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from expunge.data import Batch, Data
+from expunge.errors import NotFinite, UserError
+from expunge.method import Method, Needs, See, Session, State, option
+from expunge.passes import whole
+from expunge.task import Classification, Task
+from expunge.tensors import parameters
+from expunge.train import augmented, batch_orders, mean_loss, outputs_and_losses, stepped
+
+SIZE = 64  # samples a step where neither the method nor a recipe says
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The samples of one step.
+
+    Args:
+        batch: of all sources together; its targets are None unless every source shows labels.
+        origin: (B,) int64, which source each sample is from, 0 the first.
+        beside: samples of the sources that go in lockstep, or None.
+    """
+
+    batch: Batch
+    origin: Tensor
+    beside: Taken | None = None
+
+    def of(self, source: int) -> Tensor:
+        """Return which samples are from a source, (B,) bool."""
+        return self.origin == source
+
+
+Loss = Callable[[nn.Module, Taken], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped(Method):
+    """What methods have in common that take steps of an optimiser; a subclass says which in `descend`.
+
+    BatchNorm statistics move with training batches unless ``norm="frozen"``; a batch of a single sample has no
+    statistics, and is normalised by the running ones.
+    """
+
+    prepared_by: ClassVar[frozenset[str] | None] = frozenset()  # nothing is prepared but the record of ids
+    least_epochs: ClassVar[int] = 1
+
+    epochs: int = option(5, symbol="E", unit="epochs", text="how long")
+    lr: float = option(0.01, symbol="η", unit="1", text="learning rate")
+    optimizer: Literal["sgd", "adam"] = option("sgd", unit="-", text="sgd or adam")
+    momentum: float = option(0.9, symbol="μ", unit="1", text="of sgd")
+    weight_decay: float = option(5e-4, symbol="wd", unit="1", text="coupled L2")
+    batch_size: int | None = option(
+        None, symbol="B", unit="samples", text=f"a step; unset, the recipe's, or {SIZE} without a recipe"
+    )
+    clip: float | None = option(None, unit="1", text="largest norm of a step's gradient; unset, no limit")
+    norm: Literal["moving", "frozen"] = option(
+        "moving", unit="-", text="whether BatchNorm statistics move with the batches, or stay frozen"
+    )
+    keep_best: bool = option(
+        False, unit="-", text="return the epoch with the lowest loss on holdout data, which it then needs"
+    )
+
+    def __post_init__(self) -> None:
+        names = {"sgd", "adam"}, {"moving", "frozen"}
+        for field, known in zip(("optimizer", "norm"), names, strict=True):
+            if getattr(self, field) not in known:
+                want = f"{self.name}.{field} {' or '.join(sorted(known))}"
+                raise UserError(want, repr(getattr(self, field)), "choose one of them")
+        least = {"epochs": self.least_epochs, "batch_size": 1}
+        for field, low in least.items():
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise UserError(f"{self.name}.{field} of {low} or more", repr(value), "give a whole number")
+        self.positive("lr", "clip")
+        self.positive("momentum", "weight_decay", zero=True)
+
+    def positive(self, *names: str, zero: bool = False) -> None:
+        """Refuse fields that are not finite numbers above 0, or below 0 where 0 is allowed; None is left alone.
+
+        Raises:
+            UserError: names the field.
+        """
+        for field in names:
+            value = getattr(self, field)
+            if value is None:
+                continue
+            good = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (zero and value == 0))
+            if not good or isinstance(value, bool):
+                want = f"{self.name}.{field} {'of 0 or more' if zero else 'above 0'}"
+                raise UserError(want, repr(value), "give a finite number in that range")
+
+    def sees(self, **sets: Any) -> Needs:
+        """Return needs with what every such method may have: the recipe, and with ``keep_best`` holdout data."""
+        more = Needs(
+            recipe=True,
+            holdout=See.LABELLED if self.keep_best else See.NONE,
+            optional=frozenset({"recipe"}),
+        )
+        return Needs(**sets) | more
+
+    @abstractmethod
+    def descend(self, session: Session, descent: Descent) -> None:
+        """Take the steps."""
+
+    def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
+        """Take the steps, and report how many they were."""
+        with descending(session, self) as descent:
+            self.descend(session, descent)
+        return descent.finished(), state
+
+
+def only_classes(task: Task, why: str) -> str | None:
+    """Return the reason why a method of classes does not apply to a task, or None."""
+    return None if isinstance(task, Classification) else f"{why}, and this task has no classes"
+
+
+@contextmanager
+def descending(session: Session, method: Stepped, model: nn.Module | None = None) -> Iterator[Descent]:
+    """Yield a descent with a progress bar over the samples of all passes that the method says it makes."""
+    sets = method.passes("unlearn", session.recipe if session.needs.recipe else None)
+    known = {name: data for name, data in session.given.items() if isinstance(data, Data)}
+    total = sum(n * len(known[name]) for name, n in sets.items() if name in known)
+    with session.runtime.tracking(f"unlearning by {method.name}", round(total)) as advance:
+        yield Descent(session, method, session.model if model is None else model, advance)
+
+
+class Descent:
+    """Steps on a model, counted.
+
+    Args:
+        session: task, runtime, masks, and where values are recorded.
+        method: gives the optimiser's settings.
+        model: is edited in place.
+        advance: called with the samples of each step.
+    """
+
+    def __init__(
+        self, session: Session, method: Stepped, model: nn.Module, advance: Callable[[int], None] = lambda n: None
+    ) -> None:
+        self.session, self.method, self.model, self.advance = session, method, model, advance
+        self.task, self.runtime = session.task, session.runtime
+        self.recipe = session.recipe if session.needs.recipe else None
+        self.optimizer = self._optimizer()
+        self.held = None if session.masks is None else session.masks.hold(model)
+        self.steps = self.epochs = 0
+        self._best, self._kept = math.inf, dict[str, Tensor]()
+
+    @property
+    def size(self) -> int:
+        """Samples a step."""
+        asked = self.method.batch_size
+        return asked or (SIZE if self.recipe is None else self.recipe.batch_size)
+
+    def epoch(
+        self,
+        sources: Sequence[Data],
+        loss: Loss,
+        *,
+        beside: Sequence[Data] = (),
+        size: int | None = None,
+        beside_size: int | None = None,
+        order: Tensor | None = None,
+        rate: float | None = None,
+        name: str = "loss",
+    ) -> float:
+        """Go once through the samples of all sources together, a step a batch.
+
+        Args:
+            sources: data sets, their samples mixed in one random order.
+            loss: of the samples of a step, a scalar to be lowered.
+            beside: data sets whose samples go in lockstep, begun again in a new order when they are used up.
+            size: samples a step, instead of the method's.
+            beside_size: samples of ``beside`` a step, instead of ``size``.
+            order: positions in the sources one after another, instead of a random order.
+            rate: learning rate, instead of the method's.
+            name: under which the mean is recorded.
+
+        Returns:
+            The mean loss over the samples.
+
+        Raises:
+            NotFinite: the loss is NaN or infinite; names the step, and the setting to lower.
+            UserError: memory does not suffice for a batch.
+        """
+        size = size or self.size
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.method.lr if rate is None else rate
+        order = torch.randperm(sum(map(len, sources))) if order is None else order
+        others = _endless(beside, beside_size or size) if beside else None
+        total, seen = 0.0, 0
+        for at in batch_orders(size, order):
+            with whole(f"a batch of {len(at)} samples", f"lower {self.method.name}.batch_size"):
+                aside = None if others is None else self._taken(beside, next(others))
+                now = self._taken(sources, at, aside)
+                total += len(at) * self.step(lambda now=now: loss(self.model, now), len(at))  # type: ignore[misc]
+            seen += len(at)
+            self.advance(len(at) + (0 if aside is None else len(aside.batch)))
+        mean = total / max(1, seen)
+        self.session.record(name, mean, step=self.steps)
+        return mean
+
+    def step(self, loss: Callable[[], Tensor], samples: int) -> float:
+        """Take one step down a loss.
+
+        Args:
+            loss: computes the scalar, the model in train mode.
+            samples: in the batch: BatchNorm in train mode refuses a single one.
+
+        Returns:
+            The loss before the step.
+
+        Raises:
+            NotFinite: the loss is NaN or infinite.
+        """
+        self._train(frozen=self.method.norm == "frozen" or samples == 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            with self.runtime.autocast():
+                value = loss()
+            if not bool(torch.isfinite(value)):
+                want = f"a finite loss of {self.method.name}"
+                remedy = f"lower {self.method.name}.lr (now {self.method.lr:g})"
+                raise NotFinite(want, f"{value.item()} at step {self.steps + 1}", remedy)
+            if value.requires_grad:
+                value.backward()
+        stepped(self.model, self.optimizer, self.method.clip, self.held)
+        self.steps += 1
+        return float(value.detach())
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """Return the outputs (B, ...) of the model being edited."""
+        return self.task.forward(self.model, batch)[0]
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the task's loss of each sample (B,), times its weight."""
+        _, losses = outputs_and_losses(self.model, self.task, batch)
+        return losses if batch.weight is None else losses * batch.weight.to(losses)
+
+    def ended(self) -> None:
+        """Count an epoch; with ``keep_best`` keep its weights if the loss on holdout data is the lowest so far."""
+        self.epochs += 1
+        if self.method.keep_best:
+            self.model.eval()
+            now = mean_loss(self.model, self.task, self.session.holdout, self.runtime)
+            self.session.record("holdout_loss", now, step=self.steps)
+            if now < self._best:
+                self._best, self._kept = now, self.kept()
+                self.session.record("best_epoch", self.epochs)
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return a copy of all weights and buffers."""
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def finished(self) -> nn.Module:
+        """Return the model in eval mode, the best epoch's where asked, and record the steps and epochs taken."""
+        if self._kept:
+            self.model.load_state_dict(self._kept)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.eval()
+        self.session.record("steps", self.steps)
+        self.session.record("epochs", self.epochs)
+        return self.model
+
+    def _train(self, frozen: bool) -> None:
+        self.model.train()
+        if frozen:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.eval()
+
+    def _taken(self, sources: Sequence[Data], at: NDArray[np.int64], beside: Taken | None = None) -> Taken:
+        """Read positions of several sources, counted one after another, into one batch."""
+        starts = np.cumsum([0, *(len(data) for data in sources)])
+        which = np.searchsorted(starts, at, side="right") - 1
+        parts, origins = [], []
+        for i, data in enumerate(sources):
+            own = at[which == i] - starts[i]
+            if len(own):
+                batch = data.read(own).to(self.runtime.torch_device)
+                parts.append(batch if self.recipe is None else augmented(batch, self.recipe))
+                origins += [i] * len(own)
+        return Taken(joined(parts), torch.tensor(origins, device=self.runtime.torch_device), beside)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        method, params = self.method, list(parameters(self.model).values())
+        if not params:
+            raise UserError("weights to train", "a model without trainable parameters", "unfreeze some of them")
+        if method.optimizer == "adam":
+            return torch.optim.Adam(params, lr=method.lr, weight_decay=method.weight_decay)
+        return torch.optim.SGD(params, lr=method.lr, momentum=method.momentum, weight_decay=method.weight_decay)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return batches as one; targets are None unless all have them, weights are 1 where a batch has none."""
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0].inputs
+    inputs: Any = (
+        {k: torch.cat([b.inputs[k] for b in batches]) for k in first}  # type: ignore[index]
+        if isinstance(first, dict)
+        else torch.cat([b.inputs for b in batches])  # type: ignore[misc]
+    )
+    targets, weights = [b.target for b in batches], [b.weight for b in batches]
+    target = None if any(t is None for t in targets) else torch.cat([t for t in targets if t is not None])
+    weight = None
+    if any(w is not None for w in weights):
+        device = next(w for w in weights if w is not None).device
+        weight = torch.cat(
+            [torch.ones(len(b), device=device) if w is None else w for b, w in zip(batches, weights, strict=True)]
+        )
+    return Batch(inputs, target, weight, torch.cat([b.index for b in batches]))
+
+
+def _endless(sources: Sequence[Data], size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield positions of batches for ever, every pass in a new order."""
+    while True:
+        yield from batch_orders(size, torch.randperm(sum(map(len, sources))))
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return T²·KL(softmax(teacher/T) ‖ softmax(student/T)) of each sample (B,), in nats.
+
+    Args:
+        teacher: logits (B, K); no gradient flows into them.
+        student: logits (B, K).
+        temperature: T above 0.
+    """
+    target = (teacher.detach() / temperature).log_softmax(dim=1)
+    found = (student / temperature).log_softmax(dim=1)
+    return temperature**2 * (target.exp() * (target - found)).sum(dim=1)
