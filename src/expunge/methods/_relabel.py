@@ -1,0 +1,123 @@
+"""Training on with wrong labels on the samples to forget: the loop, and the base of methods that redraw the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from expunge.errors import UserError
+from expunge.method import Needs, Search, See, Session, option
+from expunge.methods._labels import drawn_labels, uniform
+from expunge.methods._steps import Descent, Stepped, Taken, only_classes
+from expunge.scenario import Scenario
+from expunge.task import Task, check_targets
+from expunge.train import Recipe
+
+Order = Literal["forget_first", "mixed"]
+Compat = Literal["paper", "official"]
+
+
+def relabelled_loss(descent: Descent, taken: Taken, draws: Tensor, *, exclude_true: bool = True) -> Tensor:
+    """Return the mean loss of a step's samples, those of source 0 under drawn labels, a scalar.
+
+    Args:
+        descent: model and task.
+        taken: labelled samples; source 0 is the forget set.
+        draws: uniform numbers (n_f,), one a sample of the forget set.
+        exclude_true: whether the true class is never drawn.
+    """
+    batch = taken.batch
+    assert batch.target is not None
+    outputs = descent.outputs(batch)
+    check_targets(descent.task, outputs, batch.target)
+    own = taken.of(0)
+    target = batch.target.long().clone()
+    u = draws[batch.index[own.to(batch.index.device)]]
+    target[own] = drawn_labels(u, target[own], outputs.shape[1], exclude_true=exclude_true)
+    losses = descent.task.loss(outputs, target)
+    return (losses if batch.weight is None else losses * batch.weight.to(losses)).mean()
+
+
+def relabelled_epoch(
+    session: Session, descent: Descent, draws: Tensor, *, order: Order, exclude_true: bool = True
+) -> None:
+    """Go once through the forget set under drawn labels and once through the retain set under its own.
+
+    Args:
+        session: holds forget and retain data with labels.
+        descent: takes the steps.
+        draws: uniform numbers (n_f,), one a sample of the forget set; the same numbers give the same labels.
+        order: ``forget_first`` all batches of the forget set before those of the retain set, ``mixed`` one shuffle.
+        exclude_true: whether the true class is never drawn.
+    """
+
+    def wrong(model: nn.Module, taken: Taken) -> Tensor:
+        return relabelled_loss(descent, taken, draws, exclude_true=exclude_true)
+
+    if order == "mixed":
+        descent.epoch([session.forget, session.retain], wrong)
+    else:
+        descent.epoch([session.forget], wrong, name="forget_loss")
+        descent.epoch([session.retain], lambda model, taken: descent.losses(taken.batch).mean(), name="retain_loss")
+    descent.ended()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relabelling(Stepped):
+    """What methods have in common that train on with wrong labels on the forget set; it needs classes and labels.
+
+    Passes: E over the forget set and E over the retain set.
+    """
+
+    lr: float = option(0.01, symbol="η", unit="1", text="learning rate", search=Search(1e-4, 1e-1, log=True))
+
+    @property
+    def unlearns(self) -> Needs:
+        """Forget and retain data with labels; the recipe where there is one."""
+        return self.sees(forget=See.LABELLED, retain=See.LABELLED)
+
+    def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
+        """Decline what has no classes to draw a label from."""
+        return only_classes(task, f"{self.name} draws wrong classes")
+
+    def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
+        """Return the epochs, over both sets."""
+        return {"forget": float(self.epochs), "retain": float(self.epochs)} if phase == "unlearn" else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomLabelling(Relabelling):
+    """Relabelling with new labels in every epoch; a subclass may hold weights by masks around `descend`."""
+
+    epochs: int = option(
+        10, symbol="E", unit="passes over both sets", text="how long", search=Search(1, 10, whole=True)
+    )
+    redraw: bool = option(True, unit="-", text="draw new labels in every epoch, or once for all")
+    order: Order = option(
+        "forget_first", unit="-", text="forget_first: in every epoch forget batches, then retain batches; mixed: in one"
+    )
+    compat: Compat = option(
+        "paper", unit="-", text="paper: labels are drawn from the wrong classes; official: the true one may be drawn"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, known in (("order", get_args(Order)), ("compat", get_args(Compat))):
+            if getattr(self, field) not in known:
+                want = f"{self.name}.{field} {' or '.join(known)}"
+                raise UserError(want, repr(getattr(self, field)), "choose one of them")
+
+    @property
+    def exclude_true(self) -> bool:
+        """Whether a sample's true class is never drawn for it."""
+        return self.compat == "paper"
+
+    def descend(self, session: Session, descent: Descent) -> None:
+        """Train on for the epochs, the forget set's labels drawn from the session's seed."""
+        draws = uniform(len(session.forget))
+        for epoch in range(self.epochs):
+            if epoch and self.redraw:
+                draws = uniform(len(session.forget))
+            relabelled_epoch(session, descent, draws, order=self.order, exclude_true=self.exclude_true)
