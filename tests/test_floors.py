@@ -29,7 +29,7 @@ report/format report/document report/distance report/layout report/findings repo
 report/charts report/roc report/series report/page report/grids report/heat report/labels report/pareto
 report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
 report/__init__
-ledger bench/cell bench/grid_file bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
+ledger bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
 bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
 bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
 bench/__init__ qualify service testing

@@ -146,6 +146,20 @@ class Request:
         """Numbers of the requests, from 1, after which models are measured."""
         return tuple(range(1, self.steps + 1)) if self.kind == "sequential" else (self.steps,)
 
+    def check_size(self, n: int) -> int:
+        """Return how many of n training samples each request asks for; 0 where classes or a column decide it.
+
+        Raises:
+            UserError: all of them, or more, in all requests.
+        """
+        if self.kind in ("class", *COLUMN) or isinstance(self.value, tuple):
+            return 0
+        size = 1 if self.kind == "single" else _count(self.value, n)
+        if self.steps * size >= n:
+            most = f"at most {n - 1} samples to forget in all"
+            raise UserError(most, f"{self.steps} × {size}", "ask for fewer requests, or for less each")
+        return size
+
     def training(self, problem: Problem, seed: int) -> Data:
         """Return the data that the original is trained on: with wrong labels or patches where that is the request.
 
@@ -247,10 +261,7 @@ class Request:
         """Return the ids of the requests of ``single`` and ``sequential``; more requests begin with the same ones."""
         if isinstance(self.value, tuple):
             return [forget_class(train, label).forget for label in self.value]
-        size = 1 if self.kind == "single" else _count(self.value, len(train))
-        if self.steps * size >= len(train):
-            most = f"at most {len(train) - 1} samples to forget in all"
-            raise UserError(most, f"{self.steps} × {size}", "ask for fewer requests, or for less each")
+        size = self.check_size(len(train))
         ids, order = train.ids, np.random.default_rng(named_seed("request", self.kind, seed)).permutation(len(train))
         rows = (sorted(order[k * size : (k + 1) * size]) for k in range(self.steps))
         return [tuple(ids[i] for i in part) for part in rows]

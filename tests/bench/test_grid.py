@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from expunge.bench.grid import TUNED_KIND, TUNED_SCHEMA, Grid, Place
 from expunge.errors import CorruptArtefact, UserError
 from expunge.files import write_document
 from expunge.methods import build
+from expunge.trial import Request
 
 HEAD = """title = "tiny"
 seeds = 2
@@ -588,3 +590,175 @@ def test_precision_decides_a_result(load):
     assert full.key != half.key
     same = next(iter(load(text + '[runtime]\nprecision = "full"\nbatch_size = 8\n').places.values())).results()[0]
     assert same.key == full.key
+
+
+@pytest.mark.parametrize(
+    ("data", "request_", "said"),
+    [
+        ("digits", "random=1168", "1 to 1167 samples to forget @4, got 1168 of digits: give a number or a share"),
+        ("digits", "random=0.9999", "1 to 1167 samples to forget @4, got 0.9999 of digits"),
+        ("digits", "hardest=2000", "1 to 1167 samples to forget @4, got 2000 of digits"),
+        ("digits", "mislabelled=0.9999", "1 to 1167 samples to forget @4, got 0.9999 of digits"),
+        (
+            "digits",
+            "sequential=300,times=5",
+            "at most 1167 samples to forget in all @4, got 5 × 300 of digits: ask for fewer requests, or for less each",
+        ),
+        ("digits", "sequential=0.2,times=5", "at most 1167 samples to forget in all @4, got 5 × 234 of digits"),
+        ("digits", "single=1168", "at most 1167 samples to forget in all @4, got 1168 × 1 of digits"),
+        ("cifar10", "random=50000", "1 to 49999 samples to forget @4, got 50000 of cifar10"),
+        (
+            "digits",
+            "sequential:class=0+1+2+3+4+5+6+7+8+9",
+            "a class of digits that stays @4, got all 10 to forget: leave one out",
+        ),
+        ("digits", "poison=0.05,patch=99", "a patch that fits on 8×8 images of digits @4, got 99, 0 from the edge"),
+        ("cifar10", "poison=0.05,patch=31", "a patch that fits on 32×32 images of cifar10 @4, got 31, 2 from the edge"),
+        ("ag_news", "poison=0.05", "images (C, H, W) of real numbers in ag_news for a trigger patch @4, got"),
+        (
+            "digits",
+            "poison=0.95",
+            "a share of samples to poison up to 0.902, that of the other classes of digits @4, got 0.95: poison",
+        ),
+        ("cifar20", "poison=0.96", "a share of samples to poison up to 0.95, that of the other classes of cifar20 @4"),
+        (
+            "digits",
+            "subclass:fine=ship",
+            "a column of digits @4, got 'fine': choose from superclass",
+        ),
+        ("digits", "subject:who=*", "a column of digits @4, got 'who': choose from superclass"),
+        ("cifar20", "subclass:fine_nam=rocket", "a column of cifar20 @4, got 'fine_nam': did you mean 'fine_name'"),
+        ("orl_faces", "subject:who=*", "a column of orl_faces @4, got 'who': choose from subject"),
+        (
+            "digits",
+            "subclass:superclass=rund",
+            "a value of 'superclass' in digits @4, got 'rund': choose among mixed, round, straight",
+        ),
+        ("cifar20", "subclass:superclass=*", "a value of 'superclass' in cifar20 @4, got '*': choose among aquatic"),
+        ("cifar20", "subclass:fine=100", "a value of 'fine' in cifar20 @4, got '100': choose among 0, 1, 2"),
+        *(
+            ("diabetes", text, f"a request without classes of diabetes @4, got '{shown}': take another kind of request")
+            for text, shown in (
+                ("class=0", "class 0"),
+                ("mislabelled=0.1", "mislabelled 10 %"),
+                ("poison=0.1", "poison 10 % to class 0"),
+            )
+        ),
+    ],
+)
+def test_requests_that_no_cell_could_draw(load, data, request_, said):
+    text = HEAD.replace("digits", data).replace("class=3", request_)
+    with pytest.raises(UserError, match=re.escape(f"Expected {lined(said)}")):
+        load(text + METHODS)
+
+
+def test_a_limit_bounds_what_may_be_asked_for(load):
+    text = f'scenarios = ["random=100"]\n{METHODS}[data.few]\nname = "cifar10"\nlimit = '
+    with pytest.raises(UserError, match=lined("1 to 99 samples to forget @1, got 100 of few")):
+        load(text + "100\n")
+    assert len(load(text + "101\n").places) == 1
+
+
+def test_what_is_drawn_is_loaded_and_what_is_refused_is_not_drawn(load):
+    """On data that is at hand the two agree."""
+    asked = {
+        "digits": (
+            "random=1167 random=1168 hardest=1168 single=1167 single=1168 sequential=0.2,times=5 sequential=0.2,times=4"
+            " sequential=233,times=5 sequential=234,times=5 mislabelled=0.9999 mislabelled=0.99 poison=0.9,target=3"
+            " poison=0.902,target=3 poison=0.91,target=3 poison=0.1,patch=8 poison=0.1,patch=9 class=9,fraction=0.001"
+            " sequential:class=0+9 subclass:superclass=round subclass:superclass=* subject:superclass=* subject:sex=*"
+        ),
+        "diabetes": "random=286 random=287 class=0 poison=0.1 mislabelled=0.1 subject:sex=* subclass:sex=1",
+    }
+    outcomes = set()
+    for name, texts in asked.items():
+        problem = zoo.load(name)
+        for text in texts.split():
+            request = Request.parse(text)
+            try:  # the hardest are as many as random ones
+                (replace(request, kind="random") if request.kind == "hardest" else request).draw(problem, 0)
+                drawn = True
+            except UserError:
+                drawn = False
+            try:
+                load(HEAD.replace("digits", name).replace("class=3", text) + METHODS)
+                loaded = True
+            except UserError:
+                loaded = False
+            assert drawn == loaded, (name, text)
+            outcomes.add((name, drawn))
+    assert len(outcomes) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "said"),
+    [
+        (
+            "digits",
+            "[networks.mlp]\nrecipe = {canaries = 5}",
+            "a recipe without Recipe.canaries in a benchmark @7, got 5: leave it out: in a benchmark",
+        ),
+        (
+            "digits",
+            "[networks.mlp.recipe]\nlr = 0.1\nepochs = 0",
+            "Recipe.epochs of 1 or more in a benchmark @8, got 0: give the epochs",
+        ),
+        (
+            "diabetes",
+            "[networks.mlp.recipe]\nlr = 0.1\nflip = true",
+            "images (C, H, W) for Recipe.crop and Recipe.flip @8, got inputs (10,) in diabetes: leave crop",
+        ),
+        (
+            "ag_news",
+            "[networks.text]\nrecipe = {crop = 2}",
+            "images (C, H, W) for Recipe.crop and Recipe.flip @7, got texts of 64 tokens in ag_news",
+        ),
+        ("diabetes", "networks = ['convnet']", "inputs of 3 dimensions for convnet @6, got shape (10,): take another"),
+        ("digits", "networks = ['vit-base-patch16-224']", "images of shape (3, 224, 224) for vit-base-patch16-224 @6"),
+    ],
+)
+def test_recipes_and_networks_that_no_cell_could_train(load, data, text, said):
+    head = HEAD.replace("digits", data).replace("class=3", "random=0.1")
+    with pytest.raises(UserError, match=re.escape(f"Expected {lined(said)}")):
+        load(head + METHODS + text + "\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("epochs = 2", "epochs = 0", "Recipe.epochs of 1 or more in a benchmark @5, got 0 in mine.toml"),
+        ("epochs = 2", "epochs = -3", "Recipe.epochs of 0 or more @5, got -3 in mine.toml"),
+        ("epochs = 2", "crop = 2", "images (C, H, W) for Recipe.crop and Recipe.flip @5, got inputs (10,) in mine"),
+        ("class=3", "random=200", "1 to 199 samples to forget @2, got 200 of mine"),
+        ("class=3", "subject:who=*", "a column of mine @2, got 'who': choose from superclass"),
+        ("mlp", "text", "texts for text @5, got shape (1, 8, 8) in mine.toml"),
+        ("digits", "digit", "a known data set in mine.toml @5, got 'digit': did you mean 'digits'"),
+    ],
+)
+def test_a_project_on_a_named_data_set_is_held_to_the_same(load, project, tmp_path, old, new, said):
+    text, file = (
+        project().replace("class=3", "random=0.1" if old != "class=3" else new),
+        tmp_path / "projects/mine.toml",
+    )
+    if new == "crop = 2":
+        file.write_text(file.read_text().replace("digits", "diabetes"))
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=re.escape(f"Expected {lined(said)}")):
+        load(text)
+
+
+def test_a_project_without_a_recipe_takes_that_of_its_named_data_set(load, project, tmp_path, monkeypatch):
+    text, file = project(), tmp_path / "projects" / "mine.toml"
+    file.write_text(file.read_text().partition("[recipe]")[0].replace("digits", "cifar10"))
+    monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path / "nowhere"))  # no data is opened
+    assert next(load(text).cells()).recipe == zoo.recipe("cifar10", "mlp").to_json()
+    file.write_text('[model]\nnetwork = "net:build"\n[data]\ntrain = "train.csv"\n')
+    with pytest.raises(UserError, match=lined(r"a \[recipe\] @5, got none in mine.toml: add one")):
+        load(text)
+
+
+def test_a_project_may_forget_canaries_too(load, project, tmp_path):
+    """They come on top of the samples of the data set, and so may be asked for."""
+    text, file = project().replace("class=3", "random=200"), tmp_path / "projects" / "mine.toml"
+    file.write_text(file.read_text() + "canaries = 20\n")
+    assert next(load(text).cells()).recipe["canaries"] == 0

@@ -92,6 +92,29 @@ def test_splits_ids_and_networks(root, name):
     assert tuple(shape) == (spec.shape[:1] if spec.network == "text" else spec.shape)
 
 
+@pytest.mark.parametrize("name", sorted(named.NAMED))
+def test_what_is_known_before_files_are_opened_is_so(root, name):
+    known, found = zoo.known(name), zoo.load(name, data_dir=root)
+    assert len(known.counts) == len(found.classes)
+    assert known.shape == named.NAMED[name].shape
+    columns = found.train.columns
+    assert list(known.columns) == list(columns)
+    for column, values in known.columns.items():
+        if values is not None:
+            assert set(values) == {str(v) for v in columns[column]}
+    counts = torch.bincount(found.train.targets())
+    assert [n * len(found.train) for n in known.counts] == (counts * known.size).tolist()  # the same shares
+    few = zoo.known(name, limit=200)
+    assert few.size == 200
+    assert sum(few.counts) == 200
+
+
+def test_the_pretrained_network_is_given_other_images():
+    assert zoo.known("cifar10", BASE).shape == (3, 224, 224)
+    with pytest.raises(UserError, match="texts for text"):
+        zoo.known("cifar10", "text")
+
+
 def test_images_are_those_of_the_files(root):
     spec, data = named.NAMED["cifar10"], zoo.load("cifar10", data_dir=root).train
     pixels = np.array(Pillow.open(io.BytesIO(picture(SIDES["cifar10"], 33)["bytes"])))
@@ -301,6 +324,8 @@ def test_the_real_ones(name, train, test, first):
     with peak_memory("cpu") as peak:
         found = zoo.load(name, data_dir=SHARED)
     assert (len(found.train), len(found.holdout) + len(found.test)) == (train, test)
+    assert len(found.train) <= zoo.known(name).size
+    assert len(found.train) == zoo.known(name).size or name in ("orl_faces", "ag_news")  # not as published
     assert int(found.train.targets()[0]) == first
     counts = torch.bincount(found.holdout.targets())
     assert int(counts.max() - counts.min()) <= (1 if name != "ag_news" else 10)

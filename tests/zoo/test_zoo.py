@@ -159,3 +159,25 @@ def test_a_limit_takes_a_part_of_the_embedded_sets():
     assert len(zoo.load("diabetes", limit=100).train) == 100
     with pytest.raises(UserError, match="a limit of at least 10 samples, one a class, got 9: raise it"):
         zoo.load("digits", limit=9)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("digits", None), ("digits", 123), ("digits", 5000), ("diabetes", 50)])
+def test_what_is_known_of_an_embedded_set_is_so(name, limit):
+    train, known = zoo.load(name, limit=limit).train, zoo.known(name, limit=limit)
+    assert known.size == len(train)
+    assert known.shape == tuple(train.read([0]).inputs.shape[1:])
+    assert known.counts == (tuple(torch.bincount(train.targets()).tolist()) if name == "digits" else ())
+    assert known.columns == {k: tuple(sorted({str(v) for v in values})) for k, values in train.columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("digit",), "a known data set, got 'digit': did you mean 'digits'"),
+        (("diabetes", "convnet"), "inputs of 3 dimensions for convnet, got shape (10,): take another network: mlp"),
+        (("cifar100", None, 99), "a limit of at least 100 samples, one a class, got 99: raise it"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_data_is_opened(asked, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        zoo.known(*asked)

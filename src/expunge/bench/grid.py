@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import attacks, methods, metrics, zoo
+from expunge.bench import fits
 from expunge.bench.cell import Cell
 from expunge.bench.grid_file import MODEL, DataEntry, GridFile, NetworkEntry, Published
 from expunge.errors import UserError, listing, suggest
@@ -91,7 +92,10 @@ class Grid:
 
 
 def load(path: Path) -> Grid:
-    """Read a grid file and check every name in it; no data is opened.
+    """Read a grid file, check every name in it, and refuse what no cell could carry out; no data is opened.
+
+    Of a project with files of its own only the project file is read: whether its requests and network fit its samples,
+    its first cell tells.
 
     Args:
         path: of the file.
@@ -112,12 +116,11 @@ def load(path: Path) -> Grid:
     places, projects = dict[Place, Cell](), dict[str, Path]()
     for name, entry in file.data.items():
         data, project = asked.data(name, entry)
-        if project is not None:
-            projects[data["digest"]] = project
+        if entry.project is not None:
+            projects[data["digest"]] = path.parent / entry.project
         for network, found in (networks or {asked.network(data, project): NetworkEntry()}).items():
-            architecture, recipe = asked.recipe(data, project, network, found)
-            if project is None:
-                asked.check_fits(name, data, network, architecture, requests)
+            architecture, recipe = asked.recipe(name, project, network, found)
+            asked.check_fits(name, project, network, architecture, recipe, requests)
             for scenario, request in requests.items():
                 cell = Cell(
                     data=data,
@@ -153,8 +156,8 @@ class _Asked:
         """Return an error from elsewhere with the line that caused it."""
         return self.refuse(tables, key, error.expected, error.got, error.remedy)
 
-    def data(self, name: str, entry: DataEntry) -> tuple[dict[str, Any], Path | None]:
-        """Return what names a data set, and its project file if it has one."""
+    def data(self, name: str, entry: DataEntry) -> tuple[dict[str, Any], Project | None]:
+        """Return what names a data set, and its project if it is one."""
         if entry.project is not None:
             if entry.name is not None or entry.limit is not None:
                 both = "project, and name or limit"
@@ -163,11 +166,15 @@ class _Asked:
             if there(file) != "a file":
                 got, remedy = there(file) or "nothing there", "name it from the folder that the grid file is in"
                 raise self.refuse(["data", name], "project", f"a project file {file}", got, remedy)
-            config = Project.open(file).config
+            project = Project.open(file)
+            config, known = project.config, zoo.datasets()
+            if config.data.name is not None and config.data.name not in known:
+                want, got = f"a known data set in {file.name}", repr(config.data.name)
+                raise self.refuse(["data", name], "project", want, got, suggest(config.data.name, known))
             body: dict[str, Any] = {p: getattr(config, p).model_dump(mode="json") for p in ("model", "data", "task")}
             parts = [config.data.train, config.data.holdout, config.data.test, config.model.network, config.model.base]
             body["content"] = [_content(file.parent, part) for part in parts if part]
-            return {"project": file.stem, "digest": digest(body)}, file
+            return {"project": file.stem, "digest": digest(body)}, project
         known, named = zoo.datasets(), entry.name or name
         if named not in known:
             raise self.refuse(["data"], name, "a known data set", repr(named), suggest(named, known))
@@ -182,25 +189,22 @@ class _Asked:
             check_recipe(entry.recipe, self.path, self.text, ["networks", name, "recipe"])
         return self.file.networks
 
-    def network(self, data: Mapping[str, Any], project: Path | None) -> str:
+    def network(self, data: Mapping[str, Any], project: Project | None) -> str:
         """Return the name of a data set's own network."""
-        return zoo.network(data["name"]) if project is None else Project.open(project).config.model.network
+        return zoo.network(data["name"]) if project is None else project.config.model.network
 
-    def recipe(
-        self, data: Mapping[str, Any], project: Path | None, name: str, entry: NetworkEntry
-    ) -> tuple[str, Recipe]:
+    def recipe(self, data: str, project: Project | None, name: str, entry: NetworkEntry) -> tuple[str, Recipe]:
         """Return the network's own name, and how it is trained."""
         network = entry.name or name
-        if project is None:
-            base = zoo.recipe(data["name"], network)
-        else:
-            own = Project.open(project).recipe
+        if project is not None:
             if self.file.networks:
-                got = f"networks beside the project {project.name}"
+                got = f"networks beside the project {_file(project)}"
                 raise self.refuse([], "networks", "a project with its own network", got, ONE_BY_ONE)
-            if own is None:
-                raise UserError(f"a [recipe] in {project.name}", "none", "a benchmark trains every model itself")
-            base = own
+            try:
+                return network, _recipe(project)
+            except UserError as error:
+                raise self._unfit(data, project, name, error) from error
+        base = zoo.recipe(self.file.data[data].name or data, network)
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.recipe.items()}
         try:
             return network, replace(base, **changes)
@@ -209,19 +213,43 @@ class _Asked:
             raise self.told(["networks", name, "recipe"], key, error) from error
 
     def check_fits(
-        self, name: str, data: Mapping[str, Any], network: str, architecture: str, requests: Mapping[str, Request]
+        self,
+        name: str,
+        project: Project | None,
+        network: str,
+        architecture: str,
+        recipe: Recipe,
+        requests: Mapping[str, Request],
     ) -> None:
-        """Refuse a limit or network that does not fit a named data set, and classes that it does not have."""
+        """Refuse recipes, limits, networks and requests with which every cell would fail."""
+        section = self.file.data[name] if project is None else project.config.data
+        source = (section.name or name) if project is None else section.name
         try:
-            classes = zoo.outputs(data["name"], architecture, data.get("limit"))
+            fits.check_trains(recipe)
+            if source is None:
+                return
+            known = zoo.known(source, architecture if project is None else _architecture(project), section.limit)
+            known = replace(known, name=name)
+            fits.check_inputs(recipe, known)
         except UserError as error:
-            tables, key = (["data", name], "limit") if "limit" in error.expected else (["networks"], network)
-            raise self.told(tables, key, error) from error
+            raise self._unfit(name, project, network, error) from error
+        if project is not None and _plants(project):
+            return
         for key, request in zip(self.file.scenarios, requests.values(), strict=True):
-            odd = [c for c in _classes(request) if not 0 <= c < classes]
-            if odd:
-                want, remedy = f"classes of {name} from 0 to {classes - 1}", "choose among them"
-                raise self.refuse(["scenarios"], key, want, f"{odd[0]} in {str(request)!r}", remedy)
+            try:
+                fits.check_request(request, known)
+            except UserError as error:
+                raise self.told(["scenarios"], key, error) from error
+
+    def _unfit(self, name: str, project: Project | None, network: str, error: UserError) -> UserError:
+        """Return the error of a recipe, limit or network, with the line that caused it."""
+        if project is not None:
+            got = f"{error.got} in {_file(project)}"
+            return self.refuse(["data", name], "project", error.expected, got, error.remedy)
+        if "Recipe." in error.expected:
+            table = self.file.networks[network].recipe if network in self.file.networks else {}
+            return self.told(["networks", network, "recipe"], _named(error, table, "Recipe"), error)
+        return self.told(*((["data", name], "limit") if "limit" in error.expected else (["networks"], network)), error)
 
     def requests(self) -> dict[str, Request]:
         """Return the requests by name; one that is its own name is shown in words."""
@@ -339,13 +367,32 @@ def _named(error: UserError, table: Mapping[str, Any], owner: str) -> str:
     return next(about, "")
 
 
-def _classes(request: Request) -> tuple[int, ...]:
-    """Return the class indices that a request names."""
-    if request.kind == "poison":
-        return (request.target,)
-    if request.kind == "class":
-        return (request.value,)
-    return request.value if isinstance(request.value, tuple) else ()
+def _file(project: Project) -> str:
+    """Return the name of a project's file."""
+    return project.file.name if project.file is not None else project.name
+
+
+def _recipe(project: Project) -> Recipe:
+    """Return how a project's network is trained: as its file says, or as the named network is on the named data set."""
+    source = project.config.data.name
+    if project.config.recipe is None and source is not None:
+        return zoo.recipe(source, _architecture(project) or zoo.network(source))
+    if project.recipe is None:
+        raise UserError("a [recipe]", "none", "add one: a benchmark trains every model itself")
+    return project.recipe
+
+
+def _plants(project: Project) -> bool:
+    """Return whether a project's training data holds canaries beside the samples of its data set."""
+    return project.config.data.canaries is not None or bool((project.config.recipe or {}).get("canaries"))
+
+
+def _architecture(project: Project) -> str | None:
+    """Return the named network of a project on a named data set; None where it is the user's own."""
+    config = project.config
+    if config.data.name is None or ":" in config.model.network:
+        return None
+    return config.model.network or zoo.network(config.data.name)
 
 
 def _numbers(measures: Mapping[str, Any]) -> dict[str, Number]:

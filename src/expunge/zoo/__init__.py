@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from expunge.task import Classification, Task
 from expunge.train import Recipe
 from expunge.zoo import embedded, named, networks, recipes
 
-__all__ = ["Problem", "datasets", "load", "network", "networks", "outputs", "recipe"]
+__all__ = ["Known", "Problem", "datasets", "known", "load", "network", "networks", "recipe"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,25 @@ class Problem:
     classes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a named data set before any file of it is opened.
+
+    Args:
+        name: of the data set.
+        shape: of one input as the network is given it: (C, H, W) of images, (F,), or `networks.Tokens`.
+        size: training samples; of those read from files the published number, unless a limit is lower.
+        counts: training samples of each class; none for real targets.
+        columns: values by the names of its columns; None of a column whose values stand in the files alone.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    counts: tuple[int, ...]
+    columns: Mapping[str, tuple[str, ...] | None]
+
+
 def datasets() -> list[str]:
     """Return the names of the data sets.
 
@@ -67,26 +86,34 @@ def recipe(name: str, network: str) -> Recipe:
     return embedded.DATASETS[name]().recipe
 
 
-def outputs(name: str, network: str, limit: int | None = None) -> int:
-    """Return how many outputs a network has for a named data set, once both fit each other; no file is opened.
+def known(name: str, network: str | None = None, limit: int | None = None) -> Known:
+    """Return what is known of a named data set, once data, network and limit fit each other; no file is opened.
 
     Args:
         name: see `datasets`.
-        network: see `networks.names`.
+        network: see `networks.names`; one that takes the data as it is by default.
         limit: as in `load`.
 
     Returns:
-        Classes, or real targets.
+        Its shape, size, classes and columns.
 
     Raises:
-        UserError: a network that does not fit the data, or a limit below one sample a class.
+        UserError: an unknown name, a network that does not fit the data, or a limit below one sample a class.
     """
-    spec = named.NAMED[name] if name in named.NAMED else embedded.DATASETS[name]()
-    shape = _shape(spec, network) if isinstance(spec, named.Named) else spec.shape
-    classes = spec.classes if isinstance(spec, named.Named) else len(spec.classes)
-    _check_limit(limit, max(1, classes))
-    networks.check(network, shape)
-    return spec.outputs
+    _check_name(name)
+    if name in named.NAMED:
+        spec = named.NAMED[name]
+        shape, size = _shape(spec, network), spec.size if limit is None else min(limit, spec.size)
+        _check_fit(shape, spec.classes, network, limit)
+        counts = tuple(size // spec.classes * len(members) for members in spec.targets)
+        values = {"superclass": tuple(spec.groups or ()), "fine": tuple(map(str, range(spec.classes)))}
+        return Known(name, shape, size, counts, {column: values.get(column) for column in spec.columns})
+    own = embedded.DATASETS[name]()
+    _check_fit(own.shape, len(own.classes), network, limit)
+    train = _part(own.train, limit, name)
+    counts = tuple(np.bincount(train.targets(), minlength=len(own.classes)).tolist()) if own.classes else ()
+    columns = {column: tuple(sorted({str(v) for v in found})) for column, found in train.columns.items()}
+    return Known(name, own.shape, len(train), counts, columns)
 
 
 def load(
@@ -119,8 +146,7 @@ def load(
     Raises:
         UserError: an unknown name, a network that does not fit the data, or data that is not to be had.
     """
-    if name not in datasets():
-        raise UserError("a known data set", repr(name), suggest(name, datasets()))
+    _check_name(name)
     if name in named.NAMED:
         folder = named.folder_of(data_dir)
         models = None if folder is None else folder / "models"
@@ -141,9 +167,20 @@ def load(
     return Problem(name, network, train, holdout, test, own.task, recipe(name, network), build, own.classes)
 
 
-def _shape(spec: named.Named, network: str) -> tuple[int, ...]:
+def _shape(spec: named.Named, network: str | None) -> tuple[int, ...]:
     """Return the shape of inputs that a data set gives a network."""
     return networks.BASE_SHAPE if network == networks.BASE and len(spec.shape) == 3 else spec.shape
+
+
+def _check_name(name: str) -> None:
+    if name not in datasets():
+        raise UserError("a known data set", repr(name), suggest(name, datasets()))
+
+
+def _check_fit(shape: tuple[int, ...], classes: int, network: str | None, limit: int | None) -> None:
+    _check_limit(limit, max(1, classes))
+    if network is not None:
+        networks.check(network, shape)
 
 
 def _check_limit(limit: int | None, classes: int) -> None:
@@ -152,7 +189,7 @@ def _check_limit(limit: int | None, classes: int) -> None:
         raise UserError(f"a limit of {least}, one a class", str(limit), "raise it")
 
 
-def _part(data: Data, n: int | None, name: str, seed: int) -> Data:
+def _part(data: Data, n: int | None, name: str, seed: int = 0) -> Data:
     if n is None or n >= len(data):
         return data
     targets = data.targets()

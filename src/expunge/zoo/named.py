@@ -60,6 +60,7 @@ class Named:
         inputs: column of images or texts.
         label: column of classes.
         classes: how many.
+        size: training samples as published; a folder may hold a part of them.
         shape: of one input; (C, H, W) of images after resizing, `Tokens` of texts.
         mean: by channel, of pixels in [0, 1].
         std: by channel, of pixels in [0, 1].
@@ -75,6 +76,7 @@ class Named:
     inputs: str
     label: str = "label"
     classes: int
+    size: int
     shape: tuple[int, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -85,9 +87,25 @@ class Named:
     network: str = "convnet"
 
     @property
+    def targets(self) -> tuple[tuple[int, ...], ...]:
+        """The classes that each target stands for: itself, or those of a superclass."""
+        if self.grouped and self.groups is not None:
+            return tuple(self.groups.values())
+        return tuple((c,) for c in range(self.classes))
+
+    @property
     def outputs(self) -> int:
         """Number of outputs of a network for it."""
-        return len(self.groups) if self.grouped and self.groups is not None else self.classes
+        return len(self.targets)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that its data has beside inputs and target."""
+        if self.person is not None:
+            return (self.person,)
+        if self.groups is None:
+            return ("label",)
+        return ("superclass", "fine", "fine_name") if self.grouped else ("label", "superclass")
 
 
 CIFAR_10 = Named(
@@ -95,6 +113,7 @@ CIFAR_10 = Named(
     hub="uoft-cs/cifar10",
     inputs="img",
     classes=10,
+    size=50_000,
     shape=(3, 32, 32),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
@@ -106,6 +125,7 @@ CIFAR_100 = Named(
     inputs="img",
     label="fine_label",
     classes=100,
+    size=50_000,
     shape=(3, 32, 32),
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
@@ -117,6 +137,7 @@ FASHION = Named(
     hub="zalando-datasets/fashion_mnist",
     inputs="image",
     classes=10,
+    size=60_000,
     shape=(1, 28, 28),
     mean=(0.2860,),
     std=(0.3530,),
@@ -127,12 +148,15 @@ ORL = Named(
     hub=None,
     inputs="image",
     classes=40,
+    size=400,  # in all: no split was published
     shape=(1, 32, 32),  # of 112×92: people stay recognisable, and networks for 32×32 fit
     mean=(0.4413,),
     std=(0.1831,),
     person="subject",
 )
-AG_NEWS = Named(folder="ag_news", hub="fancyzhx/ag_news", inputs="text", classes=4, shape=TOKENS, network="text")
+AG_NEWS = Named(
+    folder="ag_news", hub="fancyzhx/ag_news", inputs="text", classes=4, size=120_000, shape=TOKENS, network="text"
+)
 NAMED: dict[str, Named] = {
     "ag_news": AG_NEWS,
     "cifar10": CIFAR_10,
@@ -274,17 +298,14 @@ def _group_of(spec: Named) -> NDArray[np.int64]:
 
 def _described(data: Data, spec: Named, names: tuple[str, ...], ids: list[str]) -> Data:
     """Return the data under the ids of the published rows, with its columns, and the superclass as target if so."""
-    fine = data.targets().tolist()
-    columns: dict[str, list[Any]] = {"label": [names[c] for c in fine]}
-    if spec.person is not None:
-        columns = {spec.person: columns["label"]}
-    source = data.source
+    fine, source = data.targets().tolist(), data.source
+    named = [names[c] for c in fine]
+    columns: dict[str, list[Any]] = {**dict.fromkeys(spec.columns, named), "fine": fine}
     if spec.groups is not None:
         groups, at = list(spec.groups), _group_of(spec)
         columns["superclass"] = [groups[at[c]] for c in fine]
         if spec.grouped:
-            columns = {"superclass": columns["superclass"], "fine": fine, "fine_name": columns["label"]}
             assert isinstance(source, ArraySource)
             source = ArraySource(source.x, torch.from_numpy(at[np.asarray(fine)]), source.transform)
-    kept = {k: np.asarray(v, dtype=object) for k, v in columns.items()}
+    kept = {k: np.asarray(columns[k], dtype=object) for k in spec.columns}
     return replace(data, source=source, all_ids=np.asarray(ids, dtype=object), all_columns=kept)
