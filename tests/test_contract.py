@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from expunge import methods
+from expunge.data import Batch, Data
 from expunge.errors import MissingNeed, UserError
 from expunge.method import Method, See, State
 from expunge.tensors import weights_digest
@@ -180,3 +183,37 @@ def test_every_forget_sample_counts(name: str, count: int, tiny: World) -> None:
     more = {"forget": w.train.subset(ids), "retain": w.train.without(ids), "scenario": scenario}
     done = run(method, w, prepared(method, w, scenario=scenario), **more)
     assert done.changed is None or done.changed.count > 0 or done.note
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_method_reads_more_than_it_says(name: str, tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, seen, at = made(name), {"prepare": 0, "unlearn": 0}, [""]
+    read = Data.read
+
+    def counted(data: Data, index: Sequence[int]) -> Batch:
+        if at[0]:
+            seen[at[0]] += len(index)
+        return read(data, index)
+
+    def within(phase: str) -> None:
+        work = getattr(type(method), phase)
+
+        def watched(self: Method, *given: Any) -> Any:
+            outer, at[0] = at[0], phase  # a composition calls another method's within its own
+            try:
+                return work(self, *given)
+            finally:
+                at[0] = outer
+
+        monkeypatch.setattr(type(method), phase, watched)
+
+    monkeypatch.setattr(Data, "read", counted)
+    for phase in seen:
+        within(phase)
+    run(method, tiny, prepared(method, tiny))
+    sets = {"train": tiny.train, "holdout": tiny.holdout, "forget": tiny.forget, "retain": tiny.retain}
+    for phase, count in seen.items():
+        most = sum(times * len(sets[part]) for part, times in method.passes(phase, tiny.recipe).items())
+        trial = QUIET.batch_size  # samples on which the engines of the Fisher diagonal are first held to each other
+        assert count <= most + trial, phase
+    assert seen["unlearn"] > 0 or max(method.unlearns.forget, method.unlearns.retain) < See.INPUTS

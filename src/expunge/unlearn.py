@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from expunge import methods, phase, stamp, tensors
+from expunge.choice import example, lacking
 from expunge.copies import check_made
 from expunge.data import Data, id_texts
 from expunge.errors import Declined, MissingNeed, UserError, listing
@@ -335,10 +336,10 @@ def _would_do(phase: str, have: Mapping[str, int], asked: str) -> list[str]:
     """Return the other methods that need no more than what is there: to prepare, or to unlearn unprepared."""
     found = []
     for name in methods.names():
-        other = methods.build({"name": name, **methods.load(name).example})
+        other = example(name)
         needs = other.prepares if phase == "prepare" else other.unlearns
         idle = not needs.required() if phase == "prepare" else bool(other.prepares.required())
-        if name != asked and not idle and all(have.get(n, 0) >= int(getattr(needs, n)) for n in needs.required()):
+        if name != asked and not idle and not lacking(needs, have):
             found.append(name)
     return found
 

@@ -46,6 +46,23 @@ def test_methods_and_citations_come_from_the_classes(run: Run) -> None:
     assert "Selective Synaptic Dampening" in out
 
 
+def test_methods_plans_with_what_one_has(run: Run) -> None:
+    code, out, _ = run("--json", "methods", "--have", "forget,train-state", "--task", "classification")
+    found = json.loads(out)
+    assert code == 0
+    assert found["ssd"]["usable"]
+    assert found["retrain"]["missing"] == ["retain with labels", "recipe"]
+    code, out, _ = run("methods", "--have", "forget, train-state")
+    assert code == 0
+    assert "What remains" in out
+    assert "retain with labels, recipe" in out
+    code, out, _ = run("methods", "--have", "")
+    assert "No method remains with that." in out
+    code, _, err = run("methods", "--have", "forgot")
+    assert code == 2
+    assert "a word for what you have, got 'forgot': did you mean 'forget'" in err
+
+
 @pytest.mark.usefixtures("whole_reports")
 def test_prepare_forget_audit(run: Run, work: Path, forgotten: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in work.iterdir()) == ["model.safetensors", "record.json", "state.safetensors"]

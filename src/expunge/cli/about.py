@@ -12,45 +12,113 @@ from expunge.cli._show import emit, options
 
 @app.command()
 def methods(
-    context: typer.Context, name: Annotated[str | None, typer.Argument(help="One method, with its fields.")] = None
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="One method, with its fields.")] = None,
+    have: Annotated[
+        str | None,
+        typer.Option(
+            help="What you have, as forget,retain-inputs,train-state: train, forget, retain, holdout with labels, "
+            "with -inputs without them, with -ids their ids alone; recipe; train-state, what prepare left.",
+        ),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="classification or regression.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Of request: class, subclass, random, ids, subject, range.")] = None,
 ) -> None:
-    """List the methods: what each needs to prepare and to unlearn; with a NAME, its settings and source."""
-    from dataclasses import fields
+    """List the methods: what each needs and costs; with a NAME, its settings; with --have, which of them remain.
+
+    Costs are passes over the sets of samples, the forget set taken as 5 % of the training data: the unit of a pass is
+    one epoch over the retained data. With [bold]--have[/bold] the methods that can be used come first, the cheapest
+    first, then the others with what they lack.
+
+    Raises:
+        UserError: an unknown method, task, kind or word for what you have.
+    """
+    from expunge import choice
+
+    chosen = options(context)
+    if name is not None:
+        _one(chosen, name)
+    elif have is None and task is None and kind is None:
+        _every(chosen)
+    else:
+        words = [word.strip() for word in (have or "").split(",") if word.strip()]
+        everything = ["train", "forget", "retain", "holdout", "recipe"]
+        found = choice.choices(choice.had(words if have is not None else everything), task=task, kind=kind)
+        emit(chosen, {c.name: vars(c) | {"usable": c.usable} for c in found}, *_chosen(found))
+
+
+def _rows(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what is told of each method."""
+    from dataclasses import MISSING, fields
+
+    from expunge import choice
+
+    rows = {}
+    for key in names:
+        method = choice.example(key)
+        cls = type(method)
+        defaults = {f.name: f.default if f.default is not MISSING else getattr(method, f.name) for f in fields(cls)}
+        rows[key] = {
+            "summary": choice.summary(method),
+            "prepare": method.prepares.words(),
+            "unlearn": method.unlearns.words(),
+            "passes": {phase: choice.passes(method, phase) for phase in ("prepare", "unlearn")},
+            "declines": _declines(method),
+            "control": cls.control,
+            "source": choice.source(method),
+            "reference": f"{cls.reference.title}, {cls.reference.year}, {cls.reference.link}",
+            "fields": {f.name: {"default": defaults[f.name], **f.metadata} for f in fields(cls)},
+        }
+    return rows
+
+
+def _every(chosen: Any) -> None:
+    from rich.table import Table
+
+    from expunge.methods import names
+
+    rows = _rows(names(controls=True))
+    heads = ("method", "what it does", "to prepare", "to unlearn", "passes", "declines", "source")
+    table = Table(*heads, title="Methods and their needs")
+    for key, row in rows.items():
+        mark = " (control)" if row["control"] else ""
+        both = [f"{phase}: {text}" for phase, text in row["passes"].items() if text != "-"]
+        texts = (row["summary"], row["prepare"], row["unlearn"], "\n".join(both) or "-", row["declines"])
+        table.add_row(key + mark, *texts, row["source"])
+        table.add_section()
+    emit(chosen, rows, table)
+
+
+def _one(chosen: Any, name: str) -> None:
+    from inspect import cleandoc
 
     from rich.table import Table
 
-    from expunge.methods import build, load
-    from expunge.methods import names as known
+    from expunge.methods import load
 
-    chosen = known(controls=True) if name is None else [load(name).name]
-    rows = {}
-    for key in chosen:
-        cls = load(key)
-        method = build({"name": key, **cls.example})
-        rows[key] = {
-            "summary": (cls.__doc__ or "").strip().splitlines()[0],
-            "prepare": method.prepares.words(),
-            "unlearn": method.unlearns.words(),
-            "declines": _declines(method),
-            "control": cls.control,
-            "reference": f"{cls.reference.title}, {cls.reference.year}, {cls.reference.link}",
-            "fields": {f.name: {"default": f.default, **f.metadata} for f in fields(cls)},
-        }
-    if name is None:
-        table = Table("method", "what it does", "to prepare", "to unlearn", "declines", title="Methods and their needs")
-        for key, row in rows.items():
-            mark = " (control)" if row["control"] else ""
-            table.add_row(key + mark, *(str(row[k]) for k in ("summary", "prepare", "unlearn", "declines")))
-            table.add_section()
-        emit(options(context), rows, table)
-        return
-    row = rows[chosen[0]]
-    table = Table("field", "symbol", "default", "unit", "what it is", title=chosen[0])
-    for field in fields(load(name)):
-        m = field.metadata
-        table.add_row(field.name, m["symbol"], str(field.default), m["unit"], m["text"])
+    cls = load(name)
+    row = _rows([cls.name])[cls.name]
+    table = Table("field", "symbol", "default", "unit", "what it is", title=cls.name)
+    for field, about in row["fields"].items():
+        table.add_row(field, about["symbol"], str(about["default"]), about["unit"], about["text"])
     needs = f"Needs to prepare: {row['prepare']}. Needs to unlearn: {row['unlearn']}. Declines: {row['declines']}."
-    emit(options(context), rows, str(row["summary"]), table, needs, f"Source: {row['reference']}")
+    cost = f"Passes to prepare: {row['passes']['prepare']}; to unlearn: {row['passes']['unlearn']}."
+    emit(chosen, {cls.name: row}, cleandoc(cls.__doc__ or ""), table, needs, cost, f"Source: {row['reference']}")
+
+
+def _chosen(found: list[Any]) -> list[Any]:
+    """Return the tables of methods that remain, and of those that do not."""
+    from rich.table import Table
+
+    remain, others = [c for c in found if c.usable], [c for c in found if not c.usable]
+    table = Table("method", "what it does", "passes to unlearn", "epochs over retain", "source", title="What remains")
+    for c in remain:
+        table.add_row(c.name, c.summary, c.passes, f"{c.cost:.3g}", c.source)
+    rest = Table("method", "what is missing", title="What does not")
+    for c in others:
+        rest.add_row(c.name, c.declined or ", ".join(c.missing))
+    shown = [table] if remain else ["No method remains with that."]
+    return [*shown, *([rest] if others else [])]
 
 
 def _declines(method: Any) -> str:
@@ -63,7 +131,9 @@ def _declines(method: Any) -> str:
     from expunge.task import Classification, Regression
 
     def refused(task: Any) -> list[str]:
-        cases = {k: Scenario(train=("a", "b"), forget=("a",), kind=k, target=0) for k in get_args(Kind)}
+        cases: dict[Kind, Scenario] = {
+            k: Scenario(train=("a", "b"), forget=("a",), kind=k, target=0) for k in get_args(Kind)
+        }
         return [kind for kind, case in cases.items() if method.declines(task, case, nn.Identity())]
 
     every = list(get_args(Kind))
