@@ -206,7 +206,8 @@ class Descent:
             with whole(f"a batch of {len(at)} samples", f"lower {self.method.name}.batch_size"):
                 aside = None if others is None else self._taken(beside, next(others))
                 now = self._taken(sources, at, aside)
-                total += len(at) * self.step(lambda now=now: loss(self.model, now), len(at))  # type: ignore[misc]
+                least = len(at) if aside is None else min(len(at), len(aside.batch))
+                total += len(at) * self.step(lambda now=now: loss(self.model, now), least)  # type: ignore[misc]
             seen += len(at)
             self.advance(len(at) + (0 if aside is None else len(aside.batch)))
         mean = total / max(1, seen)
@@ -218,7 +219,7 @@ class Descent:
 
         Args:
             loss: computes the scalar, the model in train mode.
-            samples: in the batch: BatchNorm in train mode refuses a single one.
+            samples: in the batch, the smaller one of two: BatchNorm in train mode refuses a single one.
 
         Returns:
             The loss before the step.
@@ -247,7 +248,10 @@ class Descent:
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the task's loss of each sample (B,), times its weight."""
-        _, losses = outputs_and_losses(self.model, self.task, batch)
+        return self.weighted(outputs_and_losses(self.model, self.task, batch)[1], batch)
+
+    def weighted(self, losses: Tensor, batch: Batch) -> Tensor:
+        """Return losses of samples (B,), each times its weight where the batch has weights."""
         return losses if batch.weight is None else losses * batch.weight.to(losses)
 
     def ended(self) -> None:
