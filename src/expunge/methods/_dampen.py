@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
@@ -114,8 +115,138 @@ def _bounded(stored: Diagonal, forget: Diagonal, alpha: float) -> bool:
     return stored.of not in MEANS and stored.at == forget.at and alpha >= stored.count / forget.count
 
 
+class Dampener(Method):
+    """What dampening methods share: importances kept by `prepare`, the edit, the next state.
+
+    A subclass says which importance it takes and finds the threshold α. Weights that masks hold are not selected.
+    """
+
+    @property
+    @abstractmethod
+    def of(self) -> Quantity:
+        """The quantity whose gradient is the importance."""
+
+    @property
+    @abstractmethod
+    def sight(self) -> See:
+        """What the importance needs to see of a sample."""
+
+    @property
+    @abstractmethod
+    def dampening(self) -> float:
+        """λ of β = min(λ·I_D/I_f, 1)."""
+
+    @property
+    @abstractmethod
+    def unseen(self) -> Literal["zero", "skip"]:
+        """What to do with weights of importance 0 on the training set."""
+
+    @property
+    @abstractmethod
+    def refresh(self) -> bool:
+        """Whether the stored importance is computed anew after the edit, from retain data."""
+
+    @abstractmethod
+    def _alpha(self, session: Session, stored: Diagonal, forget: Diagonal) -> float:
+        """Return α, above which ratios of importances are selected."""
+
+    @abstractmethod
+    def _nothing(self, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
+        """Return why no weight was selected, for the reader."""
+
+    @property
+    def prepares(self) -> Needs:
+        """The training set, once."""
+        return Needs(train=self.sight)
+
+    @property
+    def unlearns(self) -> Needs:
+        """The forget set; with ``refresh`` also the retain set."""
+        return Needs(forget=self.sight, retain=self.sight if self.refresh else See.NONE)
+
+    def prepare(self, session: Session) -> tuple[nn.Module, State]:
+        """One pass over the training set: S_D = Σ_s |∂q_s/∂θ|^p, kept as float64 sums with their count."""
+        return session.model, self._state(self._importance(session, session.model, "train"), stale=0)
+
+    def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
+        """One pass over the forget set, then the element-wise edit; the next state is S_D − S_f."""
+        stored = self._stored(session, state)
+        forget = self._importance(session, session.model, "forget")
+        alpha = self._alpha(session, stored, forget)
+        # Where only forgotten samples move a weight its ratio is n/n_f up to rounding, which must not decide.
+        cut = math.inf if _bounded(stored, forget, alpha) else alpha
+        total, kept = Count(), {} if session.masks is None else session.masks.kept
+        if session.masks is not None:
+            session.masks.check(session.model)
+        with torch.no_grad():
+            for name, theta in parameters(session.model).items():
+                reference = stored.sums[name].to(theta.device) / stored.count
+                found = forget.sums[name].to(theta.device) / forget.count
+                if name in kept:
+                    found = found.masked_fill(~kept[name].to(theta.device), 0)
+                new, count = dampen(theta, found, reference, cut, self.dampening, self.unseen)
+                theta.copy_(new)
+                session.record("counts", {"tensor": name, **vars(count)}, step=len(session.log.get("counts", [])))
+                total += count
+        session.record("alpha", alpha)
+        session.record("selected", total.selected / total.size)
+        session.record("changed", total.changed / total.size)
+        session.record("zeroed", total.zeroed)
+        session.record("unseen", total.unseen)
+        session.record("frozen", [n for n, p in session.model.named_parameters() if not p.requires_grad])
+        if total.selected == 0:
+            session.record("note", self._nothing(stored, forget, alpha))
+        elif total.changed == 0:
+            text = f"No weight selected had an importance ratio above λ = {self.dampening:g}: nothing was changed."
+            session.record("note", text)
+        return session.model, self._next(session, state, stored, forget)
+
+    def _importance(self, session: Session, model: nn.Module, part: str) -> Diagonal:
+        data = getattr(session, part)
+        return diagonal(model, session.task, data, of=self.of, runtime=session.runtime, seed=session.seed)
+
+    def _state(self, kept: Diagonal, stale: int) -> State:
+        sums = {f"importance/{k}": v.cpu() for k, v in kept.sums.items()}
+        return State(sums, {"of": self.of, "count": kept.count, "at": kept.at, "stale": stale})
+
+    def _check(self, state: State) -> None:
+        """Refuse a state that was prepared for another importance."""
+        if state.meta.get("of") != self.of:
+            got = f"one of '{state.meta.get('of')}'"
+            raise Incompatible(f"a state with the importance of '{self.of}'", got, f"prepare {self.name} anew")
+
+    def _stored(self, session: Session, state: State) -> Diagonal:
+        self._check(state)
+        names = parameters(session.model)
+        kept = {n.removeprefix("importance/"): n for n in state.tensors if n.startswith("importance/")}
+        if kept.keys() != names.keys():
+            odd = sorted(kept.keys() ^ names.keys())[0]
+            want = "importances of this model's trainable parameters"
+            raise Incompatible(want, f"another set ({odd})", "prepare anew")
+        sums = {n: state.tensors[k] for n, k in kept.items()}
+        check_finite(sums, "stored importances", "prepare anew")
+        return Diagonal(sums, int(state.meta["count"]), self.of, str(state.meta["at"]))
+
+    def _next(self, session: Session, state: State, stored: Diagonal, forget: Diagonal) -> State:
+        """Take the forgotten samples' share out of the stored sums, or compute them anew."""
+        if self.refresh:
+            return self._state(self._importance(session, session.model, "retain"), stale=0)
+        stale = int(state.meta["stale"])
+        if stale and stored.at != forget.at:
+            session.record(
+                "note",
+                f"The stored importance was taken {stale} request(s) ago, before the weights were edited; the "
+                "forgotten samples' share was taken out at today's weights, so only approximately. Prepare anew, "
+                "or use refresh=true, to renew it.",
+            )
+        here = replace(forget, sums={k: v.cpu() for k, v in forget.sums.items()}, at=stored.at)
+        if stored.count <= forget.count:
+            raise UserError("training samples to remain", f"all {stored.count} to forget", "train a new model")
+        return self._state(stored.subtract(here), stale + 1)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Dampening(Method):
+class Dampening(Dampener):
     """Dampen the weights that matter for the forget set out of proportion to the training set.
 
     With ``importance="batch_mean"`` the importance is that of published code: the gradient of each batch's mean,
@@ -190,53 +321,6 @@ class Dampening(Method):
         """What the importance needs to see of a sample."""
         return See.LABELLED if self._sorts or self.quantities["exact"] == "loss" else See.INPUTS
 
-    @property
-    def prepares(self) -> Needs:
-        """The training set, once."""
-        return Needs(train=self.sight)
-
-    @property
-    def unlearns(self) -> Needs:
-        """The forget set; with ``refresh`` also the retain set."""
-        return Needs(forget=self.sight, retain=self.sight if self.refresh else See.NONE)
-
-    def prepare(self, session: Session) -> tuple[nn.Module, State]:
-        """One pass over the training set: S_D = Σ_s |∂q_s/∂θ|^p, kept as float64 sums with their count."""
-        return session.model, self._state(self._importance(session, session.model, "train"), stale=0)
-
-    def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
-        """One pass over the forget set, then the element-wise edit; the next state is S_D − S_f."""
-        stored = self._stored(session, state)
-        forget = self._importance(session, session.model, "forget")
-        alpha = self._alpha(session, stored, forget)
-        # Where only forgotten samples move a weight its ratio is n/n_f up to rounding, which must not decide.
-        cut = math.inf if _bounded(stored, forget, alpha) else alpha
-        total = Count()
-        with torch.no_grad():
-            for name, theta in parameters(session.model).items():
-                reference = stored.sums[name].to(theta.device) / stored.count
-                found = forget.sums[name].to(theta.device) / forget.count
-                new, count = dampen(theta, found, reference, cut, self.dampening, self.unseen)
-                theta.copy_(new)
-                session.record("counts", {"tensor": name, **vars(count)}, step=len(session.log.get("counts", [])))
-                total += count
-        session.record("alpha", alpha)
-        session.record("selected", total.selected / total.size)
-        session.record("changed", total.changed / total.size)
-        session.record("zeroed", total.zeroed)
-        session.record("unseen", total.unseen)
-        session.record("frozen", [n for n, p in session.model.named_parameters() if not p.requires_grad])
-        if total.selected == 0:
-            text = f"No weight had an importance ratio above α = {alpha:g}: nothing was changed."
-            if not _bounded(stored, forget, alpha):
-                most = ratio_above(forget, stored, 0.0)
-                text += f" The largest ratio is {most:.3g}: take a smaller α, or another method."
-            session.record("note", text)
-        elif total.changed == 0:
-            text = f"No weight selected had an importance ratio above λ = {self.dampening:g}: nothing was changed."
-            session.record("note", text)
-        return session.model, self._next(session, state, stored, forget)
-
     def _importance(self, session: Session, model: nn.Module, part: str) -> Diagonal:
         data, runtime = getattr(session, part), session.runtime
         if self.importance == "batch_mean":
@@ -255,30 +339,18 @@ class Dampening(Method):
         return data if self.of == "batch_mean" else data.unlabelled()
 
     def _state(self, kept: Diagonal, stale: int, held: int = 0) -> State:
-        sums = {f"importance/{k}": v.cpu() for k, v in kept.sums.items()}
-        meta = {"of": self.of, "count": kept.count, "at": kept.at, "stale": stale}
-        if self.of in MEANS:
-            meta |= {"batch": self.batch, "order": self.order, "held": held}
-        return State(sums, meta)
+        state = super()._state(kept, stale)
+        if self.of not in MEANS:
+            return state
+        return State(state.tensors, {**state.meta, "batch": self.batch, "order": self.order, "held": held})
 
-    def _stored(self, session: Session, state: State) -> Diagonal:
-        if state.meta.get("of") != self.of:
-            got = f"one of '{state.meta.get('of')}'"
-            raise Incompatible(f"a state with the importance of '{self.of}'", got, f"prepare {self.name} anew")
+    def _check(self, state: State) -> None:
+        super()._check(state)
         for name in ("batch", "order") if self.of in MEANS else ():
             want, got = getattr(self, name), state.meta[name]
             if got != want:
                 remedy = f"prepare {self.name} anew, or ask with {name}={got!r}"
                 raise Incompatible(f"a state prepared with {name}={want!r}", f"one with {name}={got!r}", remedy)
-        names = parameters(session.model)
-        kept = {n.removeprefix("importance/"): n for n in state.tensors if n.startswith("importance/")}
-        if kept.keys() != names.keys():
-            odd = sorted(kept.keys() ^ names.keys())[0]
-            want = "importances of this model's trainable parameters"
-            raise Incompatible(want, f"another set ({odd})", "prepare anew")
-        sums = {n: state.tensors[k] for n, k in kept.items()}
-        check_finite(sums, "stored importances", "prepare anew")
-        return Diagonal(sums, int(state.meta["count"]), self.of, str(state.meta["at"]))
 
     def _alpha(self, session: Session, stored: Diagonal, forget: Diagonal) -> float:
         if self.of in MEANS:  # counts are of batches, and nothing bounds the ratio
@@ -298,26 +370,19 @@ class Dampening(Method):
             session.record("note", text)
         return float(self.alpha)
 
+    def _nothing(self, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
+        text = f"No weight had an importance ratio above α = {alpha:g}: nothing was changed."
+        if not _bounded(stored, forget, alpha):
+            most = ratio_above(forget, stored, 0.0)
+            text += f" The largest ratio is {most:.3g}: take a smaller α, or another method."
+        return text
+
     def _next(self, session: Session, state: State, stored: Diagonal, forget: Diagonal) -> State:
-        """Take the forgotten samples' share out of the stored sums, or compute them anew."""
-        if self.refresh:
-            return self._state(self._importance(session, session.model, "retain"), stale=0)
-        stale = int(state.meta["stale"])
-        if self.of in MEANS:
-            session.record(
-                "note",
-                "The stored importance still holds the forgotten samples' share, which does not come out of means over "
-                "batches. Prepare anew, or use refresh=true, to be rid of it.",
-            )
-            return self._state(stored, stale + 1, int(state.meta["held"]) + len(session.forget))
-        if stale and stored.at != forget.at:
-            session.record(
-                "note",
-                f"The stored importance was taken {stale} request(s) ago, before the weights were edited; the "
-                "forgotten samples' share was taken out at today's weights, so only approximately. Prepare anew, "
-                "or use refresh=true, to renew it.",
-            )
-        here = replace(forget, sums={k: v.cpu() for k, v in forget.sums.items()}, at=stored.at)
-        if stored.count <= forget.count:
-            raise UserError("training samples to remain", f"all {stored.count} to forget", "train a new model")
-        return self._state(stored.subtract(here), stale + 1)
+        if self.refresh or self.of not in MEANS:
+            return super()._next(session, state, stored, forget)
+        session.record(
+            "note",
+            "The stored importance still holds the forgotten samples' share, which does not come out of means over "
+            "batches. Prepare anew, or use refresh=true, to be rid of it.",
+        )
+        return self._state(stored, int(state.meta["stale"]) + 1, int(state.meta["held"]) + len(session.forget))
