@@ -97,7 +97,7 @@ def numbers(runtime: Runtime) -> dict[str, Tensor]:
     found["outputs"] = collect(model, TASK, data, runtime=runtime).outputs
     case = forget_class(data, 1)
     recipe = replace(PLAIN, epochs=1)
-    for name in ("ssd", "lfssd", "finetune", "retrain", "head_mask"):
+    for name in ("ssd", "lfssd", "finetune", "l1_sparse", "retrain", "head_mask"):
         method = build({"name": name, **({"alpha": 1.2} if "ssd" in name else {})})
         given: dict[str, Any] = {"recipe": recipe, "scenario": case, "runtime": runtime}
         ready = prepare(method, model, TASK, train=data, **given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,6 +18,24 @@ class Penalty(Protocol):
 
     def __call__(self, model: nn.Module, batch: Batch, outputs: Tensor, losses: Tensor) -> Tensor:
         """Return a scalar."""
+        ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A penalty whose strength depends on the epoch: it is asked for the one that holds there."""
+
+    def at_epoch(self, epoch: int) -> Penalty:
+        """Return the penalty of an epoch, counted from 0."""
+        ...
+
+
+@runtime_checkable
+class Proximal(Protocol):
+    """A penalty that acts on the weights after each step; what it adds to the loss is 0."""
+
+    def shrink(self, model: nn.Module, rate: float) -> None:
+        """Edit the weights in place, after a step at this learning rate."""
         ...
 
 
@@ -41,7 +59,7 @@ class Recipe:
         clip: largest gradient norm, or None.
         patience: epochs without a lower mean loss on holdout before training stops and the best epoch's weights
             are restored; None trains all epochs.
-        penalties: terms added to the mean loss.
+        penalties: terms added to the mean loss; they may be `Scheduled` by epoch, or `Proximal`.
         canaries: samples that `expunge.train.fit` plants in the data under random labels; see `expunge.canaries`.
 
     Raises:
@@ -106,6 +124,10 @@ class Recipe:
     def again(self) -> Recipe:
         """Return the recipe of any further training on the same data: its canaries are planted already."""
         return replace(self, canaries=0)
+
+    def terms(self, epoch: int) -> tuple[Penalty, ...]:
+        """Return the penalties of an epoch, counted from 0."""
+        return tuple(p.at_epoch(epoch) if isinstance(p, Scheduled) else p for p in self.penalties)
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate at a point of training measured in epochs."""

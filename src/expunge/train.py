@@ -22,7 +22,7 @@ from expunge.errors import NotFinite, UserError, listing
 from expunge.files import digest
 from expunge.masks import Held, Masks
 from expunge.passes import Passes, check_data, whole
-from expunge.recipe import Penalty, Recipe
+from expunge.recipe import Penalty, Proximal, Recipe
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
 from expunge.task import Task, check_targets
@@ -310,7 +310,8 @@ def _epoch(
     advance: Callable[[int], None],
     held: Held | None,
 ) -> None:
-    seen = 0
+    seen, terms = 0, recipe.terms(epoch)
+    shrinking = [term for term in terms if isinstance(term, Proximal)]
     for at in batch_orders(recipe.batch_size, order):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(epoch + (seen + len(at)) / len(data) if epoch < recipe.warmup else epoch)
@@ -320,24 +321,32 @@ def _epoch(
             mine = share(at, runtime.rank, runtime.count)
             if len(mine):
                 batch = augmented(data.read(mine).to(runtime.torch_device), recipe)
-                loss = _loss(model, task, batch, recipe, runtime)
+                loss = _loss(model, task, batch, terms, runtime)
                 if not bool(torch.isfinite(loss)):
                     got = f"{loss.item()} in epoch {epoch + 1}"
                     remedy = f"lower Recipe.lr (now {recipe.lr}) or check the data"
                     raise NotFinite("a finite training loss", got, remedy)
                 (loss if len(mine) == len(at) else loss * (len(mine) / len(at))).backward()
         _add_gradients(optimizer, runtime)
-        stepped(model, optimizer, recipe.clip, held)
+        stepped(model, optimizer, recipe.clip, held, shrinking)
         advance(len(at))
 
 
-def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None, held: Held | None) -> None:
+def stepped(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip: float | None,
+    held: Held | None,
+    shrinking: Sequence[Proximal] = (),
+) -> None:
     """Take a step on the gradients there are, their norm cut to ``clip``; masked weights stay where they are held."""
     if held is not None:
         held.gradients()
     if clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
+    for term in shrinking:
+        term.shrink(model, optimizer.param_groups[0]["lr"])
     if held is not None:
         held.after(optimizer)
 
@@ -390,13 +399,13 @@ def outputs_and_losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tens
     return outputs, losses
 
 
-def _loss(model: nn.Module, task: Task, batch: Batch, recipe: Recipe, runtime: Runtime) -> Tensor:
+def _loss(model: nn.Module, task: Task, batch: Batch, terms: Sequence[Penalty], runtime: Runtime) -> Tensor:
     if batch.target is None:
         raise UserError("labelled data to train on", "no targets", "give targets when building the data")
     with runtime.autocast():
         outputs, losses = outputs_and_losses(model, task, batch)
         weighted = losses if batch.weight is None else losses * batch.weight.to(losses)
         loss = weighted.mean()
-        for penalty in recipe.penalties:
+        for penalty in terms:
             loss = loss + penalty(model, batch, outputs, losses)
     return loss

@@ -1,0 +1,82 @@
+"""What methods have in common that train on with the retain set alone, by `expunge.train.fit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from expunge.data import Data
+from expunge.errors import UserError
+from expunge.method import Method, Needs, See, Session, option
+from expunge.train import Penalty, Recipe, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOn(Method):
+    """SGD on the retain set at a constant rate, from the original weights; BatchNorm statistics move with it.
+
+    Augmentation, penalties and, where unset, the batch size come from the original's recipe where it is given.
+    """
+
+    distributed: ClassVar[bool] = True
+    prepared_by: ClassVar[frozenset[str] | None] = frozenset()  # nothing is prepared but the record of ids
+
+    epochs: int = option(5, symbol="E", unit="passes over the retain set", text="how long to train on")
+    lr: float = option(0.02, symbol="η", unit="1", text="constant learning rate")
+    momentum: float = option(0.9, symbol="μ", unit="1", text="of SGD")
+    weight_decay: float = option(5e-4, symbol="wd", unit="1", text="coupled L2")
+    batch_size: int | None = option(
+        None, symbol="B", unit="samples", text="samples a step; unset, the recipe's, or 64 without a recipe"
+    )
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"{self.name}.epochs of 1 or more", str(self.epochs), "give a positive number")
+        self.further(None)
+
+    @property
+    def unlearns(self) -> Needs:
+        """The retain set with labels, and the recipe where there is one."""
+        return Needs(retain=See.LABELLED, recipe=True, optional=frozenset({"recipe"}))
+
+    def further(self, given: Recipe | None, *penalties: Penalty, patience: int | None = None) -> Recipe:
+        """Return how it trains on.
+
+        Args:
+            given: the original's recipe, or None.
+            penalties: beside the recipe's own.
+            patience: epochs without a lower loss on holdout before it stops; None for no such end.
+        """
+        size, crop, flip = (64, 0, False) if given is None else (given.batch_size, given.crop, given.flip)
+        return Recipe(
+            epochs=self.epochs,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule="constant",
+            batch_size=size if self.batch_size is None else self.batch_size,
+            crop=crop,
+            flip=flip,
+            penalties=(*(() if given is None else given.penalties), *penalties),
+            patience=patience,
+        )
+
+    def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
+        """Return the epochs over the retain set."""
+        return {"retain": float(self.epochs)} if phase == "unlearn" else {}
+
+    def trained(self, session: Session, recipe: Recipe, holdout: Data | None = None) -> nn.Module:
+        """Return the session's model trained on with the retain set, under the session's masks."""
+        session.record("epochs", recipe.epochs)
+        return fit(
+            session.model,
+            session.task,
+            session.retain,
+            recipe,
+            holdout=holdout,
+            runtime=session.runtime,
+            seed=session.seed,
+            masks=session.masks,
+        )
