@@ -79,7 +79,7 @@ class L1Sparse(TrainingOn):
     a weight by ``displacement`` mean absolute weights in all, which is Σ_t γ_t·η·steps/(1−μ), without 1/(1−μ) where
     proximal. ``gamma`` sets γ itself: at η = 0.01, μ = 0.9 and 10 epochs of 159 steps (45,000 - 4,500 images in batches
     of 256), a decaying γ of 5e-4 moves such a weight by 0.0437, one of 1e-4 by 0.0087. The default was chosen on
-    scikit-learn's digits with the package's small convolutional network: at 2 a class is forgotten, at 10 others suffer.
+    scikit-learn's digits with the package's convolutional network: at 2 a class is forgotten, at 10 others suffer.
 
     Reads the retain set once an epoch, the forget set not at all. Under masks, pruned weights stay zero.
     """
