@@ -36,8 +36,7 @@ def relabelled_loss(descent: Descent, taken: Taken, draws: Tensor, *, exclude_tr
     target = batch.target.long().clone()
     u = draws[batch.index[own.to(batch.index.device)]]
     target[own] = drawn_labels(u, target[own], outputs.shape[1], exclude_true=exclude_true)
-    losses = descent.task.loss(outputs, target)
-    return (losses if batch.weight is None else losses * batch.weight.to(losses)).mean()
+    return descent.weighted(descent.task.loss(outputs, target), batch).mean()
 
 
 def relabelled_epoch(
