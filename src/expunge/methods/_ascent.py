@@ -25,7 +25,7 @@ class Ascending(Stepped):
 
     until: Until = option(
         "chance",
-        unit="nats",
+        unit="the loss's",
         text="mean forget loss that ends it after an epoch: a number, chance for ln K of K classes, or null for none",
     )
 

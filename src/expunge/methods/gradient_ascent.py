@@ -17,10 +17,11 @@ class GradientAscent(Ascending):
 
     The loss has no upper bound, so it stops once the mean forget loss, taken in eval mode after each epoch, reaches
     ``until``: by default ln K, that of guessing among K classes. A sample's gradient is as large as 1 − p_y, its
-    doubt of its own class: memorised samples start slowly, and then go fast. Raise ``lr`` if nothing is forgotten.
+    doubt of its own class: memorised samples start slowly, and then go fast. Raise ``lr`` or ``epochs`` if nothing is
+    forgotten; ``clip`` (1, say) bounds the leap that may overshoot ``until`` by far within an epoch.
 
-    Needs the forget set with labels alone. BatchNorm is frozen by default: statistics of forget batches would damage
-    the rest at any rate, which is what the published code does, with ``norm="moving"``. Applies to all tasks; without
+    Needs the forget set with labels alone. BatchNorm is frozen by default, for the statistics of forget batches damage
+    the rest at any rate; the published code lets them move, as ``norm="moving"``. Applies to all tasks; without
     classes ``until`` must be a number or None.
 
     Passes: E over the forget set, and E more, without gradients, for ``until``.
@@ -36,7 +37,7 @@ class GradientAscent(Ascending):
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
     epochs: int = option(
-        5, symbol="E", unit="passes over the forget set", text="at most", search=Search(1, 10, whole=True)
+        5, symbol="E", unit="passes over the forget set", text="at most", search=Search(1, 30, whole=True)
     )
     lr: float = option(1e-4, symbol="η", unit="1", text="learning rate", search=Search(1e-5, 1e-1, log=True))
     norm: Literal["moving", "frozen"] = option(
