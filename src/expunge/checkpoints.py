@@ -90,7 +90,7 @@ class Checkpoint:
         if self.runtime.count > 1:
             parts.append(self.runtime.count)
         if self.masks is not None:
-            parts += [[name, tensors.tensor_digest(mask)] for name, mask in sorted(self.masks.kept.items())]
+            parts.append(described(self.masks))
         for part in self._data:
             if part is not None:
                 parts += content(part)
