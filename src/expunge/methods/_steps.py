@@ -75,18 +75,32 @@ class Stepped(Method):
     )
 
     def __post_init__(self) -> None:
-        names = {"sgd", "adam"}, {"moving", "frozen"}
-        for field, known in zip(("optimizer", "norm"), names, strict=True):
-            if getattr(self, field) not in known:
-                want = f"{self.name}.{field} {' or '.join(sorted(known))}"
-                raise UserError(want, repr(getattr(self, field)), "choose one of them")
-        least = {"epochs": self.least_epochs, "batch_size": 1}
-        for field, low in least.items():
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-                raise UserError(f"{self.name}.{field} of {low} or more", repr(value), "give a whole number")
+        self.one_of("optimizer", "adam", "sgd")
+        self.one_of("norm", "frozen", "moving")
+        self.count("epochs", self.least_epochs)
+        self.count("batch_size", 1)
         self.positive("lr", "clip")
         self.positive("momentum", "weight_decay", zero=True)
+
+    def one_of(self, field: str, *known: str) -> None:
+        """Refuse a field that is none of the known words.
+
+        Raises:
+            UserError: names the field and the words.
+        """
+        if getattr(self, field) not in known:
+            want = f"{self.name}.{field} {' or '.join(known)}"
+            raise UserError(want, repr(getattr(self, field)), "choose one of them")
+
+    def count(self, field: str, least: int) -> None:
+        """Refuse a field that is no whole number of at least ``least``; None is left alone.
+
+        Raises:
+            UserError: names the field.
+        """
+        value = getattr(self, field)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UserError(f"{self.name}.{field} of {least} or more", repr(value), "give a whole number")
 
     def positive(self, *names: str, zero: bool = False) -> None:
         """Refuse fields that are not finite numbers above 0, or below 0 where 0 is allowed; None is left alone.
