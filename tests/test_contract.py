@@ -191,7 +191,7 @@ def test_no_method_reads_more_than_it_says(name: str, tiny: World, monkeypatch: 
     read = Data.read
 
     def counted(data: Data, index: Sequence[int]) -> Batch:
-        if at[0]:
+        if at[0] and data.name != "noise":  # inputs that the method makes up are no samples
             seen[at[0]] += len(index)
         return read(data, index)
 
