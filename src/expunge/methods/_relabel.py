@@ -7,7 +7,6 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from expunge.errors import UserError
 from expunge.method import Needs, Search, See, Session, option
 from expunge.methods._labels import drawn_labels, uniform
 from expunge.methods._steps import Descent, Stepped, Taken, only_classes
@@ -103,10 +102,8 @@ class RandomLabelling(Relabelling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in (("order", get_args(Order)), ("compat", get_args(Compat))):
-            if getattr(self, field) not in known:
-                want = f"{self.name}.{field} {' or '.join(known)}"
-                raise UserError(want, repr(getattr(self, field)), "choose one of them")
+        self.one_of("order", *get_args(Order))
+        self.one_of("compat", *get_args(Compat))
 
     @property
     def exclude_true(self) -> bool:

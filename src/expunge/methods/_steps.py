@@ -274,6 +274,7 @@ class Descent:
         if self.method.keep_best:
             self.model.eval()
             now = mean_loss(self.model, self.task, self.session.holdout, self.runtime)
+            self.advance(len(self.session.holdout))
             self.session.record("holdout_loss", now, step=self.steps)
             if now < self._best:
                 self._best, self._kept = now, self.kept()
