@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import Incompatible, UserError, listing
-from expunge.tensors import parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +40,21 @@ class Masks:
         """Share of them that may move, in [0, 1]."""
         return sum(int(mask.sum()) for mask in self.kept.values()) / max(1, self.size)
 
+    @property
+    def densities(self) -> dict[str, float]:
+        """The same share of each parameter, by name."""
+        return {name: int(mask.sum()) / max(1, mask.numel()) for name, mask in self.kept.items()}
+
     def check(self, model: nn.Module) -> None:
         """Refuse a network that the masks do not belong to.
 
         Raises:
-            Incompatible: it has no trainable parameter of a name, or one of another shape.
+            Incompatible: it has no parameter of a name, or one of another shape.
         """
-        found = parameters(model)
+        found = dict(model.named_parameters())
         missing = [name for name in self.kept if name not in found]
         if missing:
-            want = f"a network with trainable parameters {listing(missing)}, which the mask is for"
+            want = f"a network with parameters {listing(missing)}, which the mask is for"
             raise Incompatible(want, "one without", "take the mask that was made for this network")
         for name, mask in self.kept.items():
             if mask.shape != found[name].shape:
@@ -71,10 +75,20 @@ class Masks:
             Incompatible: the masks are for another network.
         """
         self.check(model)
-        found = parameters(model)
+        found = dict(model.named_parameters())
         with torch.no_grad():
             for name, mask in self.kept.items():
                 found[name].masked_fill_(~mask.to(found[name].device), 0)
+
+    def strays(self, model: nn.Module) -> int:
+        """Return how many masked scalars of a network are not zero.
+
+        Raises:
+            Incompatible: the masks are for another network.
+        """
+        self.check(model)
+        found = dict(model.named_parameters())
+        return sum(int((found[name][~mask.to(found[name].device)] != 0).sum()) for name, mask in self.kept.items())
 
     def hold(self, model: nn.Module) -> Held:
         """Return what keeps the masked scalars of a network at the values they have now.
@@ -83,7 +97,7 @@ class Masks:
             Incompatible: the masks are for another network.
         """
         self.check(model)
-        found = parameters(model)
+        found = dict(model.named_parameters())
         return Held(
             {
                 name: (found[name], mask.to(found[name].device), found[name].detach().clone())
