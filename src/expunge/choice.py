@@ -95,7 +95,7 @@ def example(name: str) -> Method:
     try:
         return cls()
     except UserError:
-        return cls(**cls.example)
+        return methods.build({"name": name, **cls.example})
 
 
 def choices(have: Mapping[str, int], *, task: str | None = None, kind: str | None = None) -> list[Choice]:

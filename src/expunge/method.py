@@ -405,6 +405,11 @@ class Method(ABC):
             k: v.settings() if isinstance(v, Method) else jsonable(v) for k, v in values.items()
         }
 
+    def preparation(self) -> dict[str, Any]:
+        """Return the settings that decide what `prepare` leaves, so that settings of the edit alone share it."""
+        names = self.prepared_by
+        return {k: v for k, v in self.settings().items() if k == "name" or names is None or k in names}
+
 
 class MethodFault(ExpungeError):
     """A method broke the protocol: edited the original, skipped forget samples, returned something else."""

@@ -167,7 +167,7 @@ class Task:
             again = [n.key for n in self.needs if n.stage == "retrained"]
             return own | {"step": self.step, "retrained": again, **self._measures}
         if self.stage == "prepared":
-            return own | {"method": self._prepared_by}
+            return own | {"method": cell.made.preparation()}
         if self.stage == "unlearned":
             return own | {"step": self.step, "method": dict(cell.method)}
         summed = {"times": "of all edits"} if self.step > 1 else {}
@@ -205,13 +205,6 @@ class Task:
     @property
     def _measures(self) -> dict[str, Any]:
         return {k: v for k, v in self.cell.measures.items() if k != "retrained"}
-
-    @property
-    def _prepared_by(self) -> dict[str, Any]:
-        """Settings that decide what `prepare` leaves, so that settings of the edit alone share it."""
-        names = self.cell.made.prepared_by
-        settings = self.cell.made.settings()
-        return {k: v for k, v in settings.items() if k == "name" or names is None or k in names}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Task) and self.name == other.name

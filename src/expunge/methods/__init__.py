@@ -78,6 +78,9 @@ def _instance(cls: type[Method], values: dict[str, Any]) -> Method:
     for field, value in values.items():
         if field not in known:
             raise UserError(f"a field of {cls.name}", repr(field), suggest(field, known) if known else "it has none")
+        if hints[field] is Method:
+            values[field] = _inner(f"{cls.name}.{field}", value)
+            continue
         if isinstance(value, Mapping) and "name" in value:
             value = build(value)
         try:
@@ -88,6 +91,18 @@ def _instance(cls: type[Method], values: dict[str, Any]) -> Method:
             text = f"a value that fits {cls.name}.{field}"
             raise UserError(text, f"{value!r:.80} ({why})", f"see expunge methods {cls.name}") from None
     return cls(**values)
+
+
+def _inner(field: str, value: Any) -> Method:
+    """Return the method that another one is given: built from its mapping, or from its name alone."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, Mapping) and "name" in value:
+        return build(value)
+    if not isinstance(value, Method):
+        remedy = "write its name, or {name = ..., FIELD = ...}; see expunge methods"
+        raise UserError(f"a method as {field}", f"{value!r:.80}", remedy)
+    return value
 
 
 def parse(settings: list[str]) -> dict[str, Any]:
