@@ -161,7 +161,7 @@ def test_at_sparsity_0_the_method_is_the_inner_one(w: World):
         own, plain = ready(pruned(method=inner, sparsity=0), w), ready(inner, w)
         assert same(own.model, w.model)
         assert own.note == "Nothing is pruned at sparsity 0, and nothing was trained."
-        assert own.log["epochs_at_most"] == 0
+        assert own.log["trained_epochs"] == 0
         assert same(ask(pruned(method=inner, sparsity=0), w, own).model, ask(inner, w, plain).model)
 
 
