@@ -187,8 +187,26 @@ def test_a_bad_request_is_refused_and_nothing_touched(
 def test_the_methods_that_would_do_are_named(tiny: World) -> None:
     with pytest.raises(MissingNeed, match=r"retain and recipe for retrain .* pass retain= and recipe="):
         unlearn(load("retrain")(), tiny.model, tiny.task, forget=tiny.forget)
-    with pytest.raises(MissingNeed, match="recipe for retrain .* or use finetune, which would do without"):
-        unlearn(load("retrain")(), tiny.model, tiny.task, forget=tiny.forget, retain=tiny.retain)
+    with pytest.raises(MissingNeed, match="recipe for retrain .* or use .*finetune.*, which would do without"):
+        unlearn(load("retrain")(), tiny.model, tiny.task, forget=tiny.forget.ids, retain=tiny.retain)
+    with pytest.raises(MissingNeed, match="retain for scrub .* or use jit or gradient_ascent, which would do without"):
+        unlearn(load("scrub")(), tiny.model, tiny.task, forget=tiny.forget)
+    bare = tiny.forget.unlabelled()
+    with pytest.raises(
+        MissingNeed, match="forget data with labels for amnesiac, got none: .* or use jit or .*bad_teacher"
+    ):
+        unlearn(load("amnesiac")(), tiny.model, tiny.task, forget=bare, retain=tiny.retain)
+
+
+def test_who_declines_names_the_methods_that_apply() -> None:
+    w = world("random")
+    given = {"forget": w.forget, "retain": w.retain, "scenario": w.scenario}
+    with pytest.raises(Declined, match="unsir applies to, got one it declines: .*; take another method, such as ") as e:
+        unlearn(load("unsir")(), w.model, w.task, **given)
+    assert "or unsir" not in str(e.value)
+    assert "head_mask" not in str(e.value)
+    with pytest.raises(Declined, match="such as jit or gradient_ascent"):
+        unlearn(load("unsir")(), w.model, w.task, **{**given, "retain": None})
 
 
 def test_without_labels_the_label_free_method_is_named(tiny: World) -> None:

@@ -121,8 +121,6 @@ def choices(have: Mapping[str, int], *, task: str | None = None, kind: str | Non
 
 
 def _choice(method: Method, have: Mapping[str, int], task: str | None, kind: str | None) -> Choice:
-    reads = _reads(method, "unlearn")
-    others = {"forget": SHARE / (1 - SHARE), "retain": 1.0, "train": 1 / (1 - SHARE), "holdout": 0.1}
     return Choice(
         name=method.name,
         summary=summary(method),
@@ -130,9 +128,15 @@ def _choice(method: Method, have: Mapping[str, int], task: str | None, kind: str
         declined=_declined(method, task, kind),
         passes=passes(method, "unlearn"),
         prepares=passes(method, "prepare"),
-        cost=sum(times * others[name] for name, times in reads.items()),
+        cost=cost(method),
         source=source(method),
     )
+
+
+def cost(method: Method) -> float:
+    """Return what a method reads to unlearn, in epochs over the retain data; holdout counts as a tenth of it."""
+    sizes = {"forget": SHARE / (1 - SHARE), "retain": 1.0, "train": 1 / (1 - SHARE), "holdout": 0.1}
+    return sum(times * sizes[name] for name, times in _reads(method, "unlearn").items())
 
 
 def summary(method: Method) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from expunge import methods, phase, stamp, tensors
-from expunge.choice import example, lacking
+from expunge.choice import cost, example, lacking
 from expunge.copies import check_made
 from expunge.data import Data, id_texts
 from expunge.errors import Declined, MissingNeed, UserError, listing
@@ -21,6 +21,8 @@ from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.task import Task
 from expunge.train import Recipe
+
+OTHERS = 5  # methods that are named where one is refused
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,11 @@ def serve(method: Method, model: nn.Module, state: State) -> nn.Module:
 
 def _check_pass(method: Method, model: nn.Module, task: Task, given: Mapping[str, Any]) -> None:
     """Check a call of `prepare`."""
-    _check_call(method, model, task, given["scenario"])
+    _check_call(method, model, task)
+    asked = _Asked("prepare", method, model, task, given["scenario"])
+    _check_applies(asked, given)
     _check_sets(train=given["train"], holdout=given["holdout"])
-    _check_needs(method, "prepare", method.prepares, given)
+    _check_needs(asked, method.prepares, given)
     if given["train"] is not None and len(given["train"]) == 0:
         raise UserError("training data", f"no sample in {given['train'].name}", "pass data that is not empty")
 
@@ -245,7 +249,9 @@ def _checked_request(
     forget, retain, scenario = sets["forget"], sets["retain"], sets["scenario"]
     samples = forget if isinstance(forget, Data) else None
     ids = samples.ids if samples is not None else id_texts(forget)
-    _check_call(method, model, task, scenario)
+    _check_call(method, model, task)
+    asked = _Asked("unlearn", method, model, task, scenario)
+    _check_applies(asked, sets)
     if state is not None and not isinstance(state, State):
         raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
     _check_sets(retain=retain, holdout=sets["holdout"])
@@ -254,11 +260,35 @@ def _checked_request(
     if sighted is None and method.unlearns.forget <= See.IDS:
         sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
     given = {**sets, "forget": sighted}
-    _check_needs(method, "unlearn", method.unlearns, given)
+    _check_needs(asked, method.unlearns, given)
     return ids, given, *stamp.check(method, model, state, ids, samples, retain)
 
 
-def _check_call(method: Method, model: nn.Module, task: Task, scenario: Scenario | None) -> None:
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks of whom."""
+
+    phase: str
+    method: Method
+    model: nn.Module
+    task: Task
+    scenario: Scenario | None
+
+    def others(self, have: Mapping[str, int]) -> str:
+        """Return the cheapest other methods that apply and need no more than what is there; to unlearn, unprepared."""
+        found = list[Method]()
+        for name in methods.names():
+            other = example(name)
+            needs = other.prepares if self.phase == "prepare" else other.unlearns
+            idle = not needs.required() if self.phase == "prepare" else bool(other.prepares.required())
+            if name == self.method.name or idle or lacking(needs, have):
+                continue
+            if not other.declines(self.task, self.scenario, self.model):
+                found.append(other)
+        return " or ".join(other.name for other in sorted(found, key=cost)[:OTHERS])
+
+
+def _check_call(method: Method, model: nn.Module, task: Task) -> None:
     if not isinstance(method, Method):
         got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         raise UserError("an instance of a method", got, "write for example load('ssd')()")
@@ -268,9 +298,6 @@ def _check_call(method: Method, model: nn.Module, task: Task, scenario: Scenario
         raise UserError("a task", type(task).__name__, "pass Classification() or Regression()")
     check_made(model)
     tensors.check_weights(model, "weights", "restore the model from a good checkpoint")
-    reason = method.declines(task, scenario, model)
-    if reason:
-        raise Declined(f"a request that {method.name} applies to", "one it declines", f"{reason}; take another method")
 
 
 def _check_sets(**sets: object) -> None:
@@ -307,41 +334,43 @@ def _check_ids(ids: Sequence[str], forget: Data | None, retain: Data | None, sce
         raise UserError("the scenario's forget ids", f"others ({listing(odd)})", "pass data.subset(scenario.forget)")
 
 
-def _check_needs(method: Method, phase: str, needs: Needs, given: Mapping[str, Any]) -> None:
+def _check_applies(asked: _Asked, given: Mapping[str, Any]) -> None:
+    """Refuse a call that the method declines, naming the methods that would do with what is there."""
+    reason = asked.method.declines(asked.task, asked.scenario, asked.model)
+    if reason:
+        others = asked.others(_have(given))
+        remedy = f"{reason}; take another method" + (f", such as {others}" if others else "")
+        raise Declined(f"a request that {asked.method.name} applies to", "one it declines", remedy)
+
+
+def _check_needs(asked: _Asked, needs: Needs, given: Mapping[str, Any]) -> None:
     """Refuse a call that lacks a declared need, or sight of a set, naming the methods that would do without."""
     there = {name: value for name, value in given.items() if value is not None} | {"fresh": True}
     missing = [n for n in needs.required() if n not in there]
     short = [n for n in SETS if n in there and needs.declared(n) and _sight(there[n]) < getattr(needs, n)]
     if not missing and not short:
         return
-    have = {name: _sight(value) for name, value in there.items()}  # reads a sample, and so not of undeclared sets above
-    what = f"{' and '.join(missing)} for {method.name} to {phase}"
+    have, name = _have(given), asked.method.name
+    what = f"{' and '.join(missing)} for {name} to {asked.phase}"
     remedy = "pass " + " and ".join(f"{n}=" for n in missing)
     if not missing:
         want = "inputs" if have[short[0]] < See.INPUTS else "labels"
-        what, remedy = f"{short[0]} data with {want} for {method.name}", "give them when building the data"
-    others = _would_do(phase, have, method.name)
+        what, remedy = f"{short[0]} data with {want} for {name}", "give them when building the data"
+    others = asked.others(have)
     if others:
-        remedy += f", or use {' or '.join(others)}, which would do without"
+        remedy += f", or use {others}, which would do without"
     raise MissingNeed(what, "none", remedy)
+
+
+def _have(given: Mapping[str, Any]) -> dict[str, int]:
+    """Return how much is seen of what is given; it reads a sample of each set, and so only where a call is refused."""
+    return {name: _sight(value) for name, value in given.items() if value is not None} | {"fresh": 1}
 
 
 def _sight(value: Any) -> int:
     if not isinstance(value, Data):
         return 1
     return See.LABELLED if value.labelled else See.INPUTS if value.shows_inputs else See.IDS
-
-
-def _would_do(phase: str, have: Mapping[str, int], asked: str) -> list[str]:
-    """Return the other methods that need no more than what is there: to prepare, or to unlearn unprepared."""
-    found = []
-    for name in methods.names():
-        other = example(name)
-        needs = other.prepares if phase == "prepare" else other.unlearns
-        idle = not needs.required() if phase == "prepare" else bool(other.prepares.required())
-        if name != asked and not idle and not lacking(needs, have):
-            found.append(name)
-    return found
 
 
 def _session(
