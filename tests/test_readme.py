@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,20 @@ def test_the_page_on_the_diagonal_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found["2.weight"], want["2.weight"], rtol=1e-5, atol=1e-9)
 
 
+def test_the_page_on_the_methods_holds() -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    assert [name for name in methods.names() if f"`{name}`" not in page] == []
+    compositions, own = blocks("docs/methods.md", "python")
+    scope: dict[str, Any] = {"__name__": "turn_away"}
+    exec(compositions, scope)
+    assert scope["sparse"].method.epochs == 2
+    assert scope["salient"].density == 0.3
+    exec(own, scope)
+    data = Data.from_arrays(torch.randn(20, 4), torch.arange(20) % 3)
+    done = unlearn(scope["TurnAway"](epochs=1), nn.Linear(4, 3), Classification(), forget=data.subset(data.ids[:5]))
+    assert done.log["steps"] == 1
+
+
 def test_every_relative_link_leads_somewhere() -> None:
     for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", file.read_text()):
@@ -141,6 +156,6 @@ def test_the_page_on_the_benchmark_holds(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_grids_of_the_examples_are_read() -> None:
     files = sorted((ROOT / "examples").rglob("*grid.toml"))
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         assert len(grid.load(file).places) in (1, 3)

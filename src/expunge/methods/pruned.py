@@ -62,7 +62,7 @@ class Pruned(Method):
         "https://arxiv.org/abs/2304.04934",
         "NeurIPS",
     )
-    example: ClassVar[dict[str, Any]] = {"method": {"name": "finetune", "epochs": 1}, "sparsity": 0.5, "rewind": 1}
+    example: ClassVar[dict[str, Any]] = {"method": {"name": "finetune", "epochs": 1}, "sparsity": 0.5}
 
     method: Method = option(None, unit="method", text="what runs on the sparse network: its name and fields")
     sparsity: float = option(
