@@ -2,10 +2,10 @@
 
 A network learns the source data. One of its classes is forgotten: by retraining without it, or by l1_sparse, on the
 dense network and on one that was pruned first. Then the features go to another data set, of which a few images are
-labelled: a new head is trained on the frozen features (linear probe), and the whole network is trained on (fine-tuned;
-what was pruned stays 0). Beside them stands a network that never saw the source. Each seed draws its own images of both
-data sets and trains its own network; all networks of a seed get the same images, the same new head and the same recipe,
-the target's own. Target images are resized to the source's, and standardised.
+labelled: a new head is trained on the frozen features, standardised (linear probe), and the whole network is trained on
+(fine-tuned; what was pruned stays 0). Beside them stands a network that never saw the source. Each seed draws its own
+images of both data sets and trains its own network; all networks of a seed get the same images, the same new head and
+the same recipe, the target's own. Target images are resized to the source's, and standardised.
 
 Printed are means over seeds with 95 % t intervals; in brackets the difference to the untouched dense network of the
 same seed. Cost is prepare and edit, as a multiple of retraining the dense network in the same seed.
@@ -102,14 +102,19 @@ def head(model: nn.Module, classes: int, seed: int) -> nn.Linear:
 
 
 def probe(source: Source, train: Data, test: Data, classes: int, recipe: Recipe, seed: int) -> float:
-    """Train a head on features that were read off once, in eval mode, and so cannot move; return test accuracy."""
+    """Train a head on features that were read off once, in eval mode, and so cannot move; return test accuracy.
 
-    def features(data: Data) -> Data:
-        said = collect(source.model, TASK, data, taps=["head:input"])
-        return Data.from_arrays(said.features["head:input"].float(), said.target, name=data.name)
+    Features are standardised by the training images, or the rate would suit some networks and not others.
+    """
 
-    made = fit(head(source.model, classes, seed), TASK, features(train), recipe, seed=seed)
-    return correct(made, features(test))
+    def features(data: Data) -> torch.Tensor:
+        return collect(source.model, TASK, data, taps=["head:input"]).features["head:input"].float()
+
+    x, unseen = features(train), features(test)
+    mean, std = x.mean(0), x.std(0)
+    std[std == 0] = 1.0  # of features that are dead on those images
+    learnt, tried = (Data.from_arrays((f - mean) / std, d.targets()) for f, d in ((x, train), (unseen, test)))
+    return correct(fit(head(source.model, classes, seed), TASK, learnt, recipe, seed=seed), tried)
 
 
 def tuned(source: Source, train: Data, test: Data, classes: int, recipe: Recipe, seed: int) -> float:
