@@ -135,6 +135,24 @@ def test_both_lets_a_weight_move_only_where_each_does():
     assert one.both(None) is one
 
 
+def test_both_compares_masks_of_different_devices_on_the_first_ones():
+    here = Masks({"w": torch.tensor([True, False])})
+    there = Masks({"w": torch.zeros(2, dtype=torch.bool, device="meta")})  # stands for any other device
+    assert there.both(here).kept["w"].device.type == "meta"
+
+
+def test_an_optimisers_count_of_steps_is_no_masked_value():
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.tensor(2.0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    held = Masks({"scale": torch.tensor(False)}).hold(model)
+    for _ in range(3):
+        model.scale.grad = torch.tensor(1.0)
+        stepped(model, optimizer, None, held)
+    state = optimizer.state[model.scale]
+    assert (model.scale.item(), float(state["step"]), float(state["exp_avg"])) == (2.0, 3.0, 0.0)
+
+
 def test_a_tied_weight_is_masked_once_under_its_first_name():
     model, data = CASES["tied"].make(torch.float32)
     names = [n for n, _ in model.named_parameters()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +62,17 @@ class Masks:
                 want = f"{name} of shape {tuple(mask.shape)}, which the mask is for"
                 raise Incompatible(want, str(tuple(found[name].shape)), "take the mask made for this network")
 
+    firm: ClassVar[bool] = True  # whether values are held, not gradients alone
+
     def both(self, other: Masks | None) -> Masks:
-        """Return the masks under which a scalar may move only where it may under both."""
-        if other is None:
-            return self
-        mixed = {n: mask & other.kept[n] if n in other.kept else mask for n, mask in self.kept.items()}
-        return Masks({**other.kept, **mixed})
+        """Return the masks under which a scalar may move only where it may under both; on this one's device."""
+        if other is not None and not other.firm:
+            return other.both(self)
+        return self if other is None else Masks(self._common(other))
+
+    def _common(self, other: Masks) -> dict[str, Tensor]:
+        mixed = {n: mask & other.kept[n].to(mask.device) if n in other.kept else mask for n, mask in self.kept.items()}
+        return {**other.kept, **mixed}
 
     def prune(self, model: nn.Module) -> None:
         """Set the masked scalars of a network to zero, in place.
@@ -136,6 +142,8 @@ class Held:
         """Undo what a step did to masked scalars, in the weights and in the optimiser's own tensors."""
         self.put_back()
         for parameter, mask, _ in self.parts.values():
-            for slot in optimizer.state.get(parameter, {}).values():
-                if isinstance(slot, Tensor) and slot.shape == parameter.shape:
+            for name, slot in optimizer.state.get(
+                parameter, {}
+            ).items():  # the count of steps is no value of a scalar's
+                if name != "step" and isinstance(slot, Tensor) and slot.shape == parameter.shape:
                     slot.masked_fill_(~mask, 0)

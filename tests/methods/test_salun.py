@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -263,6 +263,31 @@ def test_masks_around_it_hold_either_way(compat: str) -> None:
     assert free // 2 < moved <= free if compat == "official" else moved <= free // 2
 
 
+def test_official_leaks_through_a_pruned_network_too() -> None:
+    """Which mask is around which decides nothing: what is pruned is held, of the rest gradients alone are masked."""
+    w = world()
+    inner = {"name": "pruned", "sparsity": 0.5, "method": {"name": "finetune", "epochs": 1}}
+    given: dict[str, Any] = {"recipe": w.recipe, "runtime": QUIET, "seed": 1, "new_model": w.new_model}
+    method = SALUN(method=build(inner), compat="official")
+    ready = prepare(method, w.model, w.task, train=w.train, **given)
+    done = unlearn(method, ready.model, w.task, forget=w.forget, retain=w.retain, state=ready.state, **given)
+    kept = {k[5:]: ready.state.tensors[k] for k in ready.state.tensors if k.startswith("mask/")}
+    assert Masks(kept).strays(done.model) == 0
+    assert done.log["leaked"] > 0
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_masks_of_gradients_join_each_other_and_hold_what_either_holds(first: str) -> None:
+    a, b = Masks({"w": torch.tensor([True, False])}), Masks({"w": torch.tensor([False, True])})
+    one = GradientMasks({"w": torch.tensor([True, True])}).both(a)
+    two = GradientMasks({"w": torch.tensor([True, True])}).both(b)
+    found = one.both(two) if first == "a" else two.both(one)
+    assert isinstance(found, GradientMasks)
+    assert found.kept["w"].tolist() == [False, False]
+    assert found.strict is not None
+    assert found.strict.kept["w"].tolist() == [False, False]
+
+
 def test_masks_of_gradients_and_masks_of_values_share_no_checkpoint(tmp_path: Path) -> None:
     model, data, runtime = trained(), blobs(), Runtime(progress=False, workdir=tmp_path)
     kept = mask_of(model).kept
@@ -328,6 +353,8 @@ def test_it_declines_what_a_mask_cannot_hold() -> None:
     model, w = trained(), world()
     anew, masked = SALUN(method=build({"name": "retrain"})), SALUN(method=build({"name": "head_mask"}))
     assert anew.declines(TASK, None, model) == "retrain trains anew, and the mask holds weights of the original"
+    within = SALUN(method=build({"name": "pruned", "method": "retrain"}))
+    assert within.declines(TASK, None, model) == anew.declines(TASK, None, model)
     assert masked.declines(TASK, w.scenario, model) == (
         "head_mask is served by more than its weights, which a mask does not reach"
     )

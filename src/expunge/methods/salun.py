@@ -105,11 +105,15 @@ class GradientMasks(Masks):
         strict: masks of a composition around it, which do hold.
     """
 
+    firm: ClassVar[bool] = False
     strict: Masks | None = None
 
     def both(self, other: Masks | None) -> Masks:
-        """Return masks of gradients that zero those of both, and hold what the other holds."""
-        return self if other is None else replace(self, kept=super().both(other).kept, strict=other.both(self.strict))
+        """Return masks of gradients that zero those of both, and hold what either holds."""
+        if other is None:
+            return self
+        held = other.strict if isinstance(other, GradientMasks) else other
+        return replace(self, kept=self._common(other), strict=self.strict if held is None else held.both(self.strict))
 
     def hold(self, model: nn.Module) -> Held:
         """Return what zeroes the gradients, and holds what ``strict`` masks."""
@@ -228,9 +232,11 @@ class SalUn(Method):
 
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline what the inner method declines, what trains anew, and what is served by more than weights."""
-        inner = self.inner
-        if inner.nature == Nature.EXACT:
-            return f"{inner.name} trains anew, and the mask holds weights of the original"
+        inner = last = self.inner
+        while isinstance(below := getattr(last, "method", None), Method):  # a composition runs another method
+            last = below
+        if last.nature == Nature.EXACT:
+            return f"{last.name} trains anew, and the mask holds weights of the original"
         if type(inner).serve is not Method.serve:
             return f"{inner.name} is served by more than its weights, which a mask does not reach"
         return inner.declines(task, scenario, model)
