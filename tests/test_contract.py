@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from expunge import methods
 from expunge.data import Batch, Data
 from expunge.errors import MissingNeed, UserError
 from expunge.method import Method, See, State
+from expunge.runtime import Runtime
 from expunge.tensors import weights_digest
 from expunge.unlearn import Prepared, Unlearned, prepare, unlearn
 from worlds import QUIET, World, world
@@ -185,9 +187,13 @@ def test_every_forget_sample_counts(name: str, count: int, tiny: World) -> None:
     assert done.changed is None or done.changed.count > 0 or done.note
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_method_reads_more_than_it_says(name: str, tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
+CHOOSING = [(name, best) for name in NAMES for best in (False, True) if not best or hasattr(made(name), "keep_best")]
+
+
+@pytest.mark.parametrize(("name", "best"), CHOOSING)
+def test_no_method_reads_more_than_it_says(name: str, best: bool, tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
     method, seen, at = made(name), {"prepare": 0, "unlearn": 0}, [""]
+    method = replace(method, keep_best=True) if best else method  # type: ignore[call-arg]
     read = Data.read
 
     def counted(data: Data, index: Sequence[int]) -> Batch:
@@ -216,4 +222,25 @@ def test_no_method_reads_more_than_it_says(name: str, tiny: World, monkeypatch: 
         most = sum(times * len(sets[part]) for part, times in method.passes(phase, tiny.recipe).items())
         trial = QUIET.batch_size  # samples on which the engines of the Fisher diagonal are first held to each other
         assert count <= most + trial, phase
+    assert ("holdout" in method.passes("unlearn", tiny.recipe)) >= best
     assert seen["unlearn"] > 0 or max(method.unlearns.forget, method.unlearns.retain) < See.INPUTS
+
+
+@pytest.mark.parametrize(("name", "best"), CHOOSING)
+def test_no_progress_bar_goes_past_its_end(name: str, best: bool, tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, bars = made(name), list[list[float]]()
+    method = replace(method, keep_best=True) if best else method  # type: ignore[call-arg]
+
+    @contextmanager
+    def noted(runtime: Runtime, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        bar = [float(total), 0.0]
+        bars.append(bar)
+
+        def advance(count: int) -> None:
+            bar[1] += count
+
+        yield advance
+
+    monkeypatch.setattr(Runtime, "tracking", noted)
+    run(method, tiny, prepared(method, tiny))
+    assert all(0 < done <= total for total, done in bars)

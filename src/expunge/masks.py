@@ -23,6 +23,7 @@ class Masks:
         kept: by name of a parameter a bool tensor of its shape, True where the scalar may move.
     """
 
+    firm: ClassVar[bool] = True  # whether values are held, not gradients alone
     kept: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
@@ -61,8 +62,6 @@ class Masks:
             if mask.shape != found[name].shape:
                 want = f"{name} of shape {tuple(mask.shape)}, which the mask is for"
                 raise Incompatible(want, str(tuple(found[name].shape)), "take the mask made for this network")
-
-    firm: ClassVar[bool] = True  # whether values are held, not gradients alone
 
     def both(self, other: Masks | None) -> Masks:
         """Return the masks under which a scalar may move only where it may under both; on this one's device."""
@@ -142,8 +141,6 @@ class Held:
         """Undo what a step did to masked scalars, in the weights and in the optimiser's own tensors."""
         self.put_back()
         for parameter, mask, _ in self.parts.values():
-            for name, slot in optimizer.state.get(
-                parameter, {}
-            ).items():  # the count of steps is no value of a scalar's
+            for name, slot in optimizer.state.get(parameter, {}).items():
                 if name != "step" and isinstance(slot, Tensor) and slot.shape == parameter.shape:
                     slot.masked_fill_(~mask, 0)

@@ -66,7 +66,7 @@ def relabelled_epoch(
 class Relabelling(Stepped):
     """What methods have in common that train on with wrong labels on the forget set; it needs classes and labels.
 
-    Passes: E over the forget set and E over the retain set.
+    Passes: E over the forget set and E over the retain set; with ``keep_best`` E over holdout.
     """
 
     lr: float = option(0.01, symbol="η", unit="1", text="learning rate", search=Search(1e-4, 1e-1, log=True))
@@ -81,8 +81,8 @@ class Relabelling(Stepped):
         return only_classes(task, f"{self.name} draws wrong classes")
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
-        """Return the epochs, over both sets."""
-        return {"forget": float(self.epochs), "retain": float(self.epochs)} if phase == "unlearn" else {}
+        """Return the epochs over both sets, and over holdout data with ``keep_best``."""
+        return self.reads(phase, forget=self.epochs, retain=self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)

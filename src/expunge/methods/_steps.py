@@ -126,6 +126,19 @@ class Stepped(Method):
         )
         return Needs(**sets) | more
 
+    def reads(self, phase: str, *, times: int | None = None, **sets: float) -> dict[str, float]:
+        """Return the passes to unlearn, with ``keep_best`` those over holdout data among them; none to prepare.
+
+        Args:
+            phase: ``prepare`` or ``unlearn``.
+            times: how often ``keep_best`` looks at holdout data; unset, once an epoch.
+            sets: passes over each set.
+        """
+        if phase != "unlearn":
+            return {}
+        best = {"holdout": float(self.epochs if times is None else times)} if self.keep_best else {}
+        return {name: float(passes) for name, passes in sets.items() if passes} | best
+
     @abstractmethod
     def descend(self, session: Session, descent: Descent) -> None:
         """Take the steps."""

@@ -26,7 +26,7 @@ class Amnesiac(Relabelling):
 
     Needs forget and retain data with labels. Declines tasks without classes. BatchNorm statistics move.
 
-    Passes: E over the forget set and E over the retain set.
+    Passes: E over the forget set and E over the retain set; with ``keep_best`` E over holdout.
     """
 
     reference: ClassVar[Reference] = Reference(

@@ -80,10 +80,7 @@ class BadTeacher(Stepped):
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
         """Return the epochs over the forget set, and over the share of the retain set."""
-        if phase == "prepare":
-            return {}
-        best = {"holdout": float(self.epochs)} if self.keep_best else {}
-        return {"forget": float(self.epochs), "retain": self.epochs * self.retain_share} | best
+        return self.reads(phase, forget=self.epochs, retain=self.epochs * self.retain_share)
 
     def distance(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return the loss of a batch: the mean over samples of KL(softmax(teacher/T) ‖ softmax(student/T)).

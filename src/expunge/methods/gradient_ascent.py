@@ -24,7 +24,8 @@ class GradientAscent(Ascending):
     the rest at any rate; the published code lets them move, as ``norm="moving"``. Applies to all tasks; without
     classes ``until`` must be a number or None.
 
-    Passes: E over the forget set, and E more, without gradients, for ``until``.
+    Passes: E over the forget set, and E more, without gradients, for ``until``; with ``keep_best`` E over
+    holdout.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -50,8 +51,8 @@ class GradientAscent(Ascending):
         return self.sees(forget=See.LABELLED)
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
-        """Return the epochs, twice where the forget loss is measured after each."""
-        return {"forget": self.epochs * (1.0 if self.until is None else 2.0)} if phase == "unlearn" else {}
+        """Return the epochs, twice where the forget loss is measured after each; over holdout with ``keep_best``."""
+        return self.reads(phase, forget=self.epochs * (1 if self.until is None else 2))
 
     def descend(self, session: Session, descent: Descent) -> None:
         """Go up until the ceiling or the last epoch."""

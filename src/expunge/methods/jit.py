@@ -95,8 +95,7 @@ class JiT(Stepped):
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
         """Return the epochs over the forget set, and over holdout data with ``keep_best``."""
-        sets = ["forget", *(["holdout"] if self.keep_best else [])]
-        return dict.fromkeys(sets, float(self.epochs)) if phase == "unlearn" else {}
+        return self.reads(phase, forget=self.epochs)
 
     def descend(self, session: Session, descent: Descent) -> None:
         """Take a step a batch; the mean quotient of each epoch is recorded."""

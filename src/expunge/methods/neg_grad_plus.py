@@ -28,7 +28,7 @@ class NegGradPlus(Ascending):
     None. BatchNorm statistics move with both batches, the retain batch first; a forget set of one sample freezes them.
 
     Passes: E over the retain set and as many forget samples in lockstep, at most one pass over the forget set an
-    epoch more than that, and another, without gradients, for ``until``.
+    epoch more than that, and another, without gradients, for ``until``; with ``keep_best`` E over holdout.
     """
 
     reference: ClassVar[Reference] = Reference(
@@ -65,9 +65,8 @@ class NegGradPlus(Ascending):
         return self.sees(forget=See.LABELLED, retain=See.LABELLED)
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
-        """Return two passes over the retain set an epoch, one for the lockstep, and those over the forget set."""
-        forget = self.epochs * (1.0 if self.until is None else 2.0)
-        return {"forget": forget, "retain": 2.0 * self.epochs} if phase == "unlearn" else {}
+        """Return two passes over the retain set an epoch, one for the lockstep, and those over the other sets."""
+        return self.reads(phase, forget=self.epochs * (1 if self.until is None else 2), retain=2 * self.epochs)
 
     def descend(self, session: Session, descent: Descent) -> None:
         """Take a step a pair until the ceiling or the last epoch."""

@@ -21,7 +21,7 @@ class RandomLabel(RandomLabelling):
     Needs forget and retain data with labels, those of the forget set only to leave them out. Retain data is required:
     wrong labels alone leave nothing that holds the rest. Declines tasks without classes. BatchNorm statistics move.
 
-    Passes: E over the forget set and E over the retain set.
+    Passes: E over the forget set and E over the retain set; with ``keep_best`` E over holdout.
     """
 
     reference: ClassVar[Reference] = Reference(

@@ -115,11 +115,8 @@ class SCRUB(Stepped):
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
         """Return the epochs over each set, those that measure errors among them."""
-        if phase == "prepare":
-            return {}
         forget = min(self.max_epochs, self.epochs) + (self.epochs + 1 if self.rewind else 0)
-        holdout = 1 if self.rewind else self.epochs if self.keep_best else 0
-        return {"forget": float(forget), "retain": float(self.epochs), "holdout": float(holdout)}
+        return self.reads(phase, forget=forget, retain=self.epochs, holdout=int(self.rewind))
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1: lr · decay^#{milestone < epoch}."""

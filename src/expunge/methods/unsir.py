@@ -110,8 +110,8 @@ class UNSIR(Stepped):
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
         """Return at most how often the retain set is read, and holdout data with ``keep_best``."""
-        sets = ["retain", *(["holdout"] if self.keep_best else [])]
-        return dict.fromkeys(sets, float(self.epochs + self.repair_epochs)) if phase == "unlearn" else {}
+        both = self.epochs + self.repair_epochs
+        return self.reads(phase, times=both, retain=both)
 
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline tasks without classes and forget sets that are no class."""
@@ -122,7 +122,8 @@ class UNSIR(Stepped):
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Learn the noise, impair and repair."""
         more = self.noises * (self.noise_steps + self.epochs * self._copies(len(session.retain)))
-        total = more + (self.epochs + self.repair_epochs) * len(session.retain)  # at most: S_r is a part of it
+        each = len(session.retain) + (len(session.holdout) if self.keep_best else 0)
+        total = more + (self.epochs + self.repair_epochs) * each  # at most: S_r is a part of the retain set
         with session.runtime.tracking(f"unlearning by {self.name}", total) as advance:
             descent = Descent(session, self, session.model, advance)
             self.descend(session, descent)
