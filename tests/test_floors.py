@@ -19,7 +19,8 @@ fisher/rules
 fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
 masks recipe checkpoints train signals evidence method metric
 objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__
-methods/_steps methods/_labels methods/_* methods/* methods/__init__ choice stamp phase unlearn plan shadows
+methods/_fields methods/_steps methods/_labels methods/_* methods/* methods/__init__ choice stamp phase unlearn
+plan shadows
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds summary twins evaluate
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
 project/sections project/config project/template project/entry project/weights project/pretrained project/networks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import pytest
@@ -62,3 +62,43 @@ def test_settings_are_read_as_json_or_text(settings: list[str], want: dict[str, 
 def test_broken_settings_are_refused(settings: list[str], text: str) -> None:
     with pytest.raises(UserError, match=text):
         methods.parse(settings)
+
+
+def test_a_composition_takes_the_name_of_its_method_alone() -> None:
+    for outer in ("pruned", "salun"):
+        assert methods.build({"name": outer, "method": "ssd"}) == methods.build(
+            {"name": outer, "method": {"name": "ssd"}}
+        )
+    assert methods.build({"name": "salun", "method": None}) == methods.load("salun")()
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"name": "finetune", "epochs": True}, "a value that fits finetune.epochs, got True"),
+        ({"name": "scrub", "gamma": False}, "a value that fits scrub.gamma, got False"),
+        ({"name": "ssd", "alpha": True}, "a value that fits ssd.alpha, got True"),
+        ({"name": "scrub", "milestones": [True]}, "a value that fits scrub.milestones, got .True."),
+        ({"name": "salun", "method": {}}, "a method as salun.method, got {}"),
+        ({"name": "salun", "method": {"density": 1}}, "a method as salun.method"),
+        ({"name": "salun", "method": 5}, "a method as salun.method, got 5"),
+        ({"name": "pruned", "method": None}, "a method as pruned.method, got None"),
+    ],
+)
+def test_values_of_another_kind_are_refused(config: dict[str, object], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        methods.build(config)
+
+
+NUMBERS = ["finetune", "l1_sparse", "bad_teacher", "scrub", "unsir", "jit", "neg_grad_plus", "fisher_forgetting"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["five", [1], float("nan"), -1, True])
+def test_a_field_of_the_wrong_kind_is_refused_by_the_class_itself(name: str, value: object) -> None:
+    cls = methods.load(name)
+    numbers = [f.name for f in fields(cls) if str(f.type).split(" ")[0] in ("int", "float")]
+    assert numbers
+    for field in numbers:
+        with pytest.raises(UserError, match=rf"{name}\.{field}|Recipe\.{field}"):
+            cls(**{field: value})

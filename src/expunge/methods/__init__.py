@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import entry_points
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pydantic
 
@@ -78,7 +78,7 @@ def _instance(cls: type[Method], values: dict[str, Any]) -> Method:
     for field, value in values.items():
         if field not in known:
             raise UserError(f"a field of {cls.name}", repr(field), suggest(field, known) if known else "it has none")
-        if hints[field] is Method:
+        if hints[field] is Method or (Method in get_args(hints[field]) and value is not None):
             values[field] = _inner(f"{cls.name}.{field}", value)
             continue
         if isinstance(value, Mapping) and "name" in value:
@@ -86,11 +86,22 @@ def _instance(cls: type[Method], values: dict[str, Any]) -> Method:
         try:
             kind: Any = pydantic.TypeAdapter(hints[field], config={"arbitrary_types_allowed": True})
             values[field] = kind.validate_python(value)
+            if _counted(value, values[field]):
+                got = f"{value!r:.80} (a yes or no is no number)"
+                raise UserError(f"a value that fits {cls.name}.{field}", got, f"see expunge methods {cls.name}")
         except pydantic.ValidationError as error:
             why = error.errors()[0]["msg"].lower()
             text = f"a value that fits {cls.name}.{field}"
             raise UserError(text, f"{value!r:.80} ({why})", f"see expunge methods {cls.name}") from None
     return cls(**values)
+
+
+def _counted(value: Any, found: Any) -> bool:
+    """Return whether a truth value, or one in a list, was taken for a number."""
+    if isinstance(value, bool):
+        return isinstance(found, int | float) and not isinstance(found, bool)
+    both = isinstance(value, list | tuple) and isinstance(found, list | tuple)
+    return both and any(map(_counted, value, found))
 
 
 def _inner(field: str, value: Any) -> Method:

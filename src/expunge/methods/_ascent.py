@@ -35,7 +35,7 @@ class Ascending(Stepped):
             if self.until != "chance":
                 want = f"{self.name}.until 'chance', a number or None"
                 raise UserError(want, repr(self.until), "choose one of them")
-        else:
+        elif self.until is not None:
             self.positive("until")
 
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:

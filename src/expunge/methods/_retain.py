@@ -8,13 +8,13 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.data import Data
-from expunge.errors import UserError
-from expunge.method import Method, Needs, See, Session, option
+from expunge.method import Needs, See, Session, option
+from expunge.methods._fields import Checked
 from expunge.train import Penalty, Recipe, fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOn(Method):
+class TrainingOn(Checked):
     """SGD on the retain set at a constant rate, from the original weights; BatchNorm statistics move with it.
 
     Augmentation, penalties and, where unset, the batch size come from the original's recipe where it is given.
@@ -32,9 +32,10 @@ class TrainingOn(Method):
     )
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"{self.name}.epochs of 1 or more", str(self.epochs), "give a positive number")
-        self.further(None)
+        self.count("epochs", 1)
+        self.count("batch_size", 1)
+        self.positive("lr")
+        self.positive("momentum", "weight_decay", zero=True)
 
     @property
     def unlearns(self) -> Needs:

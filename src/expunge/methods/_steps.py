@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite, UserError
-from expunge.method import Method, Needs, See, Session, State, option
+from expunge.method import Needs, See, Session, State, option
+from expunge.methods._fields import Checked
 from expunge.passes import whole
 from expunge.task import Classification, Task
 from expunge.tensors import parameters
@@ -48,7 +49,7 @@ Loss = Callable[[nn.Module, Taken], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepped(Method):
+class Stepped(Checked):
     """What methods have in common that take steps of an optimiser; a subclass says which in `descend`.
 
     BatchNorm statistics move with training batches unless ``norm="frozen"``; a batch of a single sample has no
@@ -81,41 +82,6 @@ class Stepped(Method):
         self.count("batch_size", 1)
         self.positive("lr", "clip")
         self.positive("momentum", "weight_decay", zero=True)
-
-    def one_of(self, field: str, *known: str) -> None:
-        """Refuse a field that is none of the known words.
-
-        Raises:
-            UserError: names the field and the words.
-        """
-        if getattr(self, field) not in known:
-            want = f"{self.name}.{field} {' or '.join(known)}"
-            raise UserError(want, repr(getattr(self, field)), "choose one of them")
-
-    def count(self, field: str, least: int) -> None:
-        """Refuse a field that is no whole number of at least ``least``; None is left alone.
-
-        Raises:
-            UserError: names the field.
-        """
-        value = getattr(self, field)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise UserError(f"{self.name}.{field} of {least} or more", repr(value), "give a whole number")
-
-    def positive(self, *names: str, zero: bool = False) -> None:
-        """Refuse fields that are not finite numbers above 0, or below 0 where 0 is allowed; None is left alone.
-
-        Raises:
-            UserError: names the field.
-        """
-        for field in names:
-            value = getattr(self, field)
-            if value is None:
-                continue
-            good = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (zero and value == 0))
-            if not good or isinstance(value, bool):
-                want = f"{self.name}.{field} {'of 0 or more' if zero else 'above 0'}"
-                raise UserError(want, repr(value), "give a finite number in that range")
 
     def sees(self, **sets: Any) -> Needs:
         """Return needs with what every such method may have: the recipe, and with ``keep_best`` holdout data."""

@@ -13,7 +13,8 @@ from expunge.data import Batch
 from expunge.errors import UserError
 from expunge.fisher import diagonal
 from expunge.fisher.checks import wide
-from expunge.method import Method, Needs, Reference, Search, See, Session, State, option
+from expunge.method import Needs, Reference, Search, See, Session, State, option
+from expunge.methods._fields import Checked
 from expunge.methods._steps import only_classes
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
@@ -102,7 +103,7 @@ def head_of(model: nn.Module, task: Task, batch: Batch, *, by_shape: bool = Fals
 
 
 @dataclass(frozen=True, kw_only=True)
-class FisherForgetting(Method):
+class FisherForgetting(Checked):
     """Add noise to every weight, the more the less Fisher information the retained samples hold about it.
 
     θ ← θ + (λσ_h²)^{1/4}·F^{−1/4}·ε, ε ~ N(0, I), with F the diagonal of the Fisher information on the retain set,
@@ -148,15 +149,9 @@ class FisherForgetting(Method):
     )
 
     def __post_init__(self) -> None:
-        for field, known in (("form", ("quartic", "variance")), ("compat", ("paper", "official"))):
-            if getattr(self, field) not in known:
-                want = f"{self.name}.{field} {' or '.join(known)}"
-                raise UserError(want, repr(getattr(self, field)), "choose one of them")
-        for field in ("noise", "damping"):
-            value = getattr(self, field)
-            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-            if value is not None and not good:
-                raise UserError(f"{self.name}.{field} above 0", repr(value), "give a finite number")
+        self.one_of("form", "quartic", "variance")
+        self.one_of("compat", "paper", "official")
+        self.positive("noise", "damping")
         if self.compat == "official" and self.form != "variance":
             want = f"{self.name} with compat='official' and form='variance', as published"
             raise UserError(want, f"form={self.form!r}", "set that too, or leave compat out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
@@ -113,6 +112,9 @@ class L1Sparse(TrainingOn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.count("free_epochs", 0)
+        self.positive("displacement", "threshold")
+        self.positive("gamma", zero=True)
         if self.schedule not in get_args(Schedule):
             known = get_args(Schedule)
             raise UserError(
@@ -124,14 +126,6 @@ class L1Sparse(TrainingOn):
             raise UserError(f"{want} epochs have L1", repr(self.free_epochs), "lower it, or give more epochs")
         if self.momentum >= 1:
             raise UserError(f"{self.name}.momentum below 1", repr(self.momentum), "write for example 0.9")
-        for field, value in {
-            "displacement": self.displacement,
-            "threshold": self.threshold,
-            "gamma": self.gamma,
-        }.items():
-            if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and field == "gamma"))):
-                low = "of 0 or more" if field == "gamma" else "above 0"
-                raise UserError(f"{self.name}.{field} {low}", repr(value), "give a finite number in that range")
 
     @property
     def unlearns(self) -> Needs:

@@ -55,7 +55,7 @@ class NegGradPlus(Ascending):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha < 1:
+        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < 1:
             remedy = "for 1 take finetune, for 0 gradient_ascent"
             raise UserError(f"{self.name}.alpha above 0 and below 1", repr(self.alpha), remedy)
 
