@@ -77,7 +77,7 @@ WORDS = {
     "other weights to fit": "UserError: Expected the same weights on every process",
     "other weights to diagonal": "UserError: Expected the same weights on every process",
     "other seed": "UserError: Expected the same settings on every process, got others on process 1 than on process 0",
-    "nan": "NotFinite: Expected a finite training loss, got nan in epoch 1",
+    "nan": "NotFinite: Expected a finite training loss, got nan at step 1 in epoch 1",
     "nan in diagonal": "NotFinite: Expected finite per-sample gradients",
     "fit fails": "ValueError: process 1 fails",
     "diagonal fails": "ValueError: process 0 fails",

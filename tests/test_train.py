@@ -573,7 +573,7 @@ class Reduced(Classification):
         (
             {"data": Data.from_arrays(torch.full((3, 4), math.nan, dtype=D), [0, 1, 2])},
             NotFinite,
-            r"a finite training loss, got nan in epoch 1: lower Recipe\.lr \(now 0\.1\) or check the data",
+            r"a finite training loss, got nan at step 1 in epoch 1: lower Recipe\.lr \(now 0\.1\) or check the data",
         ),
     ],
 )

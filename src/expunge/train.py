@@ -312,7 +312,7 @@ def _epoch(
 ) -> None:
     seen, terms = 0, recipe.terms(epoch)
     shrinking = [term for term in terms if isinstance(term, Proximal)]
-    for at in batch_orders(recipe.batch_size, order):
+    for step, at in enumerate(batch_orders(recipe.batch_size, order), start=1):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(epoch + (seen + len(at)) / len(data) if epoch < recipe.warmup else epoch)
         seen += len(at)
@@ -323,7 +323,7 @@ def _epoch(
                 batch = augmented(data.read(mine).to(runtime.torch_device), recipe)
                 loss = _loss(model, task, batch, terms, runtime)
                 if not bool(torch.isfinite(loss)):
-                    got = f"{loss.item()} in epoch {epoch + 1}"
+                    got = f"{loss.item()} at step {step} in epoch {epoch + 1}"
                     remedy = f"lower Recipe.lr (now {recipe.lr}) or check the data"
                     raise NotFinite("a finite training loss", got, remedy)
                 (loss if len(mine) == len(at) else loss * (len(mine) / len(at))).backward()

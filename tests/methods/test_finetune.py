@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cases import blobs, deep
 from expunge.data import Data
-from expunge.errors import UserError
+from expunge.errors import NotFinite, UserError
 from expunge.methods import load
 from expunge.task import Classification
 from expunge.tensors import weights_digest
@@ -84,3 +84,24 @@ def test_batch_size_and_augmentation_come_from_the_recipe_where_given():
 def test_bad_settings_are_refused(field: str, value: float):
     with pytest.raises(UserError, match=field):
         FINETUNE(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("finetune", r"at step \d+ in epoch \d: lower finetune.lr \(now 1e\+18\)"),
+        ("l1_sparse", r"at step \d+ in epoch \d: lower l1_sparse.lr \(now 1e\+18\) or l1_sparse.displacement"),
+    ],
+)
+def test_a_loss_that_diverges_names_the_step_and_the_methods_own_setting(name: str, text: str):
+    model, data = trained(), blobs()
+    with pytest.raises(NotFinite, match=text):
+        unlearn(load(name)(lr=1e18), model, TASK, forget=data.ids[:9], retain=data.without(data.ids[:9]))
+
+
+def test_steps_are_told():
+    model, data = trained(), blobs()
+    done = unlearn(
+        FINETUNE(epochs=2, batch_size=20), model, TASK, forget=data.ids[:9], retain=data.without(data.ids[:9])
+    )
+    assert (done.log["epochs"], done.log["steps"]) == (2, 2 * 3)

@@ -281,7 +281,7 @@ def test_it_sees_no_forget_sample() -> None:
 
 
 def test_divergence_is_named() -> None:
-    with pytest.raises(NotFinite, match=r"a finite training loss, got .* in epoch \d+"):
+    with pytest.raises(NotFinite, match=r"a finite training loss of l1_sparse, got .* in epoch \d+"):
         forgotten(trained(), lr=1e6, epochs=40)
 
 

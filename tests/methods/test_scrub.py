@@ -297,3 +297,13 @@ def test_settings_survive_plain_values():
 def test_bad_settings_are_refused(settings: dict[str, object], match: str):
     with pytest.raises(UserError, match=match):
         SCRUB(**settings)
+
+
+def test_the_divergence_is_no_less_exact_for_logits_in_bf16() -> None:
+    torch.manual_seed(0)
+    teacher = 3 * torch.randn(64, 100)
+    student = (teacher + 0.05 * torch.randn(64, 100)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = divergence(teacher.bfloat16(), student, 2.0)
+    assert torch.allclose(found, divergence(teacher.bfloat16().float(), student.float(), 2.0))
+    assert bool((found >= -1e-6).all())

@@ -8,9 +8,10 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.data import Data
+from expunge.errors import NotFinite
 from expunge.method import Needs, See, Session, option
 from expunge.methods._fields import Checked
-from expunge.train import Penalty, Recipe, fit
+from expunge.train import Penalty, Recipe, batch_orders, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,11 @@ class TrainingOn(Checked):
         """The retain set with labels, and the recipe where there is one."""
         return Needs(retain=See.LABELLED, recipe=True, optional=frozenset({"recipe"}))
 
+    @property
+    def forces(self) -> tuple[str, ...]:
+        """Names of the settings beside the rate that may be too strong."""
+        return ()
+
     def further(self, given: Recipe | None, *penalties: Penalty, patience: int | None = None) -> Recipe:
         """Return how it trains on.
 
@@ -69,15 +75,29 @@ class TrainingOn(Checked):
         return {"retain": float(self.epochs)} if phase == "unlearn" else {}
 
     def trained(self, session: Session, recipe: Recipe, holdout: Data | None = None) -> nn.Module:
-        """Return the session's model trained on with the retain set, under the session's masks."""
+        """Return the session's model trained on with the retain set, under the session's masks.
+
+        Raises:
+            NotFinite: the loss became NaN or infinite; names the settings to lower.
+        """
         session.record("epochs", recipe.epochs)
-        return fit(
-            session.model,
-            session.task,
-            session.retain,
-            recipe,
-            holdout=holdout,
-            runtime=session.runtime,
-            seed=session.seed,
-            masks=session.masks,
-        )
+        session.record("steps", recipe.epochs * self.steps(session))
+        try:
+            return fit(
+                session.model,
+                session.task,
+                session.retain,
+                recipe,
+                holdout=holdout,
+                runtime=session.runtime,
+                seed=session.seed,
+                masks=session.masks,
+            )
+        except NotFinite as error:
+            said = " or ".join(f"{self.name}.{name} (now {getattr(self, name):g})" for name in ("lr", *self.forces))
+            raise NotFinite(f"{error.expected} of {self.name}", error.got, f"lower {said}") from error
+
+    def steps(self, session: Session) -> int:
+        """Return how many steps an epoch has."""
+        size = self.further(session.recipe).batch_size
+        return sum(1 for _ in batch_orders(size, range(len(session.retain))))

@@ -336,7 +336,10 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
         teacher: logits (B, K); no gradient flows into them.
         student: logits (B, K).
         temperature: T above 0.
+
+    Computed in float32 or wider, whatever the logits are in.
     """
-    target = (teacher.detach() / temperature).log_softmax(dim=1)
-    found = (student / temperature).log_softmax(dim=1)
+    wide = torch.promote_types(student.dtype, torch.float32)  # what is left of two bf16 logarithms is mostly rounding
+    target = (teacher.detach().to(wide) / temperature).log_softmax(dim=1)
+    found = (student.to(wide) / temperature).log_softmax(dim=1)
     return temperature**2 * (target.exp() * (target - found)).sum(dim=1)

@@ -14,7 +14,7 @@ from expunge.masks import Masks
 from expunge.method import Needs, Reference, Search, See, Session, State, option
 from expunge.methods._retain import TrainingOn
 from expunge.tensors import parameters
-from expunge.train import Recipe, batch_orders
+from expunge.train import Recipe
 
 Schedule = Literal["constant", "decay", "growth"]
 
@@ -133,6 +133,11 @@ class L1Sparse(TrainingOn):
         return super().unlearns | Needs(holdout=See.LABELLED if self.keep_best else See.NONE)
 
     @property
+    def forces(self) -> tuple[str, ...]:
+        """The setting that γ comes from."""
+        return ("displacement",) if self.gamma is None else ("gamma",)
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """γ_t / γ of each epoch."""
         ramp = self.epochs - self.free_epochs
@@ -162,8 +167,7 @@ class L1Sparse(TrainingOn):
 
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Fit on with the penalty; γ follows from the displacement where it is not set."""
-        batch = self.further(session.recipe).batch_size
-        steps = sum(1 for _ in batch_orders(batch, range(len(session.retain))))
+        steps = self.steps(session)
         gamma = self.strength(session.model, steps, session.masks)
         penalty = (SoftThreshold if self.proximal else L1)(gamma, self.shares)
         patience = self.epochs if self.keep_best else None  # never stops it: the best of all epochs is returned
