@@ -126,3 +126,12 @@ def test_divergence_names_the_step_and_the_rate(model: nn.Module):
 def test_alpha_lies_between_the_two_methods_that_it_mixes(alpha: float):
     with pytest.raises(UserError, match="neg_grad_plus.alpha above 0 and below 1.*finetune.*gradient_ascent"):
         NEGGRAD(alpha=alpha)
+
+
+def test_steps_that_move_nothing_are_told() -> None:
+    """One logit, whose softmax is 1 whatever it is: no loss has a gradient."""
+    model, data = nn.Linear(3, 1), Data.from_arrays(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
+    sets = {"forget": data.subset(data.ids[:2]), "retain": data.without(data.ids[:2])}
+    done = unlearn(load("neg_grad_plus")(epochs=1), model, Classification(), **sets)
+    assert done.changed.count == 0
+    assert "None of the 1 steps moved a weight: the loss has no gradient" in done.note

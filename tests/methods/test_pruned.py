@@ -439,6 +439,33 @@ def test_trainings_that_are_done_are_not_repeated(w: World, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_trainings_from_another_start_or_in_another_precision_are_not_taken_up(w: World, tmp_path: Path):
+    runtime = Runtime(progress=False, batch_size=7, device="cpu", workdir=tmp_path)
+    method, module, calls = pruned(by="imp", sparsity=0.48, rewind=0), methods.pruned, [0]
+
+    def failing(*given: Any, **named: Any) -> nn.Module:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise RuntimeError("power cut")
+        return fit(*given, **named)
+
+    def other() -> nn.Module:
+        made = w.new_model()
+        with torch.no_grad():
+            made[0].weight.mul_(0.5)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fit", failing)
+        with pytest.raises(RuntimeError, match="power cut"):
+            ready(method, w, runtime=runtime)
+    assert len(list(tmp_path.iterdir())) == 1
+    for more in ({"new_model": other}, {"runtime": replace(runtime, precision="bf16")}):
+        alone = replace(more.get("runtime", runtime), workdir=None)
+        found, want = (ready(method, w, **{"runtime": runtime, **more, **r}) for r in ({}, {"runtime": alone}))
+        assert same(found.model, want.model)
+
+
 GRID = """
 seeds = 1
 metrics = ["accuracy", "loss"]

@@ -20,7 +20,7 @@ from expunge.method import Needs, See, Session, State, option
 from expunge.methods._fields import Checked
 from expunge.passes import whole
 from expunge.task import Classification, Task
-from expunge.tensors import parameters
+from expunge.tensors import changed, parameters
 from expunge.train import augmented, batch_orders, mean_loss, outputs_and_losses, stepped
 
 SIZE = 64  # samples a step where neither the method nor a recipe says
@@ -264,13 +264,17 @@ class Descent:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def finished(self) -> nn.Module:
-        """Return the model in eval mode, the best epoch's where asked, and record the steps and epochs taken."""
+        """Return the model in eval mode, the best epoch's where asked; record how many steps and epochs there were."""
         if self._kept:
             self.model.load_state_dict(self._kept)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
         self.session.record("steps", self.steps)
         self.session.record("epochs", self.epochs)
+        moved = changed(self.session.source, self.model)
+        if moved is not None and moved.count == 0 and "note" not in self.session.log:
+            text = f"None of the {self.steps} steps moved a weight: the loss has no gradient, or rounding swallows it."
+            self.session.record("note", text)
         return self.model
 
     def _train(self, frozen: bool) -> None:

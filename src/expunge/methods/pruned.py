@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from expunge.copies import private
 from expunge.errors import Incompatible, UserError
 from expunge.files import digest, jsonable
+from expunge.identity import content, described
 from expunge.masks import Masks
 from expunge.method import Method, MethodFault, Nature, Needs, Reference, Search, See, Session, State, option
 from expunge.methods import _pruning
@@ -20,7 +21,7 @@ from expunge.recipe import Recipe
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
 from expunge.task import Task
-from expunge.tensors import isolated_rng, load_weights, parameters, save_weights
+from expunge.tensors import isolated_rng, load_weights, parameters, save_weights, weights_digest
 from expunge.train import fit
 
 By = Literal["omp", "imp", "synflow", "random"]
@@ -282,9 +283,8 @@ class _Trainings:
     def fit(self, start: nn.Module, recipe: Recipe, masks: Masks | None, seed: int | None = None) -> nn.Module:
         """Return a network trained from ``start``, or what an interrupted call has left of it."""
         self.number += 1
-        session, folder = self.session, self.session.checkpoint(f"{self.key}-{self.number}")
-        path = None if folder is None else folder.with_suffix(".safetensors")
-        outer = session.masks if masks is None else masks.both(session.masks)
+        session, outer = self.session, self.session.masks if masks is None else masks.both(self.session.masks)
+        path = self._path(start, outer)
         if path is not None:
             self.paths.append(path)
             if path.exists():
@@ -304,6 +304,15 @@ class _Trainings:
         if path is not None:
             save_weights(path, made, {}, overwrite=True)
         return made
+
+    def _path(self, start: nn.Module, masks: Masks | None) -> Path | None:
+        """Return the file of a training, named by all that decides its result; None without a folder."""
+        session = self.session
+        if session.runtime.workdir is None:
+            return None
+        parts = [self.key, weights_digest(start), described(masks), session.runtime.precision, content(session.train)]
+        folder = session.checkpoint(f"{digest(parts)[:12]}-{self.number}")
+        return None if folder is None else folder.with_suffix(".safetensors")
 
     def clear(self) -> None:
         """Remove what was kept."""
