@@ -100,7 +100,7 @@ def plot(found: Sequence[Group], methods: Sequence[str], sparsities: Sequence[st
         axis.set(title=str(group.place.scenario), xlabel="sparsity", ylabel="average gap to sparse retrained, points")
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
