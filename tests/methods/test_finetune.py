@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from cases import blobs, deep
 from expunge.data import Data
-from expunge.errors import NotFinite, UserError
+from expunge.errors import MissingNeed, NotFinite, UserError
 from expunge.methods import load
+from expunge.runtime import Runtime
 from expunge.task import Classification
 from expunge.tensors import weights_digest
-from expunge.train import Recipe, fit
+from expunge.train import Recipe, fit, mean_loss
 from expunge.unlearn import unlearn
 
 TASK = Classification()
@@ -105,3 +106,17 @@ def test_steps_are_told():
         FINETUNE(epochs=2, batch_size=20), model, TASK, forget=data.ids[:9], retain=data.without(data.ids[:9])
     )
     assert (done.log["epochs"], done.log["steps"]) == (2, 2 * 3)
+
+
+def test_the_best_epoch_on_holdout_is_returned_only_where_asked():
+    model, data = trained(), blobs()
+    ids, holdout = data.ids[:9], data.subset(data.ids[40:])
+    given = {"forget": ids, "retain": data.without(ids), "seed": 4}
+    many = {"epochs": 6, "lr": 0.5, "momentum": 0.9, "batch_size": 20}
+    best = unlearn(FINETUNE(keep_best=True, **many), model, TASK, holdout=holdout, **given)
+    epochs = [unlearn(FINETUNE(**many | {"epochs": e}), model, TASK, **given).model for e in range(1, 7)]
+    losses = [mean_loss(m, TASK, holdout, Runtime(progress=False)) for m in epochs]
+    assert losses.index(min(losses)) != 5
+    assert weights_digest(best.model) == weights_digest(epochs[losses.index(min(losses))])
+    with pytest.raises(MissingNeed, match="holdout for finetune"):
+        unlearn(FINETUNE(keep_best=True), model, TASK, **given)

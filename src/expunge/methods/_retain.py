@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.data import Data
 from expunge.errors import NotFinite
 from expunge.method import Needs, See, Session, option
 from expunge.methods._fields import Checked
@@ -31,6 +30,9 @@ class TrainingOn(Checked):
     batch_size: int | None = option(
         None, symbol="B", unit="samples", text="samples a step; unset, the recipe's, or 64 without a recipe"
     )
+    keep_best: bool = option(
+        False, unit="-", text="return the epoch with the lowest loss on holdout data, which it then needs"
+    )
 
     def __post_init__(self) -> None:
         self.count("epochs", 1)
@@ -40,21 +42,21 @@ class TrainingOn(Checked):
 
     @property
     def unlearns(self) -> Needs:
-        """The retain set with labels, and the recipe where there is one."""
-        return Needs(retain=See.LABELLED, recipe=True, optional=frozenset({"recipe"}))
+        """The retain set with labels, the recipe where there is one, and holdout data where it decides."""
+        holdout = See.LABELLED if self.keep_best else See.NONE
+        return Needs(retain=See.LABELLED, holdout=holdout, recipe=True, optional=frozenset({"recipe"}))
 
     @property
     def forces(self) -> tuple[str, ...]:
         """Names of the settings beside the rate that may be too strong."""
         return ()
 
-    def further(self, given: Recipe | None, *penalties: Penalty, patience: int | None = None) -> Recipe:
+    def further(self, given: Recipe | None, *penalties: Penalty) -> Recipe:
         """Return how it trains on.
 
         Args:
             given: the original's recipe, or None.
             penalties: beside the recipe's own.
-            patience: epochs without a lower loss on holdout before it stops; None for no such end.
         """
         size, crop, flip = (64, 0, False) if given is None else (given.batch_size, given.crop, given.flip)
         return Recipe(
@@ -67,14 +69,16 @@ class TrainingOn(Checked):
             crop=crop,
             flip=flip,
             penalties=(*(() if given is None else given.penalties), *penalties),
-            patience=patience,
+            patience=self.epochs if self.keep_best else None,  # never stops it: the best of all epochs is returned
         )
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
-        """Return the epochs over the retain set."""
-        return {"retain": float(self.epochs)} if phase == "unlearn" else {}
+        """Return the epochs over the retain set, and over holdout data where it decides."""
+        if phase == "prepare":
+            return {}
+        return {"retain": float(self.epochs), **({"holdout": float(self.epochs)} if self.keep_best else {})}
 
-    def trained(self, session: Session, recipe: Recipe, holdout: Data | None = None) -> nn.Module:
+    def trained(self, session: Session, recipe: Recipe) -> nn.Module:
         """Return the session's model trained on with the retain set, under the session's masks.
 
         Raises:
@@ -88,7 +92,7 @@ class TrainingOn(Checked):
                 session.task,
                 session.retain,
                 recipe,
-                holdout=holdout,
+                holdout=session.holdout if self.keep_best else None,
                 runtime=session.runtime,
                 seed=session.seed,
                 masks=session.masks,

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from expunge.data import Batch
 from expunge.errors import UserError, suggest
 from expunge.masks import Masks
-from expunge.method import Needs, Reference, Search, See, Session, State, option
+from expunge.method import Reference, Search, Session, State, option
 from expunge.methods._retain import TrainingOn
 from expunge.tensors import parameters
-from expunge.train import Recipe
 
 Schedule = Literal["constant", "decay", "growth"]
 
@@ -106,9 +105,6 @@ class L1Sparse(TrainingOn):
     free_epochs: int = option(0, symbol="E_no-l1", unit="epochs", text="at the end, without L1")
     proximal: bool = option(False, unit="-", text="soft threshold after each step, instead of the subgradient")
     threshold: float = option(1e-3, unit="weight", text="below it a weight counts as zero in the record")
-    keep_best: bool = option(
-        False, unit="-", text="return the epoch with the lowest loss on holdout data, which it then needs"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,11 +124,6 @@ class L1Sparse(TrainingOn):
             raise UserError(f"{self.name}.momentum below 1", repr(self.momentum), "write for example 0.9")
 
     @property
-    def unlearns(self) -> Needs:
-        """The retain set with labels, the recipe where there is one, and holdout data where it decides."""
-        return super().unlearns | Needs(holdout=See.LABELLED if self.keep_best else See.NONE)
-
-    @property
     def forces(self) -> tuple[str, ...]:
         """The setting that γ comes from."""
         return ("displacement",) if self.gamma is None else ("gamma",)
@@ -143,11 +134,6 @@ class L1Sparse(TrainingOn):
         ramp = self.epochs - self.free_epochs
         forms = {"constant": lambda t: 1.0, "decay": lambda t: 1 - t / ramp, "growth": lambda t: t / ramp}
         return tuple(forms[self.schedule](t) if t < ramp else 0.0 for t in range(self.epochs))
-
-    def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
-        """Return the epochs over the retain set, and over holdout data where it decides."""
-        found = super().passes(phase, recipe)
-        return {**found, "holdout": float(self.epochs)} if found and self.keep_best else found
 
     def strength(self, model: nn.Module, steps: int, masks: Masks | None = None) -> float:
         """Return γ: as set, or so that L1 alone moves a weight by ``displacement`` mean absolute weights.
@@ -170,12 +156,11 @@ class L1Sparse(TrainingOn):
         steps = self.steps(session)
         gamma = self.strength(session.model, steps, session.masks)
         penalty = (SoftThreshold if self.proximal else L1)(gamma, self.shares)
-        patience = self.epochs if self.keep_best else None  # never stops it: the best of all epochs is returned
-        recipe = self.further(session.recipe, penalty, patience=patience)
+        recipe = self.further(session.recipe, penalty)
         session.record("gamma", gamma)
         session.record("displacement", gamma * self.reach(steps))
         self._measured(session, "before", session.model)
-        model = self.trained(session, recipe, session.holdout if self.keep_best else None)
+        model = self.trained(session, recipe)
         self._measured(session, "after", model)
         return model, state
 
