@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -54,9 +56,13 @@ def there(path: Path) -> str | None:
     Raises:
         UserError: the path cannot be looked at, as one with a name of more than 255 bytes.
     """
-    try:
-        return "a folder" if path.is_dir() else "a file" if path.exists() else None
+    try:  # one look: a folder that is made between two looks would pass for a file
+        return "a folder" if stat.S_ISDIR(path.stat().st_mode) else "a file"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
         shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
         raise UserError(f"a usable path, {shown}", error.strerror or str(error), "check the path") from error
 
