@@ -63,17 +63,14 @@ SEEDS = np.random.default_rng(0).normal(0, 0.004, 20)
 NOISE = np.random.default_rng(1).normal(0, 0.003, (len(ROWS), 20))
 
 
-def test_value(model: str, seed: int) -> float:
+def on_test(model: str, seed: int) -> float:
     """Return a model's accuracy on the test set."""
     return float(TEST[model] / 1000 + SEEDS[seed] + NOISE[ROWS.index(model), seed])
 
 
-test_value.__test__ = False  # type: ignore[attr-defined]
-
-
 def number(name: str, model: str, seed: int) -> Value | Unavailable:
     """Return one number of a run: of accuracies as measured on samples."""
-    x = test_value(model, seed)
+    x = on_test(model, seed)
     if name == "accuracy/test":
         return Value.of(stats.wilson(round(1000 * x), 1000))
     if name == "accuracy/forget":
@@ -168,8 +165,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def test_values_and_gaps_are_means_with_t_intervals_over_seeds(grid: Grid) -> None:
     found = whole(grid)
-    mean, half = interval([round(1000 * test_value("ssd", s)) / 1000 for s in range(10)])
-    ours, theirs = ([round(1000 * test_value(m, s)) / 1000 for s in range(10)] for m in ("ssd", REFERENCE))
+    mean, half = interval([round(1000 * on_test("ssd", s)) / 1000 for s in range(10)])
+    ours, theirs = ([round(1000 * on_test(m, s)) / 1000 for s in range(10)] for m in ("ssd", REFERENCE))
     gap, around = interval(np.subtract(ours, theirs).tolist())
     line = records(table.render(grid, [found], "csv"))["ssd", "accuracy/test"]
     assert [float(line[k]) for k in ("value", "low", "high")] == pytest.approx([mean, mean - half, mean + half])
@@ -182,7 +179,7 @@ def test_values_and_gaps_are_means_with_t_intervals_over_seeds(grid: Grid) -> No
 
 
 def test_the_floor_is_the_mean_size_of_the_difference_of_two_retrained_models(grid: Grid) -> None:
-    sizes = [abs(round(1000 * test_value(FLOOR, s)) - round(1000 * test_value(REFERENCE, s))) / 1000 for s in range(10)]
+    sizes = [abs(round(1000 * on_test(FLOOR, s)) - round(1000 * on_test(REFERENCE, s))) / 1000 for s in range(10)]
     mean, half = interval(sizes)
     text = table.render(grid, [whole(grid)], "markdown")
     assert markdown(text)["floor"]["accuracy, test set"] == f"{100 * mean:.1f} ± {100 * half:.1f}"
@@ -233,7 +230,7 @@ def test_one_seed_has_no_spread_and_says_so(grid: Grid) -> None:
         assert "±" not in ours, form
         assert "pm$" not in ours, form
     ours = markdown(table.render(grid, [found], "markdown"))["ssd"]["accuracy, test set"]
-    known = stats.wilson(round(1000 * test_value("ssd", 0)), 1000)
+    known = stats.wilson(round(1000 * on_test("ssd", 0)), 1000)
     assert ours.startswith(f"{100 * known.x:.1f}% ({100 * known.low:.1f} to {100 * known.high:.1f}); ")
     text = table.render(grid, [found], "markdown")
     assert "One training seed" in text
@@ -246,7 +243,7 @@ def test_a_row_of_one_seed_among_many_keeps_its_interval_over_samples(grid: Grid
     runs = {seed: run(seed, ROWS if seed == 4 else ROWS[:-1]) for seed in range(10)}
     gaps = {(s, "finetune"): Gap("missing", "not run yet") for s in range(10) if s != 4}
     text = table.render(grid, [group(grid, runs, gaps)], "markdown")
-    known = stats.wilson(round(1000 * test_value("finetune", 4)), 1000)
+    known = stats.wilson(round(1000 * on_test("finetune", 4)), 1000)
     row = markdown(text)["finetune (1 of 10 seeds)"]
     assert row["accuracy, test set"].startswith(
         f"{100 * known.x:.1f}% ({100 * known.low:.1f} to {100 * known.high:.1f})"
@@ -260,7 +257,7 @@ def test_a_row_of_some_seeds_is_compared_over_those(grid: Grid) -> None:
     runs = {seed: run(seed, ROWS if seed < 6 else ROWS[:-1]) for seed in range(10)}
     gaps = {(s, "finetune"): Gap("failed", "out of memory.") for s in range(6, 10)}
     text = table.render(grid, [group(grid, runs, gaps)], "csv")
-    ours, theirs = ([round(1000 * test_value(m, s)) / 1000 for s in range(6)] for m in ("finetune", REFERENCE))
+    ours, theirs = ([round(1000 * on_test(m, s)) / 1000 for s in range(6)] for m in ("finetune", REFERENCE))
     line = records(text)["finetune", "accuracy/test"]
     assert float(line["gap"]) == pytest.approx(np.mean(np.subtract(ours, theirs)))
     assert (line["n"], line["seeds"], line["rank"]) == ("6", "6", "")
@@ -358,7 +355,7 @@ def test_below_the_fewest_seeds_there_is_no_order(tmp_path: Path, network: str, 
     if ranked:
         pair = next(p for p in document["accuracy/test"]["pairs"] if {p["a"], p["b"]} == {"ssd", "finetune"})
         sizes = [
-            [abs(round(1000 * test_value(m, s)) - round(1000 * test_value(REFERENCE, s))) / 1000 for s in range(seeds)]
+            [abs(round(1000 * on_test(m, s)) - round(1000 * on_test(REFERENCE, s))) / 1000 for s in range(seeds)]
             for m in (pair["a"], pair["b"])
         ]
         assert pair["p"] == pytest.approx(reference.ttest_rel(*sizes).pvalue, rel=1e-6)
@@ -395,7 +392,7 @@ def test_published_numbers_stand_beside_ours_as_printed(tmp_path: Path) -> None:
     heads = list(rows["ssd"])
     at = heads.index("accuracy, test set")
     assert heads[at + 1 : at + 3] == ["accuracy, test set in \\[1\\]", "accuracy, test set in \\[2\\]"]
-    ours = 100 * (np.mean([round(1000 * test_value("ssd", s)) for s in range(10)]) / 1000 - 0.7454)
+    ours = 100 * (np.mean([round(1000 * on_test("ssd", s)) for s in range(10)]) / 1000 - 0.7454)
     first, last = rows["ssd"]["accuracy, test set in \\[1\\]"].split("; ours ")
     assert (first, float(last)) == ("74.54 ± 0.00%", pytest.approx(ours, abs=0.051))
     assert rows["retrained"]["accuracy, test set in \\[1\\]"].startswith("72.83 ± 0.42%; ours +")
@@ -420,7 +417,7 @@ def test_published_numbers_are_never_among_ours(tmp_path: Path) -> None:
     ssd = both["published"][0]["values"]["ssd"]
     assert ssd["accuracy/test"]["mean"] == 0.7454
     assert ssd["accuracy/test"]["ours_minus_published"] == pytest.approx(
-        np.mean([round(1000 * test_value("ssd", s)) for s in range(10)]) / 1000 - 0.7454
+        np.mean([round(1000 * on_test("ssd", s)) for s in range(10)]) / 1000 - 0.7454
     )
     assert ssd["probe/one_shot"] == {"mean": 0.5, "spread": None, "ours_minus_published": None}
     lines = list(csv.DictReader(io.StringIO(table.render(asked, [more], "csv"))))
@@ -761,7 +758,7 @@ def test_columns_that_do_not_fit_get_a_table_of_their_own(grid: Grid) -> None:
     many = {f"odd/{i}": Number(f"number {i}", Goal.AS_RETRAINED, (0.0, 1.0)) for i in range(30)}
     runs = {}
     for seed in range(2):
-        values = {m: {k: Value.single(test_value(m, seed)) for k in many} for m in ROWS}
+        values = {m: {k: Value.single(on_test(m, seed)) for k in many} for m in ROWS}
         runs[seed] = with_gaps(replace(run(seed), values=values, numbers=many, gaps={}))
     text = printed(grid, [group(grid, runs)])
     assert max(map(len, text.splitlines())) <= 120
@@ -790,7 +787,7 @@ def test_the_document_says_what_it_is(grid: Grid) -> None:
     assert rows["original"]["values"]["cost/seconds"] == {
         "unavailable": "a bare module was given, not an unlearn result"
     }
-    sizes = [abs(round(1000 * test_value("ssd", s)) - round(1000 * test_value(REFERENCE, s))) / 1000 for s in range(10)]
+    sizes = [abs(round(1000 * on_test("ssd", s)) - round(1000 * on_test(REFERENCE, s))) / 1000 for s in range(10)]
     assert rows["ssd"]["gaps"]["accuracy/test"]["distance"] == pytest.approx(np.mean(sizes))
     assert part["floor"]["accuracy/test"]["n"] == 10
 
