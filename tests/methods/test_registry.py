@@ -38,6 +38,12 @@ def test_a_folder_member_wins_over_an_entry_point_of_the_same_name(monkeypatch: 
     assert methods.names().count("ssd") == 1
 
 
+def test_methods_of_one_paper_cite_it_alike() -> None:
+    found = [methods.load(name).reference for name in methods.names(controls=True)]
+    assert len(set(found)) < len(found)
+    assert len({reference.link for reference in found}) == len(set(found))
+
+
 @pytest.mark.parametrize(
     ("settings", "want"),
     [

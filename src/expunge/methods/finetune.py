@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.method import Reference, Search, Session, State, option
+from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._retain import TrainingOn
 
 
@@ -18,13 +19,7 @@ class Finetune(TrainingOn):
     BatchNorm statistics move with training. A low rate hardly forgets; forgetting varies widely over seeds.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
-        "Aditya Golatkar and Alessandro Achille and Stefano Soatto",
-        2020,
-        "https://arxiv.org/abs/1911.04933",
-        "CVPR",
-    )
+    reference: ClassVar[Reference] = GOLATKAR_2020
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
     epochs: int = option(

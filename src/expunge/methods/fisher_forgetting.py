@@ -15,6 +15,7 @@ from expunge.fisher import diagonal
 from expunge.fisher.checks import wide
 from expunge.method import Needs, Reference, Search, See, Session, State, option
 from expunge.methods._fields import Checked
+from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._steps import only_classes
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
@@ -126,13 +127,7 @@ class FisherForgetting(Checked):
 
     distributed: ClassVar[bool] = True
     prepared_by: ClassVar[frozenset[str] | None] = frozenset()  # nothing is prepared but the record of ids
-    reference: ClassVar[Reference] = Reference(
-        "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
-        "Aditya Golatkar and Alessandro Achille and Stefano Soatto",
-        2020,
-        "https://arxiv.org/abs/1911.04933",
-        "CVPR",
-    )
+    reference: ClassVar[Reference] = GOLATKAR_2020
     example: ClassVar[dict[str, object]] = {}
 
     form: Form = option("quartic", unit="-", text="deviations with F^(-1/4), quartic, or variances with 1/F, variance")

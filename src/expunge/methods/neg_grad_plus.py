@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from expunge.errors import UserError
 from expunge.method import Needs, Reference, Search, See, Session, option
 from expunge.methods._ascent import Ascending, Ceiling
+from expunge.methods._references import KURMANJI_2023
 from expunge.methods._steps import Descent, Taken
 from expunge.train import Recipe
 
@@ -31,13 +32,7 @@ class NegGradPlus(Ascending):
     epoch more than that, and another, without gradients, for ``until``; with ``keep_best`` E over holdout.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        "Towards Unbounded Machine Unlearning",
-        "Meghdad Kurmanji and Peter Triantafillou and Jamie Hayes and Eleni Triantafillou",
-        2023,
-        "https://arxiv.org/abs/2302.09880",
-        "NeurIPS",
-    )
+    reference: ClassVar[Reference] = KURMANJI_2023
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
     epochs: int = option(

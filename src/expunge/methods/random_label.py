@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.method import Reference
+from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._relabel import RandomLabelling
 
 
@@ -24,13 +25,7 @@ class RandomLabel(RandomLabelling):
     Passes: E over the forget set and E over the retain set; with ``keep_best`` E over holdout.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
-        "Aditya Golatkar and Alessandro Achille and Stefano Soatto",
-        2020,
-        "https://arxiv.org/abs/1911.04933",
-        "CVPR",
-    )
+    reference: ClassVar[Reference] = GOLATKAR_2020
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
 

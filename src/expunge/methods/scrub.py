@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from expunge.data import Batch, Data
 from expunge.errors import UserError, listing
 from expunge.method import Needs, Reference, Search, See, Session, option
+from expunge.methods._references import KURMANJI_2023
 from expunge.methods._steps import Descent, Stepped, Taken, divergence, only_classes
 from expunge.passes import Passes
 from expunge.scenario import Scenario
@@ -49,13 +50,7 @@ class SCRUB(Stepped):
     Most of its others have SGD with momentum 0.9, wd = 5e-4, T of 2 or 4, α from 0.001 to 0.5, and 2 to 5 max-epochs.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        "Towards Unbounded Machine Unlearning",
-        "Meghdad Kurmanji and Peter Triantafillou and Jamie Hayes and Eleni Triantafillou",
-        2023,
-        "https://arxiv.org/abs/2302.09880",
-        "NeurIPS",
-    )
+    reference: ClassVar[Reference] = KURMANJI_2023
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
     epochs: int = option(10, symbol="E", unit="passes over the retain set", text="how long")
