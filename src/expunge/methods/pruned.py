@@ -14,14 +14,16 @@ from expunge.errors import Incompatible, UserError
 from expunge.files import digest, jsonable
 from expunge.identity import content, described
 from expunge.masks import Masks
-from expunge.method import Method, MethodFault, Nature, Needs, Reference, Search, See, Session, State, option
+from expunge.method import Method, Nature, Needs, Reference, Search, See, Session, State, option
 from expunge.methods import _pruning
+from expunge.methods._composed import Composed
 from expunge.methods._pruning import Layers, Scope, check_kept, cut, part, prunable
+from expunge.methods._references import JIA_2023
 from expunge.recipe import Recipe
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
 from expunge.task import Task
-from expunge.tensors import isolated_rng, load_weights, parameters, save_weights, weights_digest
+from expunge.tensors import load_weights, parameters, save_weights, weights_digest
 from expunge.train import fit
 
 By = Literal["omp", "imp", "synflow", "random"]
@@ -29,7 +31,7 @@ MASK, INNER = "mask/", "inner/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned(Method):
+class Pruned(Composed):
     """Make the network sparse once, before any request, then unlearn by any method inside the weights that are left.
 
     m = Prune(θ_o), θ_s = m ⊙ Train(D), θ_u = m ⊙ U(θ_s; D_f, D_r): what is pruned is exactly 0 before and after every
@@ -55,14 +57,7 @@ class Pruned(Method):
     """
 
     nature: ClassVar[Nature] = Nature.EDIT
-    reference: ClassVar[Reference] = Reference(
-        "Model Sparsity Can Simplify Machine Unlearning",
-        "Jinghan Jia and Jiancheng Liu and Parikshit Ram and Yuguang Yao and Gaowen Liu and Yang Liu and "
-        "Pranay Sharma and Sijia Liu",
-        2023,
-        "https://arxiv.org/abs/2304.04934",
-        "NeurIPS",
-    )
+    reference: ClassVar[Reference] = JIA_2023
     example: ClassVar[dict[str, Any]] = {"method": {"name": "finetune", "epochs": 1}, "sparsity": 0.5}
 
     method: Method = option(None, unit="method", text="what runs on the sparse network: its name and fields")
@@ -82,9 +77,7 @@ class Pruned(Method):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, Method):
-            remedy = "write method = {name = 'finetune'}, or method.name=finetune on the command line"
-            raise UserError("pruned.method to name a method", repr(self.method), remedy)
+        self.names_method()
         s, r = self.sparsity, self.rewind
         if isinstance(s, bool) or not isinstance(s, int | float) or not 0 <= s < 1:
             raise UserError("pruned.sparsity of 0 or more and below 1", repr(s), "write 0.95 for 95 %")
@@ -99,6 +92,11 @@ class Pruned(Method):
             raise UserError("no pruned.rewind with synflow", repr(r), remedy)
 
     @property
+    def inner(self) -> Method:
+        """The method that runs on the sparse network."""
+        return self.method
+
+    @property
     def prepares(self) -> Needs:
         """The training set with labels and the recipe; the untrained network where it begins there."""
         anew = self.by == "synflow" or self.rewind is not None
@@ -109,14 +107,6 @@ class Pruned(Method):
     def unlearns(self) -> Needs:
         """What the inner method reads."""
         return self.method.unlearns
-
-    def preparation(self) -> dict[str, Any]:
-        """Return the settings that decide the sparse network; of the inner method those that decide what it prepares.
-
-        Methods that prepare nothing share one sparse network.
-        """
-        idle = type(self.method).prepare is Method.prepare
-        return super().preparation() | {"method": None if idle else self.method.preparation()}
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
         """Return the epochs of all trainings, and the inner method's passes."""
@@ -130,8 +120,8 @@ class Pruned(Method):
 
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline what the inner method declines, what is served by more than weights, and nothing to prune."""
-        if type(self.method).serve is not Method.serve:
-            return f"{self.method.name} is served by more than its weights, which a mask does not reach"
+        if why := self.served_by_more():
+            return why
         if isinstance(self.method, Pruned):
             return "the network would be pruned twice"
         if parameters(model) and not prunable(model, self.layers):
@@ -151,8 +141,7 @@ class Pruned(Method):
         self._tell(session, masks)
         session.record("trained_epochs", self._epochs(session.recipe)[0] if self.sparsity else 0)
         nested = session.nested(self.method, sparse, masks)
-        with isolated_rng(named_seed("prepare", self.method.name, session.seed)):
-            model, inner = self.method.prepare(nested)
+        model, inner = self.run(nested)
         return self._held(session, nested, model, masks), self._state(masks, inner)
 
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
@@ -166,8 +155,7 @@ class Pruned(Method):
             )
         nested = session.nested(self.method, masks=masks)
         kept = {k.removeprefix(INNER): state.tensors[k] for k in state.tensors if k.startswith(INNER)}
-        with isolated_rng(named_seed("unlearn", self.method.name, session.seed)):  # as it would be seeded alone
-            model, inner = self.method.unlearn(nested, State(kept, state.meta["inner"]))
+        model, inner = self.run(nested, State(kept, state.meta["inner"]))
         return self._held(session, nested, model, masks), self._state(masks, inner)
 
     def _epochs(self, recipe: Recipe) -> tuple[int, int]:
@@ -231,11 +219,8 @@ class Pruned(Method):
         """Return the inner method's network, what it moved of the pruned weights set back to 0.
 
         Raises:
-            MethodFault: it edited the original.
             Incompatible: it returned another network.
         """
-        if nested.edited():
-            raise MethodFault(f"Method {nested.method} edited the original model in {nested.phase}.")
         astray = masks.strays(model)
         if astray:
             masks.prune(model)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite, UserError, listing
 from expunge.masks import Held, Masks
-from expunge.method import Method, MethodFault, Nature, Needs, Reference, Search, See, Session, State, option
+from expunge.method import Method, Nature, Needs, Reference, Search, See, Session, State, option
+from expunge.methods._composed import Composed
+from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._relabel import RandomLabelling
 from expunge.passes import Passes
 from expunge.recipe import Recipe
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
-from expunge.seeds import seed as named_seed
 from expunge.task import Task
-from expunge.tensors import isolated_rng, parameters
+from expunge.tensors import parameters
 from expunge.train import outputs_and_losses
 
 Compat = Literal["paper", "official"]
@@ -139,19 +140,13 @@ class _RandomLabel(RandomLabelling):
     """What runs where no method is named; a method's file cannot import another's."""
 
     name: ClassVar[str] = "random_label"
-    reference: ClassVar[Reference] = Reference(
-        "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
-        "Aditya Golatkar and Alessandro Achille and Stefano Soatto",
-        2020,
-        "https://arxiv.org/abs/1911.04933",
-        "CVPR",
-    )
+    reference: ClassVar[Reference] = GOLATKAR_2020
 
     lr: float = option(0.013, symbol="η", unit="1", text="learning rate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SalUn(Method):
+class SalUn(Composed):
     """Run a method on the share ρ of the weights on which the loss on the forget set leans most; hold the others.
 
     m = 1 where S_j = |Σ_i ∂ℓ(f(x_i), y_i)/∂θ_j| over the forget set, in eval mode at the original weights, is among the
@@ -196,14 +191,11 @@ class SalUn(Method):
     )
 
     def __post_init__(self) -> None:
-        if self.method is not None and not isinstance(self.method, Method):
-            remedy = "write method = {name = 'random_label'}, or method.name=random_label on the command line"
-            raise UserError("salun.method to name a method", repr(self.method), remedy)
+        self.names_method(optional=True)
+        self.one_of("compat", *get_args(Compat))
         rho = self.density
         if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 < rho <= 1:
             raise UserError("salun.density above 0 and not above 1", repr(rho), "write 0.5 for half of the weights")
-        if self.compat not in get_args(Compat):
-            raise UserError("salun.compat paper or official", repr(self.compat), "choose one of them")
 
     @property
     def inner(self) -> Method:
@@ -220,11 +212,6 @@ class SalUn(Method):
         """The forget set with labels, and what the inner method reads."""
         return self.inner.unlearns | Needs(forget=See.LABELLED)
 
-    def preparation(self) -> dict[str, Any]:
-        """Return the settings of the inner method that decide what it prepares."""
-        idle = type(self.inner).prepare is Method.prepare
-        return super().preparation() | {"method": None if idle else self.inner.preparation()}
-
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
         """Return the inner method's passes, and one more over the forget set."""
         found = dict(self.inner.passes(phase, recipe))
@@ -232,29 +219,23 @@ class SalUn(Method):
 
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline what the inner method declines, what trains anew, and what is served by more than weights."""
-        inner = last = self.inner
+        last = self.inner
         while isinstance(below := getattr(last, "method", None), Method):  # a composition runs another method
             last = below
         if last.nature == Nature.EXACT:
             return f"{last.name} trains anew, and the mask holds weights of the original"
-        if type(inner).serve is not Method.serve:
-            return f"{inner.name} is served by more than its weights, which a mask does not reach"
-        return inner.declines(task, scenario, model)
+        return self.served_by_more() or self.inner.declines(task, scenario, model)
 
     def prepare(self, session: Session) -> tuple[nn.Module, State]:
         """Prepare the inner method."""
-        nested = session.nested(self.inner)
-        with isolated_rng(named_seed("prepare", self.inner.name, session.seed)):
-            return self._checked(nested, self.inner.prepare(nested))
+        return self.run(session.nested(self.inner))
 
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Find the mask in one pass over the forget set, and run the inner method under it."""
         masks = self._masks(session)
         hold = GradientMasks(masks.kept) if self.compat == "official" else masks
-        nested = session.nested(self.inner, masks=hold)
         session.record("method", self.inner.settings())
-        with isolated_rng(named_seed("unlearn", self.inner.name, session.seed)):  # as it would be seeded alone
-            model, inner = self._checked(nested, self.inner.unlearn(nested, state))
+        model, inner = self.run(session.nested(self.inner, masks=hold), state)
         self._held(session, model, masks)
         return model, inner
 
@@ -274,11 +255,6 @@ class SalUn(Method):
             text = f"The loss on the forget set has no gradient at {flat} of the {count} weights that may move"
             session.record("note", f"{text}: they are the first in order of those without.")
         return masks
-
-    def _checked(self, nested: Session, found: tuple[nn.Module, State]) -> tuple[nn.Module, State]:
-        if nested.edited():
-            raise MethodFault(f"Method {nested.method} edited the original model in {nested.phase}.")
-        return found
 
     def _held(self, session: Session, model: nn.Module, masks: Masks) -> None:
         """Set masked weights back to the original's, or tell how many have moved where only gradients are masked.
