@@ -25,7 +25,7 @@ attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scor
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
 project/sections project/config project/template project/entry project/weights project/pretrained project/networks
 project/samples
-project/__init__ steps kinds originals hardness draws trial
+project/__init__ selection folders steps kinds originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/charts report/roc report/series report/page report/grids report/heat report/labels report/pareto
 report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
@@ -34,7 +34,7 @@ ledger bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store
 bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
 bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
 bench/__init__ qualify service testing
-cli/_app cli/_show cli/_samples cli/_jobs cli/_request cli/_plan cli/* cli/__init__ __main__
+cli/_app cli/_show cli/_samples cli/_jobs cli/_settings cli/_plan cli/* cli/__init__ __main__
 """
 ORDER = LAW.split()
 REGISTRIES = {"methods/__init__", "attacks/__init__", "metrics/__init__"}

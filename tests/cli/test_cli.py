@@ -151,14 +151,14 @@ def test_samples_are_shown_only_when_asked_for(run: Run, work: Path, tmp_path: P
 
 SLOW = """
 import pathlib, time
-import expunge.cli._jobs as jobs
+import expunge.folders as folders
 from expunge.cli import main
-write = jobs.write_document
+write = folders.write_document
 def slow(*words):
     pathlib.Path("writing").touch()
     time.sleep(60)
     write(*words)
-jobs.write_document = slow
+folders.write_document = slow
 main()
 """
 

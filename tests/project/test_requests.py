@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from expunge.cli._request import Who
 from expunge.errors import UserError
 from expunge.project import Project
+from expunge.selection import Who
 from projects import KINDS, Copy, parquet, rows, toml
 from shell import expunge, refused, sentence
 

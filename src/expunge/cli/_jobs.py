@@ -1,73 +1,18 @@
-"""Folders of one step each: weights, state and record, written together; what prepare, forget and audit share."""
+"""What prepare, forget and audit share: the project, the folders they read, the paths they may write."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
-from expunge import __version__
-from expunge.canaries import FILE as CANARIES
-from expunge.canaries import Canaries
 from expunge.cli._app import Options
-from expunge.errors import CorruptArtefact, Incompatible, UserError
-from expunge.evidence import collect
-from expunge.files import atomic, check_free, read_document, there, write_document
-from expunge.method import Method, State
-from expunge.methods import build
+from expunge.errors import UserError
+from expunge.files import check_free, there
+from expunge.folders import Folder
 from expunge.project import NAME, Project
-from expunge.runtime import Runtime
-from expunge.scenario import Scenario
-from expunge.task import Classification
-from expunge.tensors import changed, weights_digest
-from expunge.unlearn import Unlearned, serve
-
-RECORD, SCHEMA = "expunge.record", 2
-STATE, NOTE = "state.safetensors", "record.json"
-ADVICE = "Optimiser and averaged (EMA) states of the old weights still carry the forgotten data: destroy them."
-
-
-class Named(BaseModel):
-    """The method in a record, by name, with its fields."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    name: str
-
-
-class Record(BaseModel):
-    """What every ``record.json`` holds; further keys are left alone."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    step: Literal["prepare", "forget"]
-    project: dict[str, Any]
-    method: Named
-    weights: str
-    seed: int
-    canaries: str | None = None
-    forgotten: list[str] = []
-    stale: list[str] = []
-
-
-class Forgotten(Record):
-    """What the record of a request holds besides."""
-
-    before: str
-    scenario: dict[str, Any] | None
-    seconds: float
-    total_seconds: float
-    peak_memory: int
-    note: str
-    log: dict[str, Any]
 
 
 def project(chosen: Options, data: str | None, network: str | None, weights: Path | None) -> Project:
@@ -91,148 +36,9 @@ def project(chosen: Options, data: str | None, network: str | None, weights: Pat
     return Project.open(file, chosen.data_dir)
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A step on disk.
-
-    Args:
-        path: the folder.
-        record: what was done, as JSON values.
-        project: model and data it was done on.
-    """
-
-    path: Path
-    record: Mapping[str, Any]
-    project: Project
-
-    @classmethod
-    def open(cls, path: Path, chosen: Options) -> Folder:
-        """Read a folder's record, with its project file as it is now, where there is one.
-
-        Returns:
-            The step.
-
-        Raises:
-            UserError: no folder, or none that prepare or forget wrote.
-            CorruptArtefact: a record with something missing.
-            Incompatible: a project file with another model or other columns, or canaries of another training.
-        """
-        found = there(path)
-        if found != "a folder" or there(path / NOTE) != "a file":
-            got = "a folder without record.json" if found == "a folder" else found or "nothing there"
-            raise UserError(f"a folder written by prepare or forget at {path}", got, "run one of them first")
-        record = read_document(path / NOTE, RECORD, SCHEMA)
-        remedy = "restore the folder from a copy"
-        try:
-            (Forgotten if record.get("step") == "forget" else Record).model_validate(record)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            got = f"none ({name})" if first["type"] == "missing" else f"{first['input']!r:.60} ({name})"
-            raise CorruptArtefact(f"a whole record in {path / NOTE}", got, remedy) from error
-        try:
-            then = Project.from_json(record["project"], chosen.data_dir)
-        except (KeyError, TypeError, ValueError) as error:
-            got = f"another value ({type(error).__name__})"
-            raise CorruptArtefact(f"a project in {path / NOTE}", got, remedy) from error
-        place = _now(then, Path(os.path.normpath(path / str(record["project"].get("near", "")))), chosen)
-        if place.planted:
-            place = replace(place, drawn=Canaries.load(path / CANARIES))
-        if (None if place.drawn is None else place.drawn.digest()) != record.get("canaries"):
-            raise Incompatible(f"the canaries of {path / NOTE}", "others", remedy)
-        return cls(path, record, place)
-
-    def model(self) -> nn.Module:
-        """Return the network with this folder's weights, served by its method where that wraps it.
-
-        Raises:
-            Incompatible: the weights are not those that the record names.
-        """
-        network = self.project.network.load(self.path)
-        if weights_digest(network) != self.record["weights"]:
-            raise Incompatible(f"the weights of {self.path / NOTE}", "others", "restore the folder from a copy")
-        return serve(self.method, network, self.state)
-
-    @cached_property
-    def method(self) -> Method:
-        """The method that left this folder."""
-        return build(self.record["method"])
-
-    def settings(self) -> dict[str, Any]:
-        """Return the method's fields as prepared, with what the project file says otherwise since then."""
-        then = self.record["project"]["config"].get("method", {})
-        now = self.project.config.method
-        same = now.get("name") == self.record["method"]["name"]
-        later = {k: v for k, v in now.items() if same and (k not in then or then[k] != v)}
-        return {k: v for k, v in {**self.record["method"], **later}.items() if k != "name"}
-
-    def unlearned(self, before: nn.Module) -> Unlearned:
-        """Return the result that forget wrote here, with its times and notes."""
-        model = self.model()
-        return Unlearned(
-            model=model,
-            state=self.state,
-            log=self.record["log"],
-            note=self.record["note"],
-            seconds=self.record["seconds"],
-            total_seconds=self.record["total_seconds"],
-            changed=changed(before, model),
-            peak_memory=self.record["peak_memory"],
-            method=self.record["method"],
-        )
-
-    @cached_property
-    def state(self) -> State:
-        """This folder's state."""
-        return State.load(self.path / STATE)
-
-    @property
-    def scenario(self) -> Scenario:
-        """Who was forgotten in this step.
-
-        Raises:
-            UserError: nobody was, or the training data was not at hand.
-            CorruptArtefact: the record holds another value.
-        """
-        if self.record["step"] != "forget":
-            raise UserError(f"a folder written by forget at {self.path}", "one of prepare", "name another folder")
-        if not self.record.get("scenario"):
-            remedy = "audit where the training data is"
-            raise UserError(f"a request made with the training data at {self.path}", "one by --samples", remedy)
-        try:
-            return Scenario.from_json(self.record["scenario"])
-        except TypeError as error:
-            remedy = "restore the folder from a copy"
-            raise CorruptArtefact(f"a scenario in {self.path / NOTE}", "another value", remedy) from error
-
-
-def _now(then: Project, near: Path, chosen: Options) -> Project:
-    """Return the project with today's file, which may have moved data, another policy or method.
-
-    Args:
-        then: as recorded.
-        near: where the file stood, seen from the folder: a project that was moved or copied as a whole finds its own.
-        chosen: root options.
-
-    Returns:
-        The project.
-
-    Raises:
-        Incompatible: another model, task, or meaning of columns.
-    """
-    places = [p for p in (near, then.file) if then.file is not None and p is not None and there(p) == "a file"]
-    if chosen.project is None and not places:
-        return then
-    file = chosen.project or places[0]
-    now = Project.open(file, chosen.data_dir)
-    if not now.config.data.classes:
-        section = now.config.data.model_copy(update={"classes": then.config.data.classes})
-        now = Project(now.config.model_copy(update={"data": section}), now.folder, now.file, now.data_dir)
-    other = now.like(then)
-    if other:
-        remedy = f"put [{other.partition('.')[0]}] back as it was, or prepare anew"
-        raise Incompatible(f"the project that was prepared in {file}", f"another {other}", remedy)
-    return now
+def opened(path: Path, chosen: Options) -> Folder:
+    """Return a folder that prepare or forget wrote, with the project file as it is now."""
+    return Folder.open(path, chosen.project, chosen.data_dir)
 
 
 def free(chosen: Options, path: Path, suffix: str = "") -> bool:
@@ -263,45 +69,6 @@ def free(chosen: Options, path: Path, suffix: str = "") -> bool:
     return False
 
 
-def write(
-    path: Path,
-    place: Project,
-    model: nn.Module,
-    state: State,
-    record: Mapping[str, Any],
-    extra: Mapping[str, str],
-    overwrite: bool,
-) -> None:
-    """Write a folder whole or not at all: weights, state, record, canaries, and further text files by name."""
-    check_free(path, overwrite)
-    if place.file is not None:
-        near = os.path.relpath(place.file, path.absolute())
-        record = {**record, "project": {**record["project"], "near": near}}
-    with atomic(path) as room:
-        room.mkdir()
-        place.network.save(room, model)
-        state.save(room / STATE)
-        for name, text in extra.items():
-            (room / name).write_text(text, encoding="utf-8")
-        if place.manifest is not None:
-            place.manifest.save(room / CANARIES)
-        write_document(room / NOTE, RECORD, SCHEMA, record)
-
-
-def record(step: str, place: Project, seed: int, method: Any) -> dict[str, Any]:
-    """Return what every record begins with."""
-    now = datetime.now(UTC).replace(microsecond=0).isoformat()
-    return {
-        "step": step,
-        "created": now,
-        "expunge": __version__,
-        "project": place.to_json(),
-        "seed": seed,
-        "method": method,
-        **({} if place.manifest is None else {"canaries": place.manifest.digest()}),
-    }
-
-
 def apart(output: Path, *inputs: Path) -> None:
     """Refuse an output that is, or holds, a folder that is read.
 
@@ -316,11 +83,3 @@ def apart(output: Path, *inputs: Path) -> None:
 def command() -> str:
     """Return the command as it was typed."""
     return shlex.join(["expunge", *sys.argv[1:]])
-
-
-def accuracy(model: nn.Module, place: Project, runtime: Runtime) -> float | None:
-    """Return the share of labelled test data that a classifier is right on, in [0, 1]; None where there is none."""
-    if place.test is None or not isinstance(place.task, Classification):
-        return None
-    said = collect(model, place.task, place.test, runtime=runtime)
-    return None if said.target is None else float((said.prediction == said.target).double().mean())

@@ -60,19 +60,20 @@ def audit(
         UserError: a setting that is not the runtime's, an unknown metric, or a bound that cannot be read.
     """
     from expunge.bounds import checked
-    from expunge.cli import _jobs, _request
+    from expunge.cli import _jobs
     from expunge.cli._samples import images
+    from expunge.cli._settings import settings as read
     from expunge.errors import Incompatible, UserError
     from expunge.evaluate import evaluate
 
     chosen = options(context)
-    fields, runs = _request.settings(settings)
+    fields, runs = read(settings)
     if fields:
         raise UserError("settings of the runtime, runtime.KEY=VALUE", ", ".join(fields), "give the method's to forget")
     measures = _measures(metric or [])
     replace = False if plan else _jobs.free(chosen, output)
     _jobs.apart(output, unlearned, original, *(retrained or []))
-    after, before = _jobs.Folder.open(unlearned, chosen), _jobs.Folder.open(original, chosen)
+    after, before = _jobs.opened(unlearned, chosen), _jobs.opened(original, chosen)
     scenario, place = after.scenario, after.project
     if after.record["before"] != before.record["weights"]:
         raise Incompatible(f"the folder that {unlearned} started from", str(original), "name it with --original")
@@ -81,7 +82,7 @@ def audit(
     marked = _canaries(canaries, place)
     train = place.train.subset(scenario.train)
     model = before.model()
-    references = [_reference(_jobs.Folder.open(path, chosen), scenario, after, model) for path in retrained or []]
+    references = [_reference(_jobs.opened(path, chosen), scenario, after, model) for path in retrained or []]
     if plan:
         _plan(context, place, model, train, scenario, len(retrained or []), measures, runtime, output, seed)
     at = range(0 if references else EXTRA)
@@ -129,15 +130,16 @@ def _finish(
 
 
 def _page(scores: Any, case: Any, name: str, place: Any, shown: Any, outcomes: Any) -> dict[str, Any]:
-    from expunge.cli import _jobs, _request
+    from expunge import selection
+    from expunge.cli import _jobs
     from expunge.summary import document, section
 
     names = place.class_names
     part = section(
         scores,
-        name=_request.title(case, names),
-        text=_request.text(case, names),
-        counts=_request.counts(case),
+        name=selection.title(case, names),
+        text=selection.text(case, names),
+        counts=selection.counts(case),
         samples=shown,
         bounds=outcomes,
         classes=names,

@@ -46,14 +46,17 @@ def forget(
     Raises:
         Exit: with 3 where nothing was changed, or a bound of the policy was missed.
     """
-    from expunge.cli import _jobs, _request
+    from expunge import folders, selection
+    from expunge.cli import _jobs
+    from expunge.cli._settings import settings as read
+    from expunge.unlearn import unlearn
 
     chosen = options(context)
-    fields, runs = _request.settings(settings)
-    who = _request.Who(ids=ids, label=label, subclass=subclass, subject=subject, amount=amount, samples=samples)
+    fields, runs = read(settings)
+    who = selection.Who(ids=ids, label=label, subclass=subclass, subject=subject, amount=amount, samples=samples)
     who.check()
     replace = False if plan else _jobs.free(chosen, output)
-    folder = _jobs.Folder.open(start, chosen)
+    folder = _jobs.opened(start, chosen)
     _jobs.apart(output, start)
     place = folder.project
     prepared = dict(folder.record["method"])
@@ -62,8 +65,8 @@ def forget(
     else:
         made = place.method(method, fields)
     runtime = place.runtime(chosen.device, runs)
-    request = _request.resolve(who, place, sorted(folder.record.get("forgotten", [])), seed, lenient=plan)
-    _request.check_share(place, request, _trained(folder, request))
+    request = selection.resolve(who, place, sorted(folder.record.get("forgotten", [])), seed, lenient=plan)
+    selection.check_share(place, request, _trained(folder, request))
     model = folder.model()
     given: dict[str, Any] = request.given() | {
         "holdout": place.holdout,
@@ -75,10 +78,13 @@ def forget(
         place.check(model, request.forget)
     if plan:
         _plan(context, made, model, place, request, given, runtime, output, seed)
-    done, record = _fulfil(made, model, place, request, given, runtime, seed)
-    record |= {"before": folder.record["weights"], "stale": folder.record.get("stale", [])}
+    done = unlearn(made, model, place.task, **given, runtime=runtime, seed=seed)
+    record = folders.outcome(done, place, seed, request.scenario) | {
+        "before": folder.record["weights"],
+        "stale": folder.record.get("stale", []),
+    }
     gone_before, same = folder.record.get("forgotten", []), made.name == prepared["name"]
-    record["forgotten"] = sorted({*gone_before, *([] if _idle(done) else request.forget.ids)})
+    record["forgotten"] = sorted({*gone_before, *([] if folders.idle(done) else request.forget.ids)})
     if request.train is not None:
         known = folder.state.meta.get("expunge", {}).get("samples")
         record["not_at_hand"] = None if known is None else max(0, known - len(gone_before) - len(request.train))
@@ -86,34 +92,11 @@ def forget(
     if not runtime.main:
         return
     # Weights left as they were keep their state: ids of which nothing was forgotten can be asked for again.
-    state = folder.state if _idle(done) and same and not made.control else done.state
-    _jobs.write(output, place, done.model, state, record, extra, replace)
+    state = folder.state if folders.idle(done) and same and not made.control else done.state
+    folders.write(output, place, done.model, state, record, extra, replace)
     emit(chosen, record, *_lines(request, made, done, record, output), *([missed] if missed else []))
-    if missed or _idle(done):
+    if missed or folders.idle(done):
         raise typer.Exit(MISSED)
-
-
-def _fulfil(
-    method: Any, model: Any, place: Any, request: Any, given: dict[str, Any], runtime: Any, seed: int
-) -> tuple[Any, dict[str, Any]]:
-    """Return the unlearned result and what the record says of it."""
-    from expunge.cli import _jobs
-    from expunge.tensors import weights_digest
-    from expunge.unlearn import unlearn
-
-    done = unlearn(method, model, place.task, **given, runtime=runtime, seed=seed)
-    return done, _jobs.record("forget", place, seed, method.settings()) | {
-        "weights": weights_digest(done.model),
-        "scenario": None if request.scenario is None else request.scenario.to_json(),
-        "seconds": done.seconds,
-        "total_seconds": done.total_seconds,
-        "peak_memory": done.peak_memory,
-        "changed": None if done.changed is None else done.changed.share,
-        "outcome": "nothing changed" if _idle(done) else "edited",
-        "note": done.note,
-        "log": done.log,
-        "advice": _jobs.ADVICE,
-    }
 
 
 def _trained(folder: Any, request: Any) -> int | None:
@@ -135,14 +118,14 @@ def _measured(
     record: dict[str, Any],
 ) -> tuple[dict[str, str], str]:
     """Measure before and after; return the report's file, if any, and the sentence on a missed bound of the policy."""
-    from expunge import metrics
-    from expunge.cli import _jobs, _request
+    from expunge import folders, metrics, selection
+    from expunge.cli import _jobs
     from expunge.evaluate import evaluate
     from expunge.report import render
     from expunge.summary import document, section
 
     if request.scenario is None:
-        before, after = (_jobs.accuracy(m, place, runtime) for m in (model, done.model))
+        before, after = (folders.accuracy(m, place, runtime) for m in (model, done.model))
         return {}, _missed(place, record, before, after)
     scores = evaluate(
         {"original": model, method.name: done},
@@ -158,13 +141,13 @@ def _measured(
     case = request.scenario
     part = section(
         scores,
-        name=_request.title(case, place.class_names),
-        text=_request.text(case, place.class_names),
-        counts=_request.counts(case),
+        name=selection.title(case, place.class_names),
+        text=selection.text(case, place.class_names),
+        counts=selection.counts(case),
         classes=place.class_names,
     )
     lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
-    if _idle(done):
+    if folders.idle(done):
         lead = f"{_nothing(request, method)} {done.note}"
     page = document([part], title=f"{method.name} on {place.name}", lead=lead, command=_jobs.command())
     own, (before, after) = (
@@ -192,20 +175,18 @@ def _missed(place: Any, record: dict[str, Any], before: float | None, after: flo
     return f"Policy missed: test accuracy fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
 
 
-def _idle(done: Any) -> bool:
-    return done.changed is not None and done.changed.count == 0
-
-
 def _nothing(request: Any, method: Any) -> str:
     of = f" of {len(request.train)}" if request.train is not None else ""
     return f"Nothing was forgotten: {method.name} changed no parameter for the {len(request.forget)}{of} samples."
 
 
 def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output: Path) -> list[str]:
+    from expunge import folders
+
     share = "another network" if done.changed is None else f"{100 * done.changed.share:.2f} % of the parameters changed"
     of = f" of {len(request.train)}" if request.train is not None else ""
     lines = [f"Edited for {len(request.forget)}{of} samples by {method.name} in {done.seconds:.3g} s: {share}."]
-    if _idle(done):
+    if folders.idle(done):
         lines = [_nothing(request, method)]
         lines.append("They are not marked as forgotten: ask again with another setting or method.")
     lines += [done.note] if done.note else []

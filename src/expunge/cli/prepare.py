@@ -43,8 +43,9 @@ def prepare(
     from dataclasses import replace as changed
     from shutil import rmtree
 
+    from expunge import folders
     from expunge.cli import _jobs
-    from expunge.cli._request import settings as read_settings
+    from expunge.cli._settings import settings as read_settings
     from expunge.errors import UserError
     from expunge.tensors import weights_digest
     from expunge.unlearn import prepare as run
@@ -74,17 +75,17 @@ def prepare(
     if plan:
         _plan(context, made, model, place, given, runtime, output, seed)
     ready = run(made, model, place.task, **given, runtime=runtime, seed=seed)
-    record = _jobs.record("prepare", place, seed, made.settings()) | {
+    record = folders.record("prepare", place, seed, made.settings()) | {
         "weights": weights_digest(ready.model),
         "seconds": ready.seconds,
         "note": ready.note,
         "trained_here": trained,
         "stale": place.network.stale,
-        "test_accuracy": _jobs.accuracy(ready.model, place, runtime),
+        "test_accuracy": folders.accuracy(ready.model, place, runtime),
     }
     if not runtime.main:
         return
-    _jobs.write(output, place, ready.model, ready.state, record, {}, replace)
+    folders.write(output, place, ready.model, ready.state, record, {}, replace)
     if partial is not None:
         rmtree(partial, ignore_errors=True)
     lines = [f"Prepared {made.name} on {len(train)} samples in {ready.seconds:.3g} s: {output}", ready.note]

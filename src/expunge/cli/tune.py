@@ -101,7 +101,7 @@ def _asked(
     from expunge.bench import grid as grids
     from expunge.bench import spaces, tuning
     from expunge.bench.stages import Setting
-    from expunge.cli._request import settings as read
+    from expunge.cli._settings import settings as read
     from expunge.errors import UserError
 
     fields, runs = read(settings)

@@ -1,4 +1,4 @@
-"""What the options of a request mean: who is to be forgotten, fields of the method, settings of the runtime."""
+"""Who is to be forgotten, as a request names them, looked up in the data that is there."""
 
 from __future__ import annotations
 
@@ -11,27 +11,9 @@ from typing import Any
 from expunge.data import Data
 from expunge.errors import UserError, listing
 from expunge.files import there
-from expunge.methods import parse
 from expunge.project import Project
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
 from expunge.task import Classification
-
-
-def settings(words: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the method's fields and the runtime's settings of ``--set``.
-
-    Raises:
-        UserError: not KEY=VALUE, a name, which -m gives, or runtime without a key.
-    """
-    found = parse(words or [])
-    if "name" in found:
-        raise UserError("fields of the method in --set", "name", "name the method with -m")
-    runtime = found.pop("runtime", {})
-    if not isinstance(runtime, dict):
-        raise UserError(
-            "settings of the runtime, runtime.KEY=VALUE", "runtime alone", "name one: runtime.batch_size=64"
-        )
-    return found, runtime
 
 
 @dataclass(frozen=True)
@@ -160,7 +142,7 @@ class Who:
 
 
 @dataclass(frozen=True)
-class Request:
+class Selection:
     """A request, resolved against the data that is there.
 
     Args:
@@ -187,7 +169,7 @@ class Request:
         return {"forget": self.forget, "retain": retain, "scenario": self.scenario}
 
 
-def resolve(who: Who, place: Project, gone: list[str], seed: int, lenient: bool) -> Request:
+def resolve(who: Who, place: Project, gone: list[str], seed: int, lenient: bool) -> Selection:
     """Return the request; with ``lenient``, what is wrong with it is told in ``problem`` instead of raised.
 
     Args:
@@ -205,7 +187,7 @@ def resolve(who: Who, place: Project, gone: list[str], seed: int, lenient: bool)
     """
     if who.samples is not None:
         forget = place.given(who.samples)
-        return Request(forget, None, None, len(forget), len(forget))
+        return Selection(forget, None, None, len(forget), len(forget))
     if not place.train_is_here:
         here = place.config.data.train or "anywhere: [data] train is not set"
         remedy = "restore it, or pass the samples to forget with --samples FILE"
@@ -220,12 +202,12 @@ def resolve(who: Who, place: Project, gone: list[str], seed: int, lenient: bool)
             raise
         wanted = who.wanted() if who.ids is not None else []
         matched = [i for i in dict.fromkeys(wanted) if i in left]
-        return Request(train.subset(matched), train, None, len(wanted), len(matched), str(error))
+        return Selection(train.subset(matched), train, None, len(wanted), len(matched), str(error))
     n = len(scenario.forget)
-    return Request(train.subset(scenario.forget), train, scenario, n, n)
+    return Selection(train.subset(scenario.forget), train, scenario, n, n)
 
 
-def check_share(place: Project, request: Request, trained: int | None) -> None:
+def check_share(place: Project, request: Selection, trained: int | None) -> None:
     """Refuse a request larger than the policy allows.
 
     Args:
