@@ -401,8 +401,14 @@ def test_a_density_that_lets_nothing_move_is_refused() -> None:
         ({"density": 0.0}, "salun.density above 0 and not above 1"),
         ({"density": 1.5}, "salun.density"),
         ({"density": True}, "salun.density"),
+        ({"density": float("nan")}, "salun.density"),
+        ({"density": "0.5"}, "salun.density"),
+        ({"compat": None}, "salun.compat paper or official, got None"),
         ({"compat": "papers"}, "salun.compat paper or official"),
-        ({"method": "random_label"}, "salun.method to name a method"),
+        (
+            {"method": "random_label"},
+            r"salun.method to name a method, got 'random_label': write method = \{name = 'random_label'\}, or method",
+        ),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, object], text: str) -> None:
