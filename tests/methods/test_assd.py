@@ -284,3 +284,6 @@ def test_there_is_nothing_to_tune(config: dict[str, Any], match: str):
         build({"name": "assd", **config})
     with pytest.raises(UserError, match=r"assd\.unseen 'zero' or 'skip', got 'keep'"):
         ASSD(unseen="keep")
+    for value in ("yes", 1, None):
+        with pytest.raises(UserError, match=rf"assd\.refresh True or False, got {value!r}"):
+            ASSD(refresh=value)

@@ -16,7 +16,8 @@ from cases import CASES, blobs, deep
 from expunge.data import Data
 from expunge.errors import Incompatible, MissingNeed, NotFinite, UserError
 from expunge.fisher import Diagonal, diagonal
-from expunge.method import State
+from expunge.masks import Masks
+from expunge.method import Session, State
 from expunge.methods import build, load
 from expunge.methods._dampen import SHARE, TOP, Count, dampen, ratio_above
 from expunge.runtime import Runtime
@@ -281,6 +282,43 @@ def test_ratio_above_selects_at_most_the_share_and_no_less_than_it_could(pairs, 
     below = [r for r in ratios if r < alpha]
     if below:  # the next ratio down would have selected more than the share
         assert sum(r >= below[-1] for r in ratios) > share * len(pairs)
+
+
+def test_ratio_above_under_masks_is_that_of_the_weights_that_may_move():
+    generator = torch.Generator().manual_seed(0)
+    sums = [{n: torch.rand(7, 5, generator=generator) for n in ("a", "b", "c")} for _ in range(2)]
+    free = {n: torch.rand(7, 5, generator=generator) < 0.3 for n in ("a", "b")}
+    rest = [{n: s[n][free[n]] if n in free else s[n] for n in s} for s in sums]
+    whole, left = ([Diagonal(s, n, "loss", "x") for s, n in zip(each, (2, 6), strict=True)] for each in (sums, rest))
+    for share in (0.0, 0.04, 0.5):
+        assert ratio_above(*whole, share, free) == ratio_above(*left, share)
+        assert ratio_above(*whole, share, {}) == ratio_above(*whole, share)
+    assert ratio_above(*whole, 0.0, {n: torch.zeros(7, 5) > 0 for n in "abc"}) == 0
+
+
+@pytest.mark.parametrize("importance", ["exact", "batch_mean"])
+def test_auto_on_a_pruned_network_selects_its_share_of_the_weights_that_are_left(importance: str):
+    torch.manual_seed(0)
+    data, model = blobs(60), nn.Sequential(nn.Linear(4, 400), nn.Tanh(), nn.Linear(400, 3)).double()
+    model, size, pruned = fit(model, TASK, data, Recipe(epochs=2, lr=0.05), runtime=QUIET), 3203, 1520
+    method = build({"name": "pruned", "sparsity": 0.95, "method": {"name": "ssd", "importance": importance}})
+    ready = prepare(method, model, TASK, train=data, recipe=Recipe(epochs=2, lr=0.05), runtime=QUIET)
+    done = unlearn(method, ready.model, TASK, forget=data.subset(data.ids[:30]), state=ready.state, runtime=QUIET)
+    assert ready.log["pruned"]["prunable"] - ready.log["pruned"]["kept"] == pruned
+    assert round(done.log["selected"] * size) == int(TOP * (size - pruned)) < int(TOP * size)
+
+
+def test_the_largest_ratio_that_is_told_is_of_weights_that_may_move():
+    """The second column, which only the forgotten sample moves, has the ratio 4, and is masked; the first has 1."""
+    model, data = two_class(2.0, [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
+    method = SSD(alpha=2.0)
+    state = prepare(method, model, TASK, train=data, runtime=QUIET).state
+    session = Session(
+        task=TASK, runtime=QUIET, seed=0, method="ssd", phase="unlearn", needs=method.unlearns, source=model,
+        given={"forget": data.subset(["x4"])}, masks=Masks({"weight": torch.tensor([[True, False]] * 2)}),
+    )  # fmt: skip
+    method.unlearn(session, State(state.tensors, state.meta))
+    assert "The largest ratio is 1: take a smaller α" in session.log["note"][0]
 
 
 def test_callers_model_is_left_bit_identical_and_the_result_repeats():
@@ -549,8 +587,28 @@ def test_bad_settings_are_refused_in_words(config: dict[str, Any], match: str):
         ({"importance": "true"}, "ssd.importance 'exact' or 'batch_mean', got 'true'"),
         ({"order": "random"}, "ssd.order 'label' or 'data', got 'random'"),
         ({"batch": True}, "ssd.batch of 1 or more samples, got True"),
+        ({"batch": "64"}, "ssd.batch of 1 or more samples, got '64': give a whole number"),
+        ({"alpha": "2"}, "ssd.alpha of 0 or more, or 'auto', got '2': give a finite number"),
+        ({"alpha": True}, "ssd.alpha of 0 or more, or 'auto', got True"),
+        ({"dampening": "1"}, "ssd.dampening of 0 or more, got '1': give a finite number"),
+        ({"refresh": "no"}, "ssd.refresh True or False, got 'no'"),
+        ({"refresh": 0}, "ssd.refresh True or False, got 0"),
     ],
 )
 def test_bad_settings_are_refused_by_the_class_too(fields: dict[str, Any], match: str):
     with pytest.raises(UserError, match=match):
         SSD(**fields)
+
+
+@pytest.mark.parametrize("name", ["ssd", "lfssd"])
+@pytest.mark.parametrize("value", [None, math.nan, [1.0], b"auto"], ids=str)
+def test_no_field_takes_what_is_neither_a_number_nor_one_of_its_words(name: str, value: Any):
+    for field in (f.name for f in dataclasses.fields(SSD)):
+        with pytest.raises(UserError, match=rf"Expected {name}\.{field} .*, got "):
+            load(name)(**{field: value})
+
+
+def test_the_ends_of_the_ranges_are_taken():
+    found = SSD(alpha=0, dampening=0, batch=1, unseen="skip", refresh=True, importance="batch_mean", order="data")
+    assert build(found.settings()) == found
+    assert SSD().alpha == "auto"

@@ -1,4 +1,4 @@
-"""The selection and dampening rule that SSD and LFSSD share."""
+"""The rule that SSD, LFSSD and ASSD dampen by, and the selection that the first two share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from expunge.errors import Incompatible, UserError
 from expunge.fisher import Diagonal, Quantity, diagonal
 from expunge.fisher.checks import wide
 from expunge.fisher.quantities import MEANS
-from expunge.method import Method, Needs, Search, See, Session, State, option
+from expunge.method import Needs, Search, See, Session, State, option
+from expunge.methods._fields import Checked
 from expunge.tensors import check_finite, parameters
 
 log = logging.getLogger(__name__)
@@ -87,25 +88,34 @@ def dampen(
     return torch.where(beta < 1, (wide(theta) * beta.to(wide(theta))).to(theta.dtype), theta), count
 
 
-def ratio_above(forget: Diagonal, reference: Diagonal, share: float) -> float:
-    """Return the smallest α for which at most this share of all weights has I_f > α·I_D.
+def movable(session: Session) -> Mapping[str, Tensor]:
+    """Return by parameter where a weight may move under the session's masks; those without an entry are all free."""
+    return {} if session.masks is None else session.masks.kept
+
+
+def ratio_above(forget: Diagonal, reference: Diagonal, share: float, free: Mapping[str, Tensor] | None = None) -> float:
+    """Return the smallest α for which at most this share of the weights that may move has I_f > α·I_D.
 
     Weights of I_D = 0 count with ratio 0 here: dampening treats them by its ``unseen`` policy.
 
     Args:
         forget: the forget set's diagonal.
         reference: the training set's.
-        share: of all scalars in both, in [0, 1).
+        share: of the scalars that may move, in [0, 1).
+        free: by parameter a bool tensor, True where the weight may move; those without one are all free.
 
     Returns:
-        The ratio, 0 or more.
+        The ratio, 0 or more; 0 where none may move.
     """
-    scale = reference.count / forget.count
-    parts = [
-        torch.where(d > 0, forget.sums[n].cpu() * scale / d.clamp_min(1e-300), torch.zeros_like(d)).float().flatten()
-        for n, d in ((n, d.cpu()) for n, d in reference.sums.items())
-    ]
+    scale, masks = reference.count / forget.count, free or {}
+    parts = []
+    for name, total in reference.sums.items():
+        d = total.cpu()
+        ratio = torch.where(d > 0, forget.sums[name].cpu() * scale / d.clamp_min(1e-300), torch.zeros_like(d)).float()
+        parts.append(ratio[masks[name].cpu()] if name in masks else ratio.flatten())
     ratios = torch.cat(parts).numpy()
+    if not len(ratios):
+        return 0.0
     rank = len(ratios) - 1 - int(share * len(ratios))
     return float(np.nextafter(np.partition(ratios, rank)[rank], np.float32(np.inf)))
 
@@ -115,11 +125,21 @@ def _bounded(stored: Diagonal, forget: Diagonal, alpha: float) -> bool:
     return stored.of not in MEANS and stored.at == forget.at and alpha >= stored.count / forget.count
 
 
-class Dampener(Method):
+class Dampener(Checked):
     """What dampening methods share: importances kept by `prepare`, the edit, the next state.
 
-    A subclass says which importance it takes and finds the threshold α. Weights that masks hold are not selected.
+    A subclass says which importance it takes and finds the threshold α. Weights that masks hold are not selected, and
+    do not count in a share or a percentile of the weights.
     """
+
+    def __post_init__(self) -> None:
+        self._word("unseen", "zero", "skip")
+        self.flag("refresh")
+
+    def _word(self, field: str, *known: str) -> None:
+        if getattr(self, field) not in known:
+            want = f"{self.name}.{field} {' or '.join(map(repr, known))}"
+            raise UserError(want, repr(getattr(self, field)), "choose one of them")
 
     @property
     @abstractmethod
@@ -151,7 +171,7 @@ class Dampener(Method):
         """Return α, above which ratios of importances are selected."""
 
     @abstractmethod
-    def _nothing(self, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
+    def _nothing(self, session: Session, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
         """Return why no weight was selected, for the reader."""
 
     @property
@@ -170,14 +190,14 @@ class Dampener(Method):
 
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """One pass over the forget set, then the element-wise edit; the next state is S_D − S_f."""
+        if session.masks is not None:
+            session.masks.check(session.model)
         stored = self._stored(session, state)
         forget = self._importance(session, session.model, "forget")
         alpha = self._alpha(session, stored, forget)
         # Where only forgotten samples move a weight its ratio is n/n_f up to rounding, which must not decide.
         cut = math.inf if _bounded(stored, forget, alpha) else alpha
-        total, kept = Count(), {} if session.masks is None else session.masks.kept
-        if session.masks is not None:
-            session.masks.check(session.model)
+        total, kept = Count(), movable(session)
         with torch.no_grad():
             for name, theta in parameters(session.model).items():
                 reference = stored.sums[name].to(theta.device) / stored.count
@@ -195,7 +215,7 @@ class Dampener(Method):
         session.record("unseen", total.unseen)
         session.record("frozen", [n for n, p in session.model.named_parameters() if not p.requires_grad])
         if total.selected == 0:
-            session.record("note", self._nothing(stored, forget, alpha))
+            session.record("note", self._nothing(session, stored, forget, alpha))
         elif total.changed == 0:
             text = f"No weight selected had an importance ratio above λ = {self.dampening:g}: nothing was changed."
             session.record("note", text)
@@ -295,17 +315,12 @@ class Dampening(Dampener):
     order: Order = option("label", unit="-", text="of batch_mean: label sorts samples by class; data leaves them")
 
     def __post_init__(self) -> None:
-        if self.alpha != "auto" and not (isinstance(self.alpha, int | float) and 0 <= self.alpha < float("inf")):
-            raise UserError(f"{self.name}.alpha of 0 or more, or 'auto'", repr(self.alpha), "give a finite number")
-        choices = {"unseen": ("zero", "skip"), "importance": get_args(Importance), "order": get_args(Order)}
-        for name, (one, other) in choices.items():
-            if getattr(self, name) not in (one, other):
-                got = repr(getattr(self, name))
-                raise UserError(f"{self.name}.{name} '{one}' or '{other}'", got, "choose one of them")
-        if not isinstance(self.batch, int) or isinstance(self.batch, bool) or self.batch < 1:
-            raise UserError(f"{self.name}.batch of 1 or more samples", repr(self.batch), "give a whole number")
-        if not 0 <= self.dampening < float("inf"):
-            raise UserError(f"{self.name}.dampening of 0 or more", repr(self.dampening), "give a finite number")
+        super().__post_init__()
+        self._word("importance", *get_args(Importance))
+        self._word("order", *get_args(Order))
+        self.count("batch", 1, "samples")
+        self.positive("dampening", zero=True)
+        self.positive("alpha", zero=True, word="auto")
 
     @property
     def of(self) -> Quantity:
@@ -354,11 +369,11 @@ class Dampening(Dampener):
 
     def _alpha(self, session: Session, stored: Diagonal, forget: Diagonal) -> float:
         if self.of in MEANS:  # counts are of batches, and nothing bounds the ratio
-            return ratio_above(forget, stored, TOP) if self.alpha == "auto" else float(self.alpha)
+            return ratio_above(forget, stored, TOP, movable(session)) if self.alpha == "auto" else float(self.alpha)
         n, n_f = stored.count, forget.count
         bound = n / n_f
         if self.alpha == "auto":
-            found = max(SHARE * bound, ratio_above(forget, stored, TOP))
+            found = max(SHARE * bound, ratio_above(forget, stored, TOP, movable(session)))
             # Weights that only the forget set moves sit at the bound, and are to be selected however many they are.
             return min(found, bound * (1 - 1e-6)) if stored.at == forget.at else found
         if _bounded(stored, forget, self.alpha):
@@ -370,10 +385,10 @@ class Dampening(Dampener):
             session.record("note", text)
         return float(self.alpha)
 
-    def _nothing(self, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
+    def _nothing(self, session: Session, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
         text = f"No weight had an importance ratio above α = {alpha:g}: nothing was changed."
         if not _bounded(stored, forget, alpha):
-            most = ratio_above(forget, stored, 0.0)
+            most = ratio_above(forget, stored, 0.0, movable(session))
             text += f" The largest ratio is {most:.3g}: take a smaller α, or another method."
         return text
 

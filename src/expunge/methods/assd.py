@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.errors import UserError
 from expunge.fisher import Diagonal, Quantity
 from expunge.method import Reference, See, Session, option
-from expunge.methods._dampen import Dampener
+from expunge.methods._dampen import Dampener, movable
 
 BELOW = 1 - 1e-5
 """Ratios within this factor of the bound n/n_f are of weights that only the forget set moves, up to rounding."""
@@ -111,16 +110,11 @@ class ASSD(Dampener):
         False, unit="-", text="recompute the stored importance after the edit from retain data, which it then needs"
     )
 
-    def __post_init__(self) -> None:
-        if self.unseen not in ("zero", "skip"):
-            raise UserError("assd.unseen 'zero' or 'skip'", repr(self.unseen), "choose one of them")
-
     def _alpha(self, session: Session, stored: Diagonal, forget: Diagonal) -> float:
         q = percentile(forget.count, stored.count)
         session.record("percentile", q)
-        free = None if session.masks is None else session.masks.kept
         each = [s.dtype for one in (stored, forget) for s in one.sums.values()]
-        alpha = threshold(ratios(forget, stored, free), q, max(torch.finfo(dtype).eps for dtype in each))
+        alpha = threshold(ratios(forget, stored, movable(session)), q, max(torch.finfo(dtype).eps for dtype in each))
         bound = stored.count / forget.count * BELOW
         if stored.at != forget.at or alpha < bound:
             return alpha
@@ -128,7 +122,7 @@ class ASSD(Dampener):
         session.record("note", text)
         return bound
 
-    def _nothing(self, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
+    def _nothing(self, session: Session, stored: Diagonal, forget: Diagonal, alpha: float) -> str:
         return (
             f"No weight had an importance ratio above the percentile, α = {alpha:g}, which is also the largest: "
             "nothing was changed. SSD takes a threshold of your own."
