@@ -124,6 +124,35 @@ def test_the_gradient_where_nothing_moves_is_zero():
     assert torch.equal(z.grad, torch.zeros_like(z))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_noise_that_rounding_swallows_has_no_quotient(dtype: torch.dtype):
+    x = torch.tensor([[1000.0, 1000], [1, 1]], dtype=dtype)
+    nearby = x + torch.tensor([[1e-5, 1e-5], [0.5, 0]], dtype=dtype)  # the first sample is x itself again
+    z = torch.tensor([[1.0, 2], [3, 4]], dtype=dtype, requires_grad=True)
+    moved = torch.tensor([[5.0, 2], [4, 4]], dtype=dtype)  # dropout, say, told the first two apart
+    found = quotients(z, moved, x, nearby)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [0, 2]
+    found.sum().backward()
+    assert z.grad.tolist() == [[0, 0], [-2, 0]]
+
+
+def test_quotients_of_halves_are_summed_in_float32():
+    x, z = torch.zeros(1, 4096, dtype=torch.float16), torch.zeros(1, 1, dtype=torch.float16)
+    found = quotients(z, z + 1, x, x + 2e-4)  # of squares that float16 takes for 0
+    assert found.item() == pytest.approx(1 / (64 * 2e-4), rel=1e-3)
+
+
+def test_dropout_beside_noise_that_rounding_swallows_moves_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)).half()
+    data = Data.from_arrays(torch.full((5, 4), 1000.0, dtype=torch.float16))
+    done = request(model.eval(), data, sigma=1e-3, norm="moving")
+    assert done.log["quotient"] == [[1, 0.0]]
+    assert done.changed.count == 0
+    assert "did not change under the noise, or rounding swallowed it: this pass changed nothing" in done.note
+
+
 def test_outputs_that_do_not_move_are_noted():
     model = nn.Linear(4, 3).double().eval()
     nn.init.zeros_(model.weight)

@@ -18,9 +18,10 @@ PUBLISHED = {"norm": "moving", "optimizer": "sgd", "momentum": 0.0}
 
 
 def quotients(outputs: Tensor, moved: Tensor, inputs: Tensor, nearby: Tensor) -> Tensor:
-    """Return k = ‖f(x) − f(x′)‖₂ / ‖x − x′‖₂ of each sample, (B,); 0 where x′ = x and f(x′) = f(x).
+    """Return k = ‖f(x) − f(x′)‖₂ / ‖x − x′‖₂ of each sample (B,), in float32 or wider.
 
-    The gradient of a norm at 0 is taken as 0.
+    Where rounding or clamping leaves x′ = x there is no quotient: it is 0 there, whatever dropout or batch statistics
+    made of f, and so is its gradient. The gradient of a norm at 0 is taken as 0.
 
     Args:
         outputs: f(x), (B, ...).
@@ -28,9 +29,16 @@ def quotients(outputs: Tensor, moved: Tensor, inputs: Tensor, nearby: Tensor) ->
         inputs: x, (B, ...).
         nearby: x′, (B, ...).
     """
-    near: Tensor = torch.linalg.vector_norm((nearby - inputs).flatten(1), dim=1)
-    far: Tensor = torch.linalg.vector_norm((outputs - moved).flatten(1), dim=1)
-    return far / near.clamp_min(torch.finfo(near.dtype).tiny)
+    near, far = _distances(nearby, inputs), _distances(outputs, moved)
+    apart = near > 0
+    return torch.where(apart, far / near.where(apart, torch.ones_like(near)), torch.zeros_like(far))
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return ‖a − b‖₂ of each sample (B,), in float32 or wider."""
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    found: Tensor = torch.linalg.vector_norm((a.to(wide) - b.to(wide)).flatten(1), dim=1)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +122,8 @@ class JiT(Stepped):
             descent.epoch([session.forget], loss, name="batch_loss")
             session.record("quotient", total / len(session.forget), step=descent.steps)
             if total == 0:
-                session.record("note", "The outputs did not change under the noise: this pass changed nothing.")
+                text = "The outputs did not change under the noise, or rounding swallowed it"
+                session.record("note", f"{text}: this pass changed nothing.")
             descent.ended()
 
     def _smoothness(self, descent: Descent, model: nn.Module, now: Taken) -> Tensor:
