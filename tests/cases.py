@@ -538,13 +538,15 @@ CASES: dict[str, Case] = {
 }
 
 
-def blobs(n: int = 60, *, classes: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> Data:
+def blobs(
+    n: int = 60, *, classes: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0, name: str = "train"
+) -> Data:
     """Return n labelled points (4 features) around one centre a class, easy to learn."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % classes
     centres = 2 * torch.eye(classes, 4, dtype=torch.float64)
     return Data.from_arrays(
-        (centres[y] + 0.5 * torch.randn(n, 4, generator=generator, dtype=torch.float64)).to(dtype), y
+        (centres[y] + 0.5 * torch.randn(n, 4, generator=generator, dtype=torch.float64)).to(dtype), y, name=name
     )
 
 

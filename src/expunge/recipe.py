@@ -63,7 +63,7 @@ class Recipe:
         canaries: samples that `expunge.train.fit` plants in the data under random labels; see `expunge.canaries`.
 
     Raises:
-        UserError: a field is of another type, or out of its range.
+        UserError: a field is of another type, or out of its range, or a penalty's schedule ends before the last epoch.
     """
 
     epochs: int = 10
@@ -97,6 +97,7 @@ class Recipe:
             raise UserError("Recipe.optimizer 'sgd' or 'adamw'", repr(self.optimizer), "choose one of them")
         if self.schedule not in ("constant", "cosine", "linear", "multistep"):
             raise UserError("Recipe.schedule constant, cosine, linear or multistep", repr(self.schedule), "choose one")
+        self.terms(max(0, self.epochs - 1))  # a schedule that ends too early says so before the first epoch
 
     def _check_types(self) -> None:
         whole_numbers = {n: getattr(self, n) for n in ("epochs", "batch_size", "crop", "patience", "canaries")}

@@ -100,6 +100,18 @@ def test_the_schedules(fields: dict[str, object], want: list[float]) -> None:
     assert SoftThreshold(5e-4, penalty.shares).at_epoch(0) == SoftThreshold(found[0])
 
 
+def test_a_schedule_shorter_than_the_training_is_refused_before_the_first_epoch() -> None:
+    text = "3 epochs or fewer under this L1 schedule, got epoch 4 of training: give each epoch a share"
+    penalty = L1(5e-4, (1.0, 0.5, 0.0))
+    for one in (penalty, SoftThreshold(5e-4, penalty.shares)):
+        with pytest.raises(UserError, match=text):
+            one.at_epoch(3)
+        with pytest.raises(UserError, match=text):
+            Recipe(epochs=4, penalties=(one,))
+    assert Recipe(epochs=2, penalties=(penalty,)).terms(1) == (L1(2.5e-4),)
+    assert Recipe(epochs=40, penalties=(L1(5e-4),)).terms(39) == (L1(5e-4),)
+
+
 @pytest.mark.parametrize(("gamma", "want"), [(5e-4, 0.0437), (1e-4, 0.0087), (0.2, 17.5)])
 def test_the_rule_of_thumb_for_the_displacement(gamma: float, want: float) -> None:
     method = L1_SPARSE(gamma=gamma)
@@ -260,7 +272,7 @@ def test_the_recipe_says_what_it_trained_by() -> None:
 
 
 def test_the_best_epoch_is_returned_only_when_asked() -> None:
-    model, data = trained(), blobs(30, seed=8)
+    model, data = trained(), blobs(30, seed=8, name="holdout")
     fields = {"epochs": 6, "displacement": 20.0, "lr": 0.02}
     best = forgotten(model, keep_best=True, holdout=data, **fields)
     last = forgotten(model, **fields)

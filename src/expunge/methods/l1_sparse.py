@@ -12,6 +12,7 @@ from expunge.data import Batch
 from expunge.errors import UserError, suggest
 from expunge.masks import Masks
 from expunge.method import Reference, Search, Session, State, option
+from expunge.methods._references import JIA_2023
 from expunge.methods._retain import TrainingOn
 from expunge.tensors import parameters
 
@@ -33,15 +34,26 @@ class L1:
 
     Args:
         gamma: γ.
-        shares: γ_t / γ of each epoch; empty for γ throughout.
+        shares: γ_t / γ of each epoch, as many as there are epochs or more; empty for γ throughout.
     """
 
     gamma: float
     shares: tuple[float, ...] = ()
 
     def at_epoch(self, epoch: int) -> L1:
-        """Return the penalty of an epoch."""
-        return replace(self, gamma=self.gamma * self.shares[epoch], shares=()) if self.shares else self
+        """Return the penalty of an epoch.
+
+        Raises:
+            UserError: the schedule ends before that epoch.
+        """
+        if not self.shares:
+            return self
+        if epoch >= len(self.shares):
+            got = f"epoch {epoch + 1} of training"
+            raise UserError(
+                f"{len(self.shares)} epochs or fewer under this L1 schedule", got, "give each epoch a share"
+            )
+        return replace(self, gamma=self.gamma * self.shares[epoch], shares=())
 
     def __call__(self, model: nn.Module, batch: Batch, outputs: Tensor, losses: Tensor) -> Tensor:
         """Return γ‖θ‖₁."""
@@ -82,14 +94,7 @@ class L1Sparse(TrainingOn):
     Reads the retain set once an epoch, the forget set not at all. Under masks, pruned weights stay zero.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        "Model Sparsity Can Simplify Machine Unlearning",
-        "Jinghan Jia and Jiancheng Liu and Parikshit Ram and Yuguang Yao and Gaowen Liu and Yang Liu and "
-        "Pranay Sharma and Sijia Liu",
-        2023,
-        "https://arxiv.org/abs/2304.04934",
-        "NeurIPS",
-    )
+    reference: ClassVar[Reference] = JIA_2023
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
     epochs: int = option(10, symbol="E", unit="passes over the retain set", text="how long to train on")
