@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,13 @@ class Noting(Classification):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         self.targets.append(target.tolist())
         return super().loss(outputs, target)
+
+
+def held_out(targets: np.ndarray, seed: int, share: float = 0.1) -> np.ndarray:
+    """Return the positions that the sparsity paper's code keeps for validation: a share of each class in turn."""
+    random = np.random.RandomState(seed)
+    classes = [np.flatnonzero(targets == c) for c in range(targets.max() + 1)]
+    return np.concatenate([random.choice(at, int(share * len(at)), replace=False) for at in classes])
 
 
 def samples(data: Data, ids: Sequence[str]) -> tuple[Tensor, Tensor]:

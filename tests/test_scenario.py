@@ -10,6 +10,7 @@ from expunge import scenario as sc
 from expunge.data import Data
 from expunge.errors import UserError
 from expunge.scenario import Scenario
+from replays import held_out
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
 WHO = ["ann", "bo", "cy", "ann", "bo", "cy", "ann", "bo", "cy", "ann"]
@@ -174,3 +175,33 @@ def test_the_digest_is_stable_and_feels_every_field():
         {"target": 1},
     ]
     assert len({want, *(Scenario(**base | o).digest() for o in others)}) == 7
+
+
+def test_two_published_splits_with_other_seeds_disagree_and_are_refused():
+    """The sparsity paper's code holds out by seed 1 to train, by seed 2 to unlearn: 4488 of its images are unseen."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5000))
+    data = Data.from_arrays(torch.zeros(50_000, 1), torch.from_numpy(labels), name="cifar")
+    first, later = held_out(labels, 1), held_out(labels, 2)
+    assert len(first) == len(later) == 5000
+    assert np.bincount(labels[first]).tolist() == [500] * 10
+    assert len(np.intersect1d(first, later)) == 512
+    assert len(np.setdiff1d(first, later)) == 4488
+    at = [data.ids[i] for i in first]
+    train, holdout = data.without([data.ids[i] for i in later]), data.subset(at)
+    forget = sc.forget_class(train, 0).forget
+    assert len(forget) == 4500
+    assert len(set(forget) & set(at)) == 459  # of a class to be forgotten, never seen by the original
+    with pytest.raises(UserError, match="holdout ids outside train, got cifar/.* in both: give splits other names"):
+        sc.forget_class(train, 0, holdout=holdout)
+    whole = sc.forget_class(data.without(at), 0, holdout=holdout)  # the same split for both
+    assert [len(ids) for ids in (whole.forget, whole.retain, whole.holdout)] == [4500, 40_500, 5000]
+
+
+def test_the_published_share_of_cifar_is_83_images():
+    """0.00165 of 50,000 is 82.5: the published split gives the odd one to the first part, ours rounds half to even."""
+    parts = torch.utils.data.random_split(range(50_000), [0.00165, 1 - 0.00165])
+    assert [len(part) for part in parts] == [83, 49_917]
+    data = Data.from_arrays(torch.zeros(50_000, 1))
+    assert len(sc.forget_random(data, 0.00165).forget) == 82
+    case = sc.forget_random(data, 83)
+    assert [len(case.forget), len(case.retain)] == [83, 49_917]

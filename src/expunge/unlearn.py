@@ -256,6 +256,7 @@ def _checked_request(
         raise UserError("a State", type(state).__name__, "pass ready.state, or State.load(path)")
     _check_sets(retain=retain, holdout=sets["holdout"])
     _check_ids(ids, samples, retain, scenario)
+    _check_trained(ids, sets["holdout"])
     sighted = samples
     if sighted is None and method.unlearns.forget <= See.IDS:
         sighted = Data.from_arrays(torch.zeros(len(ids), 0), ids=ids, name="forget").only_ids()
@@ -332,6 +333,14 @@ def _check_ids(ids: Sequence[str], forget: Data | None, retain: Data | None, sce
     if scenario is not None and set(scenario.forget) != set(ids):
         odd = sorted(set(scenario.forget) ^ set(ids))
         raise UserError("the scenario's forget ids", f"others ({listing(odd)})", "pass data.subset(scenario.forget)")
+
+
+def _check_trained(ids: Sequence[str], holdout: Data | None) -> None:
+    """Refuse to forget what was held out of training: the original never learned it."""
+    both = set() if holdout is None else set(ids) & set(holdout.ids)
+    if both:
+        remedy = "pass the holdout that the original was trained beside, or give splits other names"
+        raise UserError("forget ids outside holdout", f"{listing(sorted(both))} in both", remedy)
 
 
 def _check_applies(asked: _Asked, given: Mapping[str, Any]) -> None:

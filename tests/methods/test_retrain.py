@@ -103,7 +103,7 @@ def test_early_stopping_uses_holdout_where_the_recipe_says_so():
     model, data = trained()
     patient = Recipe(epochs=30, lr=0.05, batch_size=16, patience=1)
     given = {"forget": data.ids[:9], "retain": data.without(data.ids[:9]), "recipe": patient}
-    held = blobs(12, seed=4)
+    held = blobs(12, seed=4, name="holdout")
     direct = fit(fresh(model), TASK, given["retain"], patient, holdout=held)
     assert weights_digest(unlearn(RETRAIN, model, TASK, **given, holdout=held).model) == weights_digest(direct)
 

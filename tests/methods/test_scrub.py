@@ -26,7 +26,7 @@ from replays import close, reads, samples
 
 TASK = Classification()
 SCRUB = load("scrub")
-DATA, HOLDOUT = blobs(), blobs(30, seed=7)
+DATA, HOLDOUT = blobs(), blobs(30, seed=7, name="holdout")
 TEACHER = torch.tensor([[2, 0, -1], [0.5, 1.5, 0]], dtype=torch.float64)
 STUDENT = torch.tensor([[1, 0.5, -0.5], [1, 1, 0]], dtype=torch.float64)
 PLAIN = {"optimizer": "sgd", "milestones": (), "weight_decay": 0.0, "batch_size": 10}
@@ -202,12 +202,11 @@ def test_rewind_returns_the_epoch_whose_error_is_closest(model: nn.Module):
 def test_rewind_measures_holdout_samples_of_the_forgotten_classes_alone(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ):
-    holdout = Data.from_arrays(HOLDOUT.read(range(30)).inputs, HOLDOUT.targets(), name="holdout")
     seen, sets = reads(monkeypatch, SCRUB), one_class()
     method = SCRUB(epochs=2, rewind=True)
-    unlearn(method, model, TASK, **sets, holdout=holdout)
+    unlearn(method, model, TASK, **sets, holdout=HOLDOUT)
     read = [i for ids in seen for i in ids]
-    assert sorted(i for i in read if i.startswith("holdout")) == sorted(holdout.ids[::3])
+    assert sorted(i for i in read if i.startswith("holdout")) == sorted(HOLDOUT.ids[::3])
     assert {read.count(i) for i in sets["forget"].ids} == {2 + 3} == {method.passes("unlearn", None)["forget"]}
     assert {read.count(i) for i in sets["retain"].ids} == {2}
 
@@ -217,7 +216,9 @@ def test_rewind_needs_holdout_samples_of_those_classes(model: nn.Module):
     with pytest.raises(MissingNeed, match="holdout for scrub to unlearn"):
         unlearn(SCRUB(rewind=True), model, TASK, **sets)
     others = HOLDOUT.without(HOLDOUT.ids[::3])
-    with pytest.raises(UserError, match=r"classes to forget \(0\) for scrub.rewind, got none in train: .*rewind=False"):
+    with pytest.raises(
+        UserError, match=r"classes to forget \(0\) for scrub.rewind, got none in holdout: .*rewind=False"
+    ):
         unlearn(SCRUB(rewind=True), model, TASK, **sets, holdout=others)
     with pytest.raises(MissingNeed, match="forget data with labels for scrub"):
         unlearn(SCRUB(rewind=True), model, TASK, **{**sets, "forget": sets["forget"].unlabelled()}, holdout=HOLDOUT)
@@ -259,7 +260,7 @@ def test_the_best_epoch_on_holdout_is_kept_where_asked(model: nn.Module):
 def test_any_input_and_output_of_a_classifier(name: str):
     model, data = CASES[name].make()
     sets = {"forget": data.subset(data.ids[:3]), "retain": data.without(data.ids[:3])}
-    done = unlearn(SCRUB(epochs=2, rewind=True), model, TASK, **sets, holdout=data)
+    done = unlearn(SCRUB(epochs=2, rewind=True), model, TASK, **sets, holdout=sets["retain"])
     assert done.changed.count > 0 or done.log["rewound_to"] == 0
 
 
