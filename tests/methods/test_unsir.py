@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cases import CASES, QUIET, blobs, deep
-from expunge.data import Data
+from expunge.data import Batch, Data
 from expunge.errors import Declined, NotFinite, UserError
 from expunge.masks import Masks
 from expunge.method import See, Session, State
-from expunge.methods import load
+from expunge.methods import _steps, load
 from expunge.methods.unsir import first_of_others, noise_loss
 from expunge.scenario import forget_class, forget_ids, forget_random
 from expunge.task import Classification, Regression
@@ -122,6 +122,32 @@ def test_noise_moves_no_weight_and_leaves_no_gradient(trained: nn.Module, compat
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in given.model.named_parameters())
     moved = [not torch.equal(a, b) for a, b in zip(statistics, norms(given.model), strict=True)]
     assert all(moved) if compat == "official" else not any(moved)
+
+
+def test_the_recipe_augments_what_stays_and_not_the_noise(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    images, labels = torch.randn(24, 1, 4, 4), torch.arange(24) % 3
+    data = Data.from_arrays(images, labels)
+    case = forget_class(data, 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    seen: list[tuple[bytes, int]] = []
+    real = _steps.outputs_and_losses
+
+    def noted(model: nn.Module, task: Classification, batch: Batch) -> tuple[Tensor, Tensor]:
+        seen.extend((x.numpy().tobytes(), int(y)) for x, y in zip(batch.inputs, batch.target, strict=True))
+        return real(model, task, batch)
+
+    monkeypatch.setattr(_steps, "outputs_and_losses", noted)
+    given = {"forget": case.forget, "retain": data.without(case.forget), "scenario": case, "runtime": QUIET}
+    real_ones = {x.numpy().tobytes() for x in images}
+    for recipe in (None, Recipe(batch_size=20), Recipe(batch_size=20, flip=True, crop=1)):
+        seen.clear()
+        unlearn(UNSIR(**{**SMALL, "epochs": 3, "batch_size": None}), model, TASK, recipe=recipe, **given)
+        noise, rest = [x for x, y in seen if y == 1], [x for x, y in seen if y != 1]
+        assert len(noise) == 4 * 2 * 3
+        assert len(set(noise)) == 4  # the same four, three epochs long
+        assert len(rest) == 16 * 4
+        assert (set(rest) <= real_ones) is (recipe is None or not recipe.flip)
 
 
 def test_it_forgets_the_class_and_no_other(trained: nn.Module):

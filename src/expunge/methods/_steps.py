@@ -169,6 +169,7 @@ class Descent:
         order: Tensor | None = None,
         rate: float | None = None,
         name: str = "loss",
+        made: int = 0,
     ) -> float:
         """Go once through the samples of all sources together, a step a batch.
 
@@ -181,6 +182,7 @@ class Descent:
             order: positions in the sources one after another, instead of a random order.
             rate: learning rate, instead of the method's.
             name: under which the mean is recorded.
+            made: how many of the sources, the first ones, hold inputs that the method made: they are not augmented.
 
         Returns:
             The mean loss over the samples.
@@ -198,7 +200,7 @@ class Descent:
         for at in batch_orders(size, order):
             with whole(f"a batch of {len(at)} samples", f"lower {self.method.name}.batch_size"):
                 aside = None if others is None else self._taken(beside, next(others))
-                now = self._taken(sources, at, aside)
+                now = self._taken(sources, at, aside, made)
                 least = len(at) if aside is None else min(len(at), len(aside.batch))
                 total += len(at) * self.step(lambda now=now: loss(self.model, now), least)  # type: ignore[misc]
             seen += len(at)
@@ -284,8 +286,10 @@ class Descent:
                 if isinstance(module, nn.modules.batchnorm._NormBase):
                     module.eval()
 
-    def _taken(self, sources: Sequence[Data], at: NDArray[np.int64], beside: Taken | None = None) -> Taken:
-        """Read positions of several sources, counted one after another, into one batch."""
+    def _taken(
+        self, sources: Sequence[Data], at: NDArray[np.int64], beside: Taken | None = None, made: int = 0
+    ) -> Taken:
+        """Read positions of several sources, counted one after another, into one batch; augment all but ``made``."""
         starts = np.cumsum([0, *(len(data) for data in sources)])
         which = np.searchsorted(starts, at, side="right") - 1
         parts, origins = [], []
@@ -293,7 +297,7 @@ class Descent:
             own = at[which == i] - starts[i]
             if len(own):
                 batch = data.read(own).to(self.runtime.torch_device)
-                parts.append(batch if self.recipe is None else augmented(batch, self.recipe))
+                parts.append(batch if self.recipe is None or i < made else augmented(batch, self.recipe))
                 origins += [i] * len(own)
         return Taken(joined(parts), torch.tensor(origins, device=self.runtime.torch_device), beside)
 

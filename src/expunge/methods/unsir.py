@@ -47,7 +47,7 @@ class UNSIR(Stepped):
 
     Noise: N* = argmin_N −CE(f_θ(N), c) + λ·mean_i Σ N_i², N of b inputs that start from N(0, 1), by Adam; θ stays as
     it is, in eval mode. Impair: CE on {(N*, c) repeated R times} ∪ S_r. Repair: CE on S_r, by a fresh optimiser.
-    S_r is the first q samples of each other class in the retain set.
+    S_r is the first q samples of each other class in the retain set, augmented as the recipe says; the noise never is.
 
     Needs the class, and labelled retain data; forgotten samples are never read. Passes: at most
     ``epochs + repair_epochs`` over the retain set, of which S_r is a part, and one sample for the shape of inputs; with
@@ -143,7 +143,7 @@ class UNSIR(Stepped):
             return descent.losses(now.batch).mean()
 
         for _ in range(self.epochs):
-            descent.epoch([copies, kept], loss, name="impair_loss")
+            descent.epoch([copies, kept], loss, name="impair_loss", made=1)
             descent.ended()
         session.record("impair_steps", descent.steps)
         descent.optimizer.state.clear()  # repair starts without the momentum of impair
