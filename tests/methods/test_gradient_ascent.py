@@ -90,6 +90,22 @@ def test_a_ceiling_reached_in_the_last_epoch_is_no_early_stop(model: nn.Module):
     assert done.note == ""
 
 
+@pytest.mark.parametrize("name", ["gradient_ascent", "neg_grad_plus"])
+@pytest.mark.parametrize("until", ["chance", 2.0])
+def test_the_best_epoch_on_holdout_beside_a_ceiling_is_refused(name: str, until: float | str):
+    text = f"{name}.keep_best or {name}.until, got both: leave keep_best out, for it returns an epoch before"
+    with pytest.raises(UserError, match=text):
+        load(name)(keep_best=True, until=until)
+
+
+def test_the_best_epoch_on_holdout_is_one_that_has_hardly_forgotten(model: nn.Module):
+    given = {"forget": FORGET, "holdout": blobs(30, seed=5, name="holdout")}
+    done = unlearn(ASCENT(epochs=8, lr=0.05, until=None, keep_best=True), model, TASK, **given)
+    first = unlearn(ASCENT(epochs=1, lr=0.05, until=None), model, TASK, forget=FORGET)
+    assert done.log["best_epoch"] == 1
+    assert close(done.model, first.model)
+
+
 @pytest.mark.parametrize(("until", "what"), [(None, "a finite loss"), (1e300, "a finite forget loss")])
 def test_divergence_names_the_step_and_the_rate(until: float | None, what: str, model: nn.Module):
     with pytest.raises(NotFinite, match=rf"{what} of gradient_ascent.* step \d+: lower gradient_ascent.lr \(now 1e"):

@@ -21,7 +21,11 @@ Until = float | Literal["chance"] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Ascending(Stepped):
-    """What methods have in common that raise the forget loss, which has no upper bound, until it has risen enough."""
+    """What methods have in common that raise the forget loss, which has no upper bound, until it has risen enough.
+
+    The epoch with the lowest loss on holdout data is often the first of an ascent, and always one that has forgotten
+    less than the one at which ``until`` ends it: ``keep_best`` asks for ``until`` to be None.
+    """
 
     until: Until = option(
         "chance",
@@ -29,8 +33,18 @@ class Ascending(Stepped):
         text="mean forget loss that ends it after an epoch: a number, chance for ln K of K classes, or null for none",
     )
 
+    keep_best: bool = option(
+        False,
+        unit="-",
+        text="return the epoch with the lowest loss on holdout data, which it then needs: of an ascent often the "
+        "first, which has hardly forgotten; with until null alone",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.keep_best and self.until is not None:
+            remedy = "leave keep_best out, for it returns an epoch before until was reached, or set until to None"
+            raise UserError(f"{self.name}.keep_best or {self.name}.until", "both", remedy)
         if isinstance(self.until, str):
             if self.until != "chance":
                 want = f"{self.name}.until 'chance', a number or None"

@@ -24,8 +24,8 @@ class GradientAscent(Ascending):
     the rest at any rate; the published code lets them move, as ``norm="moving"``. Applies to all tasks; without
     classes ``until`` must be a number or None.
 
-    Passes: E over the forget set, and E more, without gradients, for ``until``; with ``keep_best`` E over
-    holdout.
+    Passes: E over the forget set, and E more, without gradients, for ``until``; with ``keep_best``, which asks for
+    ``until`` to be None, E over holdout.
     """
 
     reference: ClassVar[Reference] = Reference(
