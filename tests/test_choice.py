@@ -50,6 +50,27 @@ def test_costs_are_epochs_over_the_retain_set() -> None:
     assert found["retrain"].passes == "recipe × retain"
 
 
+def test_a_pass_is_as_dear_as_what_is_run_on_each_sample() -> None:
+    found = by_name("train", "forget", "retain", "recipe", task="classification")
+    assert found["jit"].passes == "1 × forget"
+    assert found["jit"].cost == pytest.approx((load("jit")().samples + 1) * 0.05 / 0.95)
+    assert found["fisher_forgetting"].passes == "1 × retain"
+    assert found["fisher_forgetting"].cost == pytest.approx((1 + 2 * 10) / 3)  # forward once, backward once a class
+    order = sorted(("fisher_forgetting", "jit", "finetune", "ssd", "retrain"), key=lambda name: found[name].cost)
+    assert order == ["ssd", "jit", "finetune", "fisher_forgetting", "retrain"]  # as measured, docs/results/costs.md
+    official = load("jit")(compat="official", norm="moving", samples=6, epochs=2)
+    assert official.work("unlearn", None, 10) == {"forget": 2 * 3.0}  # 7 runs forward and one backward, two of those
+    best = load("jit")(keep_best=True, samples=6, epochs=2)
+    assert best.work("unlearn", None, 10) == {"forget": 2 * 7.0, "holdout": 2.0}
+
+
+def test_a_composition_costs_what_its_method_does_and_its_own_passes() -> None:
+    salun, alone = methods.build({"name": "salun", "method": "jit"}), load("jit")()
+    assert salun.passes("unlearn", None) == {"forget": 2.0}
+    assert salun.work("unlearn", None, 10) == {"forget": 1 + alone.samples + 1}
+    assert choice.cost(methods.build({"name": "pruned", "method": "jit"})) == choice.cost(alone)
+
+
 def test_nothing_is_said_without_ground(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "it is for nothing"
     monkeypatch.setattr(load("ssd"), "declines", lambda self, task, scenario, model: reason)

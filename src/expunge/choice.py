@@ -20,6 +20,7 @@ SIGHTS = {"": See.LABELLED, "-inputs": See.INPUTS, "-ids": See.IDS}
 TASKS: Mapping[str, Task] = {"classification": Classification(), "regression": Regression()}
 ALWAYS = {"fresh": 1, "scenario": 1}  # a network can be built anew, and who asks knows what is to be forgotten
 SHARE = 0.05  # of the training data that a request takes, where costs are compared
+CLASSES, EPOCHS = 10, 10  # of the task and of the recipe, where costs are compared
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Choice:
         declined: why it does not apply to the task and kind of request; empty where it does.
         passes: over each set to unlearn, in words.
         prepares: the same to prepare, once.
-        cost: reads to unlearn, in epochs over the retain data.
+        cost: of unlearning, in epochs of training on the retain data; see `cost`.
         source: authors and year.
     """
 
@@ -134,9 +135,14 @@ def _choice(method: Method, have: Mapping[str, int], task: str | None, kind: str
 
 
 def cost(method: Method) -> float:
-    """Return what a method reads to unlearn, in epochs over the retain data; holdout counts as a tenth of it."""
+    """Return what a method costs to unlearn by its own account, in epochs of training on the retain data.
+
+    The passes that it makes, each as dear as what it runs on a sample; of 10 classes, 5 % of the training data to
+    forget, holdout a tenth of the rest, and a recipe of 10 epochs. What it does beside its passes does not count.
+    """
     sizes = {"forget": SHARE / (1 - SHARE), "retain": 1.0, "train": 1 / (1 - SHARE), "holdout": 0.1}
-    return sum(times * sizes[name] for name, times in _reads(method, "unlearn").items())
+    found = method.work("unlearn", Recipe(epochs=EPOCHS), CLASSES)
+    return sum(times * sizes[name] for name, times in found.items())
 
 
 def summary(method: Method) -> str:
@@ -160,16 +166,16 @@ def passes(method: Method, phase: str) -> str:
     Returns:
         Such as ``5 × retain``; ``recipe × retain`` where the recipe's epochs decide.
     """
-    one, two = (_reads(method, phase, epochs) for epochs in (10, 20))
+    one, two = (_reads(method, phase, epochs) for epochs in (EPOCHS, 2 * EPOCHS))
     parts = []
     for name in sorted(one.keys() | two.keys()):
         a, b = one.get(name, 0.0), two.get(name, 0.0)
-        text = f"{a:g}" if a == b else "recipe" if a == 10 else f"{a / 10:g} recipe"
+        text = f"{a:g}" if a == b else "recipe" if a == EPOCHS else f"{a / EPOCHS:g} recipe"
         parts += [f"{text} × {name}"] if a or b else []
     return " + ".join(parts) or "-"
 
 
-def _reads(method: Method, phase: str, epochs: int = 10) -> dict[str, float]:
+def _reads(method: Method, phase: str, epochs: int) -> dict[str, float]:
     return method.passes(phase, Recipe(epochs=epochs))
 
 

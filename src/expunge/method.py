@@ -390,6 +390,16 @@ class Method(ABC):
         needs = self.prepares if phase == "prepare" else self.unlearns
         return {name: 1.0 for name in SETS if getattr(needs, name) >= See.INPUTS}
 
+    def work(self, phase: str, recipe: Recipe | None, classes: int) -> dict[str, float]:
+        """Return what the passes cost, by set, in passes of plain training: as many where a sample is run once a read.
+
+        Args:
+            phase: ``prepare`` or ``unlearn``.
+            recipe: the original's training recipe, or None.
+            classes: of the task.
+        """
+        return self.passes(phase, recipe)
+
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Return the reason why this method does not apply, or None."""
         return None

@@ -26,9 +26,9 @@ def methods(
 ) -> None:
     """List the methods: what each needs and costs; with a NAME, its settings; with --have, which of them remain.
 
-    Costs are passes over the sets of samples, the forget set taken as 5 % of the training data: the unit of a pass is
-    one epoch over the retained data. With [bold]--have[/bold] the methods that can be used come first, the cheapest
-    first, then the others with what they lack.
+    With [bold]--have[/bold] the methods that can be used come first, the cheapest first, then the others with what they
+    lack. Costs are in epochs of training on the retained data, by the passes that a method makes and what it runs on a
+    sample, with 5 % of the training data to forget and 10 classes.
 
     Raises:
         UserError: an unknown method, task, kind or word for what you have.

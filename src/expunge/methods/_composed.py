@@ -10,6 +10,7 @@ from torch import nn
 from expunge.errors import UserError
 from expunge.method import Method, MethodFault, Session, State
 from expunge.methods._fields import Checked
+from expunge.recipe import Recipe
 from expunge.seeds import seed as named_seed
 from expunge.tensors import isolated_rng
 
@@ -46,6 +47,11 @@ class Composed(Checked):
         """
         idle = type(self.inner).prepare is Method.prepare
         return super().preparation() | {"method": None if idle else self.inner.preparation()}
+
+    def work(self, phase: str, recipe: Recipe | None, classes: int) -> dict[str, float]:
+        """Return the work of the inner method's passes, and one for each further pass."""
+        own, reads = self.inner.work(phase, recipe, classes), self.inner.passes(phase, recipe)
+        return {s: n + own.get(s, 0.0) - reads.get(s, 0.0) for s, n in self.passes(phase, recipe).items()}
 
     def served_by_more(self) -> str | None:
         """Return why the inner method cannot be held by its weights, where it is served by more than these."""
