@@ -30,7 +30,9 @@ report/format report/document report/distance report/layout report/findings repo
 report/charts report/roc report/series report/page report/grids report/heat report/labels report/pareto
 report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
 report/__init__
-ledger bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
+ledger/events ledger/steps ledger/requests ledger/database ledger/keys ledger/book ledger/payloads ledger/marks
+ledger/check ledger/signing ledger/account ledger/pack ledger/__init__
+bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
 bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
 bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
 bench/__init__ qualify service testing
@@ -39,7 +41,7 @@ cli/_app cli/_show cli/_samples cli/_jobs cli/_settings cli/_plan cli/* cli/__in
 ORDER = LAW.split()
 REGISTRIES = {"methods/__init__", "attacks/__init__", "metrics/__init__"}
 MODULES = {str(p.relative_to(ROOT).with_suffix("")): ast.parse(p.read_text()) for p in sorted(ROOT.rglob("*.py"))}
-FREE = [m for m in MODULES if m in ORDER[:5] or m.startswith("report/") or m == "ledger"]  # of torch
+FREE = [m for m in MODULES if m in ORDER[:5] or m.startswith(("report/", "ledger/"))]  # of torch
 LOADERS = {(m, "load") for m in REGISTRIES}
 OPTIONAL = {"extras", "project/entry"}  # import what an extra brings, or what the user names
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
