@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from expunge.errors import UserError, suggest
 from expunge.project import sections
@@ -14,6 +15,7 @@ from expunge.project.sections import LARGEST, Count, Free, Pixels, Section, Word
 from expunge.recipe import Recipe
 
 NAME = "expunge.toml"
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}")
 
 
 class ModelSection(Section):
@@ -145,6 +147,43 @@ class PolicySection(Section):
     bounds: Words = []
 
 
+def _folders(value: dict[str, str]) -> dict[str, str]:
+    """Refuse names of models that are no plain names of folders."""
+    for name in value:
+        if _FOLDER.fullmatch(name) is None:
+            raise ValueError(f"a name of 1 to 60 letters, digits and . _ - was expected, which {name!r:.70} is not")
+    return value
+
+
+class RequestsSection(Section):
+    """How deletion requests are fulfilled; see `expunge.service`.
+
+    Args:
+        workspace: folder of the ledger and of the models' versions.
+        start: folder of ``expunge prepare``, which the first version is copied from.
+        route: ``edit`` (unlearn now), ``retrain`` (at the next cadence) or ``edit-then-retrain``, of requests that
+            name none.
+        days: from the receipt of a request to the day it is due.
+        batch: most requests that one edit fulfils together.
+        cadence: days between two retrainings.
+        approval: whether a second operator must approve a request before it is fulfilled.
+        undo_days: days for which a replaced version is kept, encrypted, to be rolled back to; 0 keeps none.
+        refresh_every: requests after which an edit first prepares its state anew; 0 for never.
+        models: project files by model name, of several models that one request may touch; empty for this one alone.
+    """
+
+    workspace: Word = "expunge-requests"
+    start: Word = "expunge-work"
+    route: Literal["edit", "retrain", "edit-then-retrain"] = "edit"
+    days: int = Field(default=30, ge=1, le=36500)
+    batch: int = Field(default=100, ge=1, le=2**20)
+    cadence: int = Field(default=30, ge=0, le=36500)
+    approval: bool = False
+    undo_days: int = Field(default=14, ge=0, le=36500)
+    refresh_every: int = Field(default=0, ge=0, le=LARGEST)
+    models: Annotated[dict[str, Word], AfterValidator(_folders)] = {}
+
+
 class Config(Section):
     """A project file.
 
@@ -156,6 +195,7 @@ class Config(Section):
         method: name and fields of the method.
         runtime: how work runs.
         policy: what a request may do.
+        requests: how deletion requests are fulfilled.
     """
 
     model: ModelSection = ModelSection()
@@ -165,6 +205,7 @@ class Config(Section):
     method: Free = {"name": "ssd"}
     runtime: RuntimeSection = RuntimeSection()
     policy: PolicySection = PolicySection()
+    requests: RequestsSection = RequestsSection()
 
 
 def read(path: Path) -> Config:

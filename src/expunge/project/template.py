@@ -67,7 +67,23 @@ name = "{method}"            # expunge methods shows what there is; its fields m
 # methods = ["ssd", "retrain"]   # methods that may be used; empty for all
 # largest_share = 0.5      # most of the training samples that one request may forget
 # accuracy_drop = 0.02     # most that test accuracy may fall by a request; beyond it the exit code is 3
-# bounds = ["accuracy/test >= 0.9", "gap membership/loss/auc <= 0.05"]   # held by expunge audit; missed: exit code 3
+# bounds = ["accuracy/test >= 0.9", "gap membership/loss/auc <= 0.05"]   # held by audit and requests; missed: exit 3
+
+# How deletion requests are received, fulfilled and recorded: expunge requests add, list, process ...
+[requests]
+# workspace = "expunge-requests"   # folder of the ledger and of the models' versions
+# start = "expunge-work"   # folder of expunge prepare, which the first version is copied from
+# route = "edit"           # now; "retrain": at the next cadence; "edit-then-retrain": now, and exactly at the cadence
+# days = 30                # from receipt to the day a request is due
+# batch = 100              # most requests that one edit fulfils together
+# cadence = 30             # days between two retrainings
+# approval = false         # whether a second operator must approve a request first
+# undo_days = 14           # a replaced version is kept encrypted so long, to be rolled back to; 0 keeps none
+# refresh_every = 0        # requests after which an edit first prepares its state anew; 0 for never
+
+# [requests.models]        # several models that one request may touch, by name; leave out for this project alone
+# shop = "expunge.toml"
+# search = "../search/expunge.toml"
 """
 
 
