@@ -159,10 +159,10 @@ class Ledger:
         Raises:
             UserError: as `receive` says.
         """
-        new = dict[str, Request]()
+        new, entries = dict[str, Request](), list[Entry]()
+        some = list(requests)  # before the file is locked for others
         with self._book.writing():
-            entries = list[Entry]()
-            for request in requests:
+            for request in some:
                 there_is = new.get(request.id) or self._known(request.id)
                 if there_is is None:
                     new[request.id] = request
@@ -174,7 +174,13 @@ class Ledger:
         return len(entries)
 
     def _known(self, id: str) -> Request | None:
-        return self.request(id) if self._book.rows("SELECT 1 FROM latest WHERE request = ?", [id]) else None
+        if not self._book.history(id):
+            return None
+        try:
+            return self.request(id)
+        except Erased as error:
+            got = f"'{id}', of which all that it named was erased"
+            raise UserError("the id of a new request", got, "choose another id") from error
 
     def record(
         self, request: str, step: Step, body: Mapping[str, Any] | None = None, *, model: str | None = None
@@ -292,6 +298,8 @@ class Ledger:
 
     def erase(self, id: str, reason: str) -> None:
         """Destroy what a request named; that it was there, and what was done, stays. A second time changes nothing.
+
+        The marks of ids that models have forgotten stay too: without an id to compare, they tell nothing.
 
         Args:
             id: of the request.

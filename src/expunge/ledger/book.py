@@ -151,7 +151,7 @@ class Book:
         due, request = "", ""
         while True:
             found = self.rows(OPEN, [due, request])
-            yield from (Status.read(json.loads(text)) for _, _, text in found)
+            yield from (self._status(text) for _, _, text in found)
             if len(found) < PAGE:
                 return
             due, request, _ = found[-1]
@@ -163,10 +163,17 @@ class Book:
             found = self.rows(
                 f"SELECT request, status FROM latest WHERE request > ? ORDER BY 1 LIMIT {PAGE}", [request]
             )
-            yield from (Status.read(json.loads(text)) for _, text in found)
+            yield from (self._status(text) for _, text in found)
             if len(found) < PAGE:
                 return
             request, _ = found[-1]
+
+    def _status(self, text: str) -> Status:
+        try:
+            return Status.read(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            remedy = "see expunge requests verify for all that is damaged"
+            raise CorruptArtefact(f"the status of a request in {self.path}", f"{error}", remedy) from error
 
     def append(self, entries: Sequence[Entry], now: datetime, actor: str) -> list[Event]:
         """Add events at the end, within `writing`.
