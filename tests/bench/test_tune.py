@@ -29,6 +29,7 @@ from expunge.errors import CorruptArtefact, Declined, Incompatible, MissingExtra
 from expunge.evaluate import evaluate
 from expunge.method import Search
 from expunge.methods.ssd import SSD
+from expunge.report import tunepage
 from expunge.steps import Step
 from expunge.trial import handled, original
 
@@ -444,6 +445,71 @@ def test_fields_declare_where_they_are_searched() -> None:
     assert spaces.space("lfssd", {}) == spaces.space("ssd", {})
     assert spaces.space("finetune", {}) == {"epochs": Search(1, 10, whole=True), "lr": Search(1e-4, 1e-1, log=True)}
     assert list(spaces.space("ssd", {"alpha": 3})) == ["dampening"]
+
+
+def test_fields_of_the_method_that_a_composition_runs_are_searched_like_its_own() -> None:
+    inner = {name: one for name, one in spaces.space("random_label", {}).items() if name != "lr"}
+    found = spaces.space("salun", {"method": {"name": "random_label", "lr": 0.02}})
+    assert found == {**{f"method.{name}": one for name, one in inner.items()}, "density": Search(0.1, 0.9)}
+    assert list(spaces.space("pruned", {"method": "finetune"})) == ["method.epochs", "method.lr", "sparsity"]
+    deep = {"method": {"name": "salun", "method": "finetune", "density": 0.5}, "sparsity": 0.9}
+    assert list(spaces.space("pruned", deep)) == ["method.method.epochs", "method.method.lr"]
+    ranges = ["method.lr=0.1:0.2", "method.momentum=0:0.9"]
+    asked_for = spaces.space("pruned", {"method": {"name": "finetune"}}, ranges)
+    assert asked_for["method.lr"] == Search(0.1, 0.2, log=True)
+    assert asked_for["method.momentum"] == Search(0.0, 0.9)
+    assert list(spaces.space("salun", {})) == ["density"]  # no method is named, and its own default has none
+
+
+@pytest.mark.parametrize(
+    ("fixed", "text", "wanted"),
+    [
+        ({}, "method.lr=0.1:1", "a field of salun, got 'method.lr': name the method that it runs first, as in --set"),
+        (
+            {"method": "salun"},
+            "method.method.lr=0.1:1",
+            "the method that it runs first, as in --set method.method.name=",
+        ),
+        ({}, "density.lr=0.1:1", "a field of salun, got 'density.lr': did you mean 'density'"),
+        ({"method": "finetune"}, "method.lrr=0.1:1", "a field of salun, got 'method.lrr': did you mean 'method.lr'"),
+        ({"method": {"name": "finetune", "lr": 1}}, "method.lr=0.1:1", "method.lr either fixed or searched, got both"),
+        ({"method": "finetune"}, "method=ssd,finetune", "method either fixed or searched, got both"),
+        ({"method": "finetune"}, "method.lr=0:1:linear", "finetune.lr above 0"),
+    ],
+)
+def test_ranges_of_a_composition_are_held_to_the_method_it_runs(fixed: dict[str, Any], text: str, wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        spaces.space("salun", fixed, [text])
+
+
+def test_a_composition_is_tuned_with_the_method_it_runs(setting: Setting, tmp_path: Path) -> None:
+    fixed = {"method": {"name": "random_label", "epochs": 2}}
+    made = asked("salun", fixed=fixed, seeds=[100])
+    assert made.shares  # what is prepared depends on none of them
+    document = tune(made, setting=setting, study=tmp_path / "study.db", trials=3)
+    names = list(document["space"])
+    assert {"method.lr", "density"} <= set(names)
+    assert not any(name.startswith("method.epochs") for name in names)
+    assert document["default"]["method"]["epochs"] == document["method"]["method"]["epochs"] == 2
+    assert document["space"]["method.lr"]["symbol"] == "η"
+    tried = [trial["chosen"] for trial in document["history"][1:]]
+    assert all(set(one) == set(names) for one in tried)
+    assert len({one["method.lr"] for one in tried}) == 2
+    best = document["history"][document["best"]]["chosen"]
+    again = methods.build({"name": "salun", **spaces.merged(fixed, best)})
+    assert document["method"] == again.settings()
+    assert document["chosen"]["method.lr"] == again.method.lr
+    page = tunepage.render([document], created="now", command="")
+    assert "method.lr" in page
+
+
+def test_what_a_composition_prepares_is_shared_unless_a_searched_field_decides_it() -> None:
+    given = {"method": {"name": "finetune", "epochs": 1}}
+    assert asked("pruned", fixed={**given, "sparsity": 0.5}).shares
+    assert not asked("pruned", fixed=given).shares
+    inside = {"method": {"name": "ssd", "importance": "batch_mean"}}
+    assert asked("salun", fixed=inside).shares
+    assert not asked("salun", fixed=inside, ranges=("method.batch=8,400",)).shares
 
 
 @pytest.mark.parametrize(

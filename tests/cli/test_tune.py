@@ -67,6 +67,22 @@ def test_settings_are_found_and_a_grid_uses_them(run: Run, grid: Path, store: Pa
     assert code == 0, err
 
 
+def test_the_method_of_a_composition_is_searched_and_a_grid_uses_what_was_found(
+    run: Run, grid: Path, store: Path, tmp_path: Path
+) -> None:
+    given = ("salun", "--set", "method.name=random_label", "--set", "method.epochs=1", "--set", "density=0.5")
+    code, out, err = run(*words(*given, "--range", "method.lr=0.01:0.1", "-o", "nested", store=store, trials=2))
+    assert code == 0, err
+    assert "method.lr = " in out
+    body = json.loads((tmp_path / "nested" / "salun.json").read_text())
+    assert list(body["chosen"])[0] == "method.lr"
+    assert body["method"]["method"]["lr"] == body["chosen"]["method.lr"]
+    assert "method.lr" in (tmp_path / "nested" / "report.html").read_text()
+    (tmp_path / "next.toml").write_text(GRID.replace("methods", "#") + '[methods.salun]\ntuned = "nested/salun.json"\n')
+    found = load(tmp_path / "next.toml")
+    assert found.methods["salun"] == body["method"]
+
+
 def test_the_same_command_again_reads_and_as_json_says_the_same(
     run: Run, grid: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from expunge import methods
 from expunge.bench import ground as grounds
 from expunge.bench import objectives
 from expunge.bench import study as studies
@@ -79,8 +78,7 @@ def tune(
     if trials < 1:
         raise UserError("1 trial or more", f"{trials}", "ask for more")
     told = told or (lambda _: None)
-    wanted = {name: tuning.default.settings().get(name) for name in tuning.space}
-    with studies.opened(study, tuning.method, tuning.spec, tuning.space, wanted, tuning.seed) as room:
+    with studies.opened(study, tuning.method, tuning.spec, tuning.space, tuning.start, tuning.seed) as room:
         if len(room.finished()) < trials or room.noted(studies.COMPARED) is None:
             with one_by_one():
                 _Search(tuning, setting, room, told).run(trials)
@@ -184,7 +182,7 @@ class _Search:
         told: dict[str, Any] = {"chosen": chosen}
         ended: float | None = None
         try:
-            method = methods.build({"name": self.tuning.method, **self.tuning.fixed, **chosen})
+            method = self.tuning.made(chosen)
             for k in range(len(self.tuning.seeds)):
                 for i, column in enumerate(laid):
                     scores = column[k].tried(method, ready.get((i, k)) or column[k].prepared(method))

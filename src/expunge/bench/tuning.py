@@ -13,7 +13,7 @@ from expunge.bench import objectives
 from expunge.bench.cell import Cell
 from expunge.bench.grid import TUNED_KIND, TUNED_SCHEMA
 from expunge.bench.objectives import Objective
-from expunge.bench.spaces import limits
+from expunge.bench.spaces import ends, limits, merged
 from expunge.bench.study import Trial
 from expunge.errors import UserError, suggest
 from expunge.files import jsonable, write_document
@@ -70,13 +70,28 @@ class Tuning:
     @cached_property
     def default(self) -> Method:
         """The method with the fixed fields, and its defaults elsewhere."""
-        return methods.build({"name": self.method, **self.fixed})
+        return self.made({})
+
+    def made(self, chosen: Mapping[str, Any]) -> Method:
+        """Return the method with the fixed fields and chosen values of searched ones.
+
+        Raises:
+            UserError: a value that does not fit.
+        """
+        return methods.build({"name": self.method, **merged(self.fixed, chosen)})
+
+    @cached_property
+    def start(self) -> dict[str, Any]:
+        """The default settings' values of the searched fields."""
+        settings = self.default.settings()
+        return {name: _at(settings, name) for name in self.space}
 
     @property
     def shares(self) -> bool:
         """Whether no searched field decides what the method prepares."""
-        decides = self.default.prepared_by
-        return decides is not None and not decides & self.space.keys()
+        left = self.default.preparation()
+        tried = [self.made({name: value}) for name, search in self.space.items() for value in ends(search)]
+        return all(method.preparation() == left for method in tried)
 
     @cached_property
     def seeded(self) -> list[list[Cell]]:
@@ -141,7 +156,7 @@ def document(
         raise UserError("a setting that works", f"none of {len(found)} ({why})", "narrow the ranges")
     best = min(whole, key=lambda t: (t.value, t.number))
     chosen = dict(best.told["chosen"])
-    method = methods.build({"name": tuning.method, **tuning.fixed, **chosen}).settings()
+    method = tuning.made(chosen).settings()
     tried = [t.value for t in found if t.number == 0]
     counts = {state: sum(t.state == state for t in found) for state in ("complete", "pruned", "refused")}
     edits = sum(len(t.told["values"]) for t in found) * len(tuning.cells)
@@ -149,10 +164,8 @@ def document(
         "expunge": __version__,
         "method": method,
         "default": tuning.default.settings(),
-        "chosen": {name: method[name] for name in tuning.space},
-        "space": {
-            name: limits(search) | {"symbol": _symbol(tuning.method, name)} for name, search in tuning.space.items()
-        },
+        "chosen": {name: _at(method, name) for name in tuning.space},
+        "space": {name: limits(search) | {"symbol": _symbol(tuning, name)} for name, search in tuning.space.items()},
         "fixed": jsonable(dict(tuning.fixed)),
         "on": [place(cell) | {"text": f"{_data(cell)}, {cell.network}, {cell.asked}"} for cell in tuning.cells],
         "trials": len(found),
@@ -175,8 +188,21 @@ def _told(trial: Trial) -> dict[str, Any]:
     return {"number": trial.number, "state": trial.state, "value": trial.value, **own, "why": trial.told.get("why", "")}
 
 
-def _symbol(method: str, name: str) -> str:
-    return str(next(f for f in fields(methods.load(method)) if f.name == name).metadata.get("symbol", ""))
+def _symbol(tuning: Tuning, name: str) -> str:
+    """Return the symbol of a searched field."""
+    *path, last = name.split(".")
+    method: Any = tuning.default
+    for part in path:
+        method = getattr(method, part)
+    return str(next(f for f in fields(method) if f.name == last).metadata.get("symbol", ""))
+
+
+def _at(settings: Mapping[str, Any], name: str) -> Any:
+    """Return a field's value in settings, of a composition's method where the name has a dot."""
+    found: Any = settings
+    for part in name.split("."):
+        found = found[part]
+    return found
 
 
 def _data(cell: Cell) -> str:

@@ -213,6 +213,7 @@ def _report(output: Path, documents: list[Any]) -> Path:
 def _lines(output: Path, found: dict[str, Any], report: Path) -> list[Any]:
     from rich.table import Table
 
+    from expunge.report.tunecharts import default_of
     from expunge.report.tunepage import sentence, shown
 
     table = Table("method", "field", "default", "chosen", "value", "default's", "trials", "given up", title="Tuned")
@@ -221,7 +222,7 @@ def _lines(output: Path, found: dict[str, Any], report: Path) -> list[Any]:
         for at, field in enumerate(body["chosen"]):
             own = (name, shown(body["value"]), shown(body["default_value"]), str(body["trials"]), str(budget["pruned"]))
             head, *rest = own if at == 0 else ("",) * len(own)
-            table.add_row(head, field, shown(body["default"][field]), shown(body["chosen"][field]), *rest)
+            table.add_row(head, field, shown(default_of(body, field)), shown(body["chosen"][field]), *rest)
     first = next(iter(found))
     return [
         table,

@@ -22,6 +22,14 @@ Document = Mapping[str, Any]
 Trial = Mapping[str, Any]
 
 
+def default_of(document: Document, name: str) -> Any:
+    """Return the default settings' value of a searched field; of a composition's method where its name has a dot."""
+    found: Any = document["default"]
+    for part in name.split("."):
+        found = found.get(part)
+    return found
+
+
 def history(document: Document, key: str) -> str:
     """Return the value of every trial and the smallest so far, with what it is to be compared with as lines.
 
@@ -110,7 +118,7 @@ def _slice(document: Document, name: str, key: str) -> str:
         _value_axis(ax, [t["value"] for t in trials], [])
         at = [choices.index(t["chosen"][name]) if choices else t["chosen"][name] for t in having]
         default = next((t for t in trials if t["number"] == 0), None)
-        start = document["default"].get(name)
+        start = default_of(document, name)
         if default is not None and (start in choices if choices else isinstance(start, int | float)):
             having, at = [default, *having], [choices.index(start) if choices else start, *at]
         elif default is not None:  # its value is no number, such as auto

@@ -112,7 +112,7 @@ def _field(document: Document, name: str) -> dict[str, str]:
         "name": name,
         "symbol": search.get("symbol", ""),
         "range": where,
-        "default": shown(document["default"].get(name)),
+        "default": shown(charts.default_of(document, name)),
         "chosen": shown(document["chosen"][name]),
         "importance": fmt.MISSING if weight is None else f"{100 * weight:.0f}%",
     }
@@ -143,7 +143,7 @@ def _trial(document: Document, trial: Mapping[str, Any]) -> dict[str, Any]:
         "pruned": f"given up after {fmt.count(len(trial['values']), 'seed')}",
         "refused": trial["why"],
     }
-    settings = {**document["default"], **trial["chosen"]}
+    settings = {name: charts.default_of(document, name) for name in document["space"]} | trial["chosen"]
     return {
         "number": trial["number"] + 1,
         "mark": "default" if trial["number"] == 0 else "",
