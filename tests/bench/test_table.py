@@ -506,6 +506,17 @@ def tuned(trials: int, *data: str, seeds: int = 5) -> dict[str, Any]:
     }
 
 
+def test_a_method_without_fields_to_search_is_no_reason_to_warn_of_unequal_budgets(grid: Grid) -> None:
+    found, text = {"ssd": tuned(50, "fashion_mnist")}, "the methods were not tuned with the same budget"
+    composed = {"name": "pruned", "method": {"name": "finetune"}}
+    for settings in ({"name": "assd"}, composed, {"name": "finetune"}):
+        own = replace(grid, tuned=found, methods={**grid.methods, "finetune": settings})
+        said = table.render(own, [whole(grid)], "markdown")
+        assert ("Tuning of finetune: no field to search." in said) is (settings["name"] == "assd")
+        assert ("Tuning of finetune: not tuned." in said) is (settings["name"] != "assd")
+        assert (text in said) is (settings["name"] != "assd")
+
+
 @pytest.mark.parametrize(
     ("found", "said", "unsaid"),
     [

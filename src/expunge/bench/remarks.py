@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from expunge.bench.comparison import Comparison, spelled
 from expunge.bench.grid import Grid
 from expunge.draws import Request
+from expunge.methods import load
 from expunge.metric import Unavailable, Value
 from expunge.report import format as fmt
 from expunge.report.findings import caveats
 
 WARNING = "Warning:"
+NOTHING = "no field to search"
 RANKS = (
     "Ranks by the size of the gap to retrained, among methods and controls: all pairs of a number are compared by "
     "paired t tests over seeds, corrected together by Holm at 5%; what is not told apart shares its ranks. "
@@ -138,16 +141,24 @@ def _tuning(grid: Grid, comparison: Comparison) -> Iterator[str]:
     budgets = dict[str, str]()
     for model in methods:
         found = grid.tuned.get(model)
-        budgets[model] = "not tuned" if found is None else _budget(found)
+        idle = found is None and not _searched(grid.methods[model])
+        budgets[model] = NOTHING if idle else "not tuned" if found is None else _budget(found)
     for budget in dict.fromkeys(budgets.values()):
         yield f"Tuning of {fmt.listed([m for m in methods if budgets[m] == budget])}: {budget}."
-    if len(set(budgets.values())) > 1:
+    if len(set(budgets.values()) - {NOTHING}) > 1:
         yield f"{WARNING} the methods were not tuned with the same budget, which favours those that were tuned more."
     data = grid.places[comparison.group.place].data
     seen = [m for m in methods if _data(data) in {_data(on["data"]) for on in grid.tuned.get(m, {}).get("on", ())}]
     if seen:
         verb = "was" if len(seen) == 1 else "were"
         yield f"{WARNING} {fmt.listed(seen)} {verb} tuned on {_name(data)}, the data reported here."
+
+
+def _searched(settings: Mapping[str, Any]) -> bool:
+    """Return whether a method, or the one that it runs, declares where a field of it is searched."""
+    own = fields(load(settings["name"]))
+    inner = [value for value in settings.values() if isinstance(value, Mapping) and "name" in value]
+    return any(f.metadata.get("search") is not None for f in own) or any(map(_searched, inner))
 
 
 def _budget(tuned: Mapping[str, Any]) -> str:
