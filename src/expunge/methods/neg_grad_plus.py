@@ -29,7 +29,8 @@ class NegGradPlus(Ascending):
     None. BatchNorm statistics move with both batches, the retain batch first; a forget set of one sample freezes them.
 
     Passes: E over the retain set and as many forget samples in lockstep, at most one pass over the forget set an
-    epoch more than that, and another, without gradients, for ``until``; with ``keep_best`` E over holdout.
+    epoch more than that, and another, without gradients, for ``until``; with ``keep_best``, which asks for ``until`` to
+    be None, E over holdout.
     """
 
     reference: ClassVar[Reference] = KURMANJI_2023
