@@ -35,7 +35,9 @@ ledger/check ledger/signing ledger/account ledger/pack ledger/__init__
 bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
 bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
 bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
-bench/__init__ qualify service testing
+bench/__init__ qualify
+service/workspace service/targets service/facts service/measure service/outcome service/site service/made service/edit
+service/retrain service/attempt service/capacity service/process service/__init__ testing
 cli/_app cli/_show cli/_samples cli/_jobs cli/_settings cli/_plan cli/* cli/__init__ __main__
 """
 ORDER = LAW.split()

@@ -53,13 +53,13 @@ class Who:
         """Return the scenario on the training data that is left."""
         rest: dict[str, Any] = {"holdout": place.holdout, "test": place.test}
         if self.label is not None:
-            return forget_class(train, self._class(place), **rest)
+            return forget_class(train, self.class_index(place), **rest)
         if self.amount is not None:
             return forget_random(train, self.amount, seed=seed, **rest)
         if self.subclass is not None:
-            return forget_subclass(train, self.subclass, column=_column(place, "subclass"), **rest)
+            return forget_subclass(train, self.subclass, column=column_of(place, "subclass"), **rest)
         if self.subject is not None:
-            column = _column(place, "subject")
+            column = column_of(place, "subject")
             self._check_subject(train, place, column)
             return forget_subject(train, self.subject, column=column, **rest)
         wanted = self.wanted()
@@ -126,7 +126,12 @@ class Who:
             raise UserError(f"ids in {self.ids}, one a line", "none", "write the ids that are to be forgotten")
         return found
 
-    def _class(self, place: Project) -> int:
+    def class_index(self, place: Project) -> int:
+        """Return the class of ``label``, a number or a name.
+
+        Raises:
+            UserError: there is no such class, or the task has none.
+        """
         assert self.label is not None
         if not isinstance(place.task, Classification):
             remedy = "name --ids, --subclass or --subject"
@@ -238,7 +243,16 @@ def _alike(name: str) -> list[str]:
     return [*found, *(f.lstrip("0") or "0" for f in found if f.isdigit())]
 
 
-def _column(place: Project, kind: str) -> str:
+def column_of(place: Project, kind: str) -> str:
+    """Return the column that names subjects or subclasses.
+
+    Args:
+        place: the project.
+        kind: ``subject`` or ``subclass``.
+
+    Raises:
+        UserError: the project names none.
+    """
     named = getattr(place.config.data, kind)
     if named is not None:
         return str(named)

@@ -122,6 +122,26 @@ def forgotten(state: State, ids: Sequence[str]) -> np.ndarray | None:
     return np.isin(id_hashes(bytes.fromhex(own["key"]), ids), gone)
 
 
+def prepared(state: State, ids: Sequence[str]) -> np.ndarray | None:
+    """Return which of the ids a state knows as trained on and not forgotten, (N,) booleans.
+
+    None where it was not prepared on training data, and so cannot tell.
+    """
+    own = state.meta.get(_OWN)
+    if not isinstance(own, Mapping) or "samples" not in own:
+        return None
+    stays = state.tensors[_IDS].numpy()[state.tensors[_FORGOTTEN].numpy() == 0]
+    return np.isin(id_hashes(bytes.fromhex(own["key"]), ids), stays)
+
+
+def staying(state: State) -> int | None:
+    """Return how many samples a state knows as trained on and not forgotten; None where it cannot tell."""
+    own = state.meta.get(_OWN)
+    if not isinstance(own, Mapping) or "samples" not in own:
+        return None
+    return int((state.tensors[_FORGOTTEN].numpy() == 0).sum())
+
+
 def _remembered(
     meta: dict[str, Any], state: State, ids: Sequence[str], retain: Data | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,227 @@
+"""Fulfil what is pending, on every model that the project file names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from expunge import selection
+from expunge.errors import UserError
+from expunge.folders import Folder
+from expunge.ledger import Ledger, Route, Status, utcnow
+from expunge.ledger.steps import How
+from expunge.project import Project
+from expunge.runtime import Progress, Runtime
+from expunge.selection import Selection
+from expunge.service.attempt import attempt, fail, interrupted, recover
+from expunge.service.capacity import advise
+from expunge.service.edit import edit
+from expunge.service.measure import families
+from expunge.service.outcome import Outcome, Outcomes
+from expunge.service.retrain import retrain
+from expunge.service.site import Site
+from expunge.service.targets import Target, target
+from expunge.service.workspace import Workspace
+
+ONE = "model"
+
+
+def places(place: Project) -> dict[str, Project]:
+    """Return the projects of all models that a request may touch, by name."""
+    named = place.config.requests.models
+    return {name: Project.open(place.folder / file, place.data_dir) for name, file in named.items()} or {ONE: place}
+
+
+def process(
+    place: Project,
+    workspace: Workspace | None = None,
+    *,
+    only: Sequence[str] = (),
+    how: How | None = None,
+    now: Callable[[], datetime] = utcnow,
+    runtime: Runtime | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | bool | None = None,
+    actor: str | None = None,
+) -> Outcomes:
+    """Fulfil pending requests: end what was interrupted, then edit in batches, then retrain what is due.
+
+    A request waits where it is held, where the policy asks for an approval that it lacks, and, by its route, for the
+    next retraining. Many processes may do this at once; one at a time works on a model.
+
+    Args:
+        place: the project, whose section ``[requests]`` is the policy.
+        workspace: where versions are kept; default the one that the section names.
+        only: ids of requests; default all.
+        how: ``edit`` for edits alone; ``retrain`` to retrain for all of them now, whatever their routes.
+        now: tells the time.
+        runtime: device, batch size; default the project's.
+        seed: of everything random.
+        progress: as in `Runtime`, instead of the runtime's own.
+        actor: who does this; default the user of the operating system.
+
+    Returns:
+        What came of it, by model.
+
+    Raises:
+        UserError: there is no ledger, an id is unknown, or nothing can be started on any model.
+    """
+    space = workspace or Workspace.of(place)
+    runtime = runtime or place.runtime()
+    runtime = runtime if progress is None else replace(runtime, progress=progress)
+    found, problems = Outcomes(), list[UserError]()
+    with Ledger.open(space.folder, now=now, actor=actor) as ledger:
+        wanted = {ledger.status(request).request for request in only}
+        every = places(place)
+        for name, own in every.items():
+            site = Site(name, own, place.config.requests, space, ledger, runtime, seed, now)
+            try:
+                with space.locked(name):
+                    found += _model(site, wanted, how)
+            except UserError as error:
+                problems.append(error)
+                found.append(Outcome(name, (), "refused", text=str(error)))
+        if len(problems) == len(every):
+            raise problems[0]
+        with space.closing():
+            _close(ledger, every, place.config.requests.route)
+    return found
+
+
+def _model(site: Site, wanted: set[str], how: How | None) -> list[Outcome]:
+    """Fulfil what is pending on one model."""
+    site.begin()
+    found = [outcome for outcome in recover(site) if outcome.step == "deployed"]
+    families(site.place)  # a bound on no number is told before work begins
+    later = list[Status]()
+    for batch in _batches(site, list(_pending(site, wanted, how, "edit", set())), found, later):
+        found += _attempted(site, "edit", batch)
+    failed = {request for o in found if o.step == "failed" for request in o.requests}
+    rest = [*later, *_pending(site, wanted, how, "retrain", failed)]
+    if rest and how != "edit":
+        found += _retrained(site, rest, how)
+    return found
+
+
+def _pending(site: Site, wanted: set[str], how: How | None, what: How, failed: set[str]) -> Iterator[Status]:
+    for status in site.ledger.open_requests():
+        chosen = not wanted or status.request in wanted
+        if chosen and status.request not in failed and site.wants(status, how) == what:
+            yield status
+
+
+def _attempted(site: Site, how: How, batch: Sequence[Target]) -> list[Outcome]:
+    """Make an attempt for those that nobody has put on hold or refused meanwhile."""
+    statuses = [site.ledger.status(t.request.id) for t in batch]
+    batch = [t for t, status in zip(batch, statuses, strict=True) if status.open and status.held is None]
+    if not batch:
+        return []
+    found = attempt(site, site.folder(), how, batch, edit if how == "edit" else retrain)
+    return [replace(found, advice=advise(site)) if found.step == "deployed" else found]
+
+
+def _looked_up(site: Site, folder: Folder, status: Status) -> Target:
+    train = folder.project.train
+    return target(site.ledger.request(status.request), folder.project, train, site.gone(train), folder.state)
+
+
+def _batches(site: Site, pending: list[Status], found: list[Outcome], later: list[Status]) -> Iterator[list[Target]]:
+    """Yield requests that are edited together; what cannot be edited is recorded and put among the outcomes.
+
+    What an edit has nothing left to do for, and its route asks to retrain for, is put off.
+
+    A whole class goes alone, for methods that forget one class; so does a request that failed before, lest it spoil
+    another batch.
+    """
+    batch, samples = list[Target](), set[str]()
+    for status in pending:
+        folder = site.folder()
+        mine = _looked_up(site, folder, status)
+        if mine.absent:
+            _nothing(site, status, mine, found, later)
+            continue
+        train = folder.project.train
+        left = len(train) - len(site.gone(train))
+        problem = mine.problem or _too_large(folder.project, mine, left)
+        if problem is not None:
+            found.append(_refused(site, mine, problem))
+            continue
+        model = status.models.get(site.name)
+        failed = model is not None and model.step == "failed" and not interrupted(site, status)
+        alone = mine.request.kind == "class" or failed
+        most = folder.project.config.policy.largest_share * left
+        if batch and (alone or len(batch) == site.policy.batch or len(samples | {*mine.ids}) > most):
+            yield batch
+            batch, samples = [], set()
+            mine = _looked_up(site, site.folder(), status)  # the batch before may have forgotten some of it
+            if mine.absent:
+                _nothing(site, status, mine, found, later)
+                continue
+        batch, samples = [*batch, mine], samples | {*mine.ids}
+        if alone:
+            yield batch
+            batch, samples = [], set()
+    if batch:
+        yield batch
+
+
+def _too_large(place: Project, mine: Target, left: int) -> UserError | None:
+    """Return why a request is larger than the policy allows, if it is."""
+    try:
+        forget = place.train.subset(mine.ids)
+        selection.check_share(place, Selection(forget, None, None, len(forget), len(forget)), left)
+    except UserError as error:
+        return error
+    return None
+
+
+def _nothing(site: Site, status: Status, mine: Target, found: list[Outcome], later: list[Status]) -> None:
+    """Put off what other requests forgot by an edit, where the route asks to retrain; else there is nothing of it."""
+    if mine.past and (status.route or site.policy.route) != "edit":
+        later.append(status)
+    else:
+        found.append(_absent(site, mine))
+
+
+def _absent(site: Site, mine: Target) -> Outcome:
+    body = {"samples": 0, "forgotten_before": len(mine.past)}
+    site.ledger.record(mine.request.id, "absent", body, model=site.name)
+    return Outcome(site.name, (mine.request.id,), "absent", text=f"{site.name} holds nothing of it")
+
+
+def _refused(site: Site, mine: Target, problem: UserError) -> Outcome:
+    """Record an attempt that cannot be made."""
+    version = f"v{site.ledger.head().seq + 1:06d}"
+    site.ledger.record(mine.request.id, "started", {"how": "edit", "version": version, "batch": 1}, model=site.name)
+    return fail(
+        site, [mine.request.id], "edit", version, str(problem), {"error": "UserError"}, set(mine.request.values)
+    )
+
+
+def _retrained(site: Site, pending: list[Status], how: How | None) -> list[Outcome]:
+    """Retrain for all requests that wait for it, where that is due or asked for; else schedule them."""
+    folder, found, batch = site.folder(), list[Outcome](), list[Target]()
+    due = site.due(folder)
+    for status in pending:
+        mine = _looked_up(site, folder, status)
+        model = status.models.get(site.name)
+        if mine.absent and not mine.past and not (model and model.done):
+            found.append(_absent(site, mine))
+        elif how == "retrain" or due <= site.now():
+            batch.append(mine)
+        elif model is None or model.step != "scheduled":
+            body = {"how": "retrain", "due": due.isoformat(timespec="seconds")}
+            site.ledger.record(status.request, "scheduled", body, model=site.name)
+            text = f"retrained with the next cadence, from {due.date()} on"
+            found.append(Outcome(site.name, (status.request,), "scheduled", how="retrain", text=text))
+    return [*found, *_attempted(site, "retrain", batch)]
+
+
+def _close(ledger: Ledger, every: dict[str, Project], route: Route) -> None:
+    """Close the requests that are fulfilled on all models."""
+    for status in list(ledger.open_requests()):
+        own, models = status.route or route, status.models
+        running = any(m.running for m in models.values())
+        if status.held is None and not running and every.keys() <= models.keys() and status.fulfilled(own):
+            ledger.record(status.request, "closed", {"route": own})

@@ -1,0 +1,103 @@
+"""The route ``retrain``: the network trained anew on what was never to be forgotten, with proof of what it saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from expunge import folders, methods
+from expunge.errors import UserError
+from expunge.folders import Folder
+from expunge.method import Nature
+from expunge.runtime import peak_memory
+from expunge.scenario import forget_ids
+from expunge.scores import REFERENCE
+from expunge.service import facts
+from expunge.service.made import Made
+from expunge.service.site import Site, refuse_learning_again
+from expunge.service.targets import Target
+from expunge.tensors import weights_digest
+from expunge.train import fit, fresh
+from expunge.unlearn import prepare
+
+NOTE = "Trained anew without the forgotten samples, then prepared anew for further edits."
+
+
+def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
+    """Train the network anew without the samples of these requests and without all that was forgotten before.
+
+    Args:
+        site: the model.
+        folder: the version that is served.
+        batch: requests, of which samples may be forgotten by an edit already, or be no longer at hand.
+
+    Returns:
+        The new version, with the state of the project's method prepared on what it was trained on.
+
+    Raises:
+        UserError: there is no recipe, or the network before training cannot be had.
+    """
+    place, began = folder.project, time.perf_counter()
+    if place.recipe is None:
+        raise UserError("a [recipe] to retrain by", "none", "add one to the project file")
+    whole, gone = place.train, set(site.gone(place.train))
+    asked = {i for t in batch for i in (*t.ids, *t.past)}
+    rest = whole.without([i for i in whole.ids if i in gone or i in asked]).watched()
+    named = {i for t in batch for i in (*t.gone, *(t.request.values if t.request.kind == "ids" else ()))}
+    refuse_learning_again(site.ledger, site.name, rest.ids)
+    if not len(rest):
+        raise UserError("training data to retrain on", "none left", "check which samples the requests name")
+    model, runtime = folder.model(), site.working()
+    with peak_memory(runtime.torch_device) as peak:
+        start = fresh(model, new_model=place.new_model, seed=site.seed)
+        trained = fit(start, place.task, rest, place.recipe, holdout=place.holdout, runtime=runtime, seed=site.seed)
+        seconds = time.perf_counter() - began
+        method = place.method()
+        ready = prepare(
+            method,
+            trained,
+            place.task,
+            train=rest,
+            holdout=place.holdout,
+            recipe=place.recipe,
+            new_model=place.new_model,
+            runtime=runtime,
+            seed=site.seed,
+        )
+    total = time.perf_counter() - began
+    proof = {
+        "trained": facts.data(rest) | {"read": len(rest) - len(rest.unread)},
+        **facts.excluded(sorted(asked | gone | named), site.ledger.keys.secret),
+    }
+    counters = {"requests": 0, "samples": 0, "stale": 0, "retrained": site.now().isoformat(timespec="seconds")}
+    record = folders.record("forget", place, site.seed, method.settings()) | {
+        "weights": weights_digest(ready.model),
+        "before": folder.record["weights"],
+        "scenario": None,
+        "forgotten": [],
+        "seconds": seconds,
+        "total_seconds": total,
+        "peak_memory": peak[0],
+        "note": NOTE,
+        "log": {},
+        "stale": [],
+        "advice": folders.ADVICE,
+        "service": {**counters, "seq": site.ledger.head().seq},
+    }
+    body: dict[str, Any] = {
+        **facts.cited(methods.load("retrain")()),
+        **{key: record[key] for key in ("before", "seed", "seconds", "total_seconds", "peak_memory")},
+        "nature": str(Nature.EXACT),
+        "recipe": place.recipe.to_json(),
+        "next_method": method.settings(),
+        "after": record["weights"],
+        "batch_samples": len(asked),
+        "data": facts.data(rest),
+        "proof": proof,
+        "so_far": {key: counters[key] for key in ("requests", "samples", "stale")},
+    }
+    here = [i for i in whole.ids if i in asked]
+    seen = whole.without([i for i in whole.ids if i in gone and i not in asked])
+    case = forget_ids(seen, here, holdout=place.holdout, test=place.test) if here else None
+    return Made(place, model, ready.model, ready.state, REFERENCE, record, body, seen, case)

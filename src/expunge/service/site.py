@@ -1,0 +1,126 @@
+"""One model of a run: its project, its versions, what it was trained on, and what it has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from expunge.data import Data
+from expunge.errors import UserError
+from expunge.folders import Folder
+from expunge.ledger import Ledger, Status
+from expunge.ledger.steps import How
+from expunge.project import Project
+from expunge.project.config import RequestsSection
+from expunge.runtime import Runtime
+from expunge.service.workspace import Workspace
+
+COUNTERS: dict[str, Any] = {"requests": 0, "samples": 0, "stale": 0, "retrained": None, "seq": 0}
+
+
+@dataclass
+class Site:
+    """One model of a run.
+
+    Args:
+        name: of the model.
+        place: its project.
+        policy: how requests are fulfilled.
+        space: where versions are kept.
+        ledger: the requests.
+        runtime: device, batch size; work that goes on is kept in the workspace.
+        seed: of everything random.
+        now: tells the time.
+    """
+
+    name: str
+    place: Project
+    policy: RequestsSection
+    space: Workspace
+    ledger: Ledger
+    runtime: Runtime
+    seed: int
+    now: Callable[[], datetime]
+    _opened: Project | None = field(default=None, repr=False)
+
+    def begin(self) -> None:
+        """Copy the first version, unless that is done.
+
+        Raises:
+            UserError: the folder to start from is not one of prepare.
+        """
+        start = self.place.folder / self.place.config.requests.start
+        if not (self.space.home(self.name) / "begun.json").exists():
+            folder = Folder.open(start, self.place.file, self.place.data_dir)
+            if folder.record["step"] != "prepare" or folder.record.get("forgotten"):
+                remedy = "run expunge prepare, and name its folder by start in [requests]"
+                raise UserError(f"a folder of expunge prepare at {start}", "one of expunge forget", remedy)
+            folder.model()  # which holds the weights to the record and to the state
+        self.space.begin(self.name, start, self.now())
+
+    def folder(self) -> Folder:
+        """Return the version that is served, its data read once for all versions."""
+        found = Folder.open(self.space.served(self.name), self.place.file, self.place.data_dir)
+        if self._opened is None:
+            self._opened = found.project
+            if not self._opened.train_is_here:
+                where = self._opened.config.data.train or "anywhere: [data] train is not set"
+                remedy = "restore it; requests are looked up in it"
+                raise UserError(f"the training data of {self.name}", f"none at {where}", remedy)
+        return replace(found, project=self._opened)
+
+    def gone(self, train: Data) -> list[str]:
+        """Return the ids of training data that the model has forgotten."""
+        return self.ledger.remembered(train.ids, self.name)
+
+    def counters(self, folder: Folder) -> dict[str, Any]:
+        """Return requests and samples forgotten by edits since the last training, and when that was."""
+        return {**COUNTERS, **folder.record.get("service", {})}
+
+    def due(self, folder: Folder) -> datetime:
+        """Return when the next retraining is due."""
+        last = self.counters(folder)["retrained"] or self.space.begun(self.name)["begun"]
+        return datetime.fromisoformat(last) + timedelta(days=self.policy.cadence)
+
+    def working(self) -> Runtime:
+        """Return the runtime for work that an interrupted process left, and that goes on in the workspace."""
+        return replace(self.runtime, workdir=self.space.work(self.name))
+
+    def wants(self, status: Status, how: How | None) -> How | None:
+        """Return what is to be done for a request now or at the next cadence; None for nothing.
+
+        Args:
+            status: of the request.
+            how: what the operator asked for alone: edits, or retraining for all; None goes by the routes.
+        """
+        model = status.models.get(self.name)
+        done = model.done if model else frozenset()
+        waits = self.policy.approval and status.approved_by is None
+        if not status.open or status.held is not None or status.erased or waits or (model and model.step == "absent"):
+            return None
+        route = status.route or self.policy.route
+        if how == "retrain":
+            return None if "retrain" in done else "retrain"
+        if not done and route != "retrain":
+            return "edit"
+        return None if route == "edit" or "retrain" in done or how == "edit" else "retrain"
+
+
+def refuse_learning_again(ledger: Ledger, name: str | None, ids: Sequence[str]) -> None:
+    """Refuse training data that holds samples deleted on request.
+
+    Args:
+        ledger: what remembers them.
+        name: of the model; None for any.
+        ids: of the training data.
+
+    Raises:
+        UserError: says how many, without naming them.
+    """
+    gone = ledger.remembered(ids, name)
+    if gone:
+        got = f"{len(gone)} of {len(ids)} samples that were deleted on request"
+        remedy = "take them out of the data, so that no training learns them again"
+        raise UserError("training data without deleted samples", got, remedy)

@@ -1,0 +1,124 @@
+"""What a request means for one model: which of its training samples are to be forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from expunge import selection, stamp
+from expunge.data import Data
+from expunge.errors import UserError
+from expunge.ledger import Request
+from expunge.method import State
+from expunge.project import Project
+from expunge.scenario import Scenario, forget_class, forget_ids, forget_subject
+
+
+@dataclass(frozen=True)
+class Target:
+    """A request, looked up in the training data of one model.
+
+    Args:
+        request: what is asked.
+        ids: samples at hand that the model has not forgotten yet.
+        past: samples at hand that it has forgotten before.
+        gone: ids that it was trained on and that are no longer at hand.
+        unknown: samples that it was trained on and that are no longer at hand, of which nobody can say whether they
+            are the request's.
+    """
+
+    request: Request
+    ids: tuple[str, ...]
+    past: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    unknown: int = 0
+
+    @property
+    def absent(self) -> bool:
+        """Whether the model holds nothing of the request."""
+        return not self.ids and not self.gone and not self.unknown
+
+    @property
+    def problem(self) -> UserError | None:
+        """Why it cannot be forgotten by an edit, if so."""
+        lost = len(self.gone) if self.gone else 0 if self.ids else self.unknown
+        if not lost:
+            return None
+        whose = "of the request's samples" if self.gone else "prepared samples, which may be the request's,"
+        remedy = "restore them for this one edit, or take the route retrain"
+        return UserError("training data with the samples to forget", f"{lost} {whose} that are not there", remedy)
+
+
+def target(request: Request, place: Project, train: Data, gone: Sequence[str], state: State) -> Target:
+    """Look a request up.
+
+    Args:
+        request: what is asked.
+        place: model and data.
+        train: all training data at hand.
+        gone: of its ids, those that the model has forgotten before.
+        state: of the model that is served, which knows by keyed hashes what it was prepared on.
+
+    Returns:
+        The samples.
+
+    Raises:
+        UserError: no column names subjects.
+    """
+    found, forgotten = _matching(request, place, train), set(gone)
+    ids = tuple(i for i in found if i not in forgotten)
+    past = tuple(i for i in found if i in forgotten)
+    if request.kind == "ids":
+        rest = list(set(request.values) - set(found))
+        known = stamp.prepared(state, sorted(rest))
+        lost = () if known is None else tuple(i for i, there in zip(sorted(rest), known, strict=True) if there)
+        return Target(request, ids, past, lost)
+    stay = stamp.staying(state)
+    known = stamp.prepared(state, train.ids)
+    missing = 0 if stay is None or known is None else stay - int(known.sum())
+    return Target(request, ids, past, unknown=missing)
+
+
+def _matching(request: Request, place: Project, train: Data) -> list[str]:
+    wanted = set(request.values)
+    if request.kind == "ids":
+        return [i for i in train.ids if i in wanted]
+    if request.kind == "subject":
+        values = map(str, train.column(selection.column_of(place, "subject")))
+        return [i for i, value in zip(train.ids, values, strict=True) if value in wanted]
+    classes = {c for value in request.values if (c := _class(value, place)) is not None}
+    labels = train.targets().tolist() if classes else []
+    return [i for i, value in zip(train.ids, labels, strict=False) if value in classes]
+
+
+def _class(value: str, place: Project) -> int | None:
+    """Return the index of a class, None where the model has no such class."""
+    try:
+        return selection.Who(label=value).class_index(place)
+    except UserError:
+        return None
+
+
+def scenario(targets: Sequence[Target], place: Project, train: Data) -> Scenario:
+    """Return what is forgotten of the training data that is left, all requests together.
+
+    One class, or one subject, keeps its kind, which some methods and metrics ask for.
+
+    Args:
+        targets: the requests.
+        place: model and data.
+        train: training data not forgotten before.
+
+    Returns:
+        The scenario.
+    """
+    ids = list(dict.fromkeys(i for t in targets for i in t.ids))
+    first = targets[0].request
+    if len(targets) == 1 and len(first.values) == 1 and first.kind != "ids":
+        value = first.values[0]
+        label = _class(value, place) if first.kind == "class" else None
+        if label is not None:
+            return forget_class(train, label, holdout=place.holdout, test=place.test)
+        column = selection.column_of(place, "subject")
+        return forget_subject(train, value, column=column, holdout=place.holdout, test=place.test)
+    return forget_ids(train, ids, holdout=place.holdout, test=place.test)
