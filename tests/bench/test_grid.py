@@ -230,7 +230,7 @@ def test_faults_of_keys_values_and_names(refused, old, new, said):
         ),
         (
             "[methods.ssd]\ndampening = 1\nalpha = -3",
-            "ssd.alpha of 0 or more, or 'auto' @7, got -3.0: give a finite number.",
+            "ssd.alpha of 0 or more, or 'auto' @7, got -3.0: give a finite number in that range.",
         ),
         (
             "[methods.ssd]\nalpha = 1979-05-27",
