@@ -29,7 +29,7 @@ project/__init__ selection folders steps kinds originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/charts report/roc report/series report/page report/grids report/heat report/labels report/pareto
 report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
-report/__init__
+report/requestcharts report/requestpage report/requestcsv report/__init__
 ledger/events ledger/steps ledger/requests ledger/database ledger/keys ledger/book ledger/payloads ledger/marks
 ledger/check ledger/signing ledger/account ledger/pack ledger/__init__
 bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
