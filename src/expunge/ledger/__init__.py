@@ -30,6 +30,7 @@ __all__ = [
     "utcnow",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
+PATIENCE = 5.0  # seconds that an erasure tries to empty the log for, while others read it
 
 
 def utcnow() -> datetime:
@@ -88,7 +89,7 @@ class Ledger:
         if commitment(self.keys.secret, self.identity.encode()) != self._book.secret:
             remedy = f"restore {KEYS} from a copy"
             raise Incompatible(f"the keys of {self._book.path} in {self.keys.path}", "those of another ledger", remedy)
-        self._finish()
+        payloads.finish(self._book, self.keys, wait=0)
 
     @classmethod
     def open(
@@ -288,9 +289,9 @@ class Ledger:
         shown = repr(id) if len(id) <= 80 else f"{id[:77]!r}..."
         return UserError(f"the id of a request in {self.folder}", shown, "see expunge requests list for the ids")
 
-    def events(self, start: int = 1) -> Iterator[Event]:
-        """Yield all events from a number on."""
-        return self._book.events(start)
+    def events(self, start: int = 1, steps: Sequence[Step] = ()) -> Iterator[Event]:
+        """Yield all events from a number on; of some steps alone where they are named."""
+        return self._book.events(start, steps)
 
     def head(self) -> Head:
         """Return the end of the chain, to be kept apart from the ledger."""
@@ -312,10 +313,7 @@ class Ledger:
             if not self.status(id).erased:
                 self._append([Entry(id, "erased", {"reason": reason})])
                 payloads.erase(self._book, self.history(id)[0])
-        self._finish()
-
-    def _finish(self) -> None:
-        if not payloads.finish(self._book, self.keys):
+        if not payloads.finish(self._book, self.keys, wait=PATIENCE):
             log.warning(
                 "The log of %s still holds encrypted bytes of an erased request, whose key is destroyed, because "
                 "another process reads it: open the ledger again later.",

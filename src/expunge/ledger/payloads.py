@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from expunge.errors import CorruptArtefact
 from expunge.files import canonical
 from expunge.ledger.book import Book
+from expunge.ledger.database import PATIENCE
 from expunge.ledger.events import Event
 from expunge.ledger.keys import Keys, commitment, opened, seal
 from expunge.ledger.requests import Request
+
+PAUSE = 0.02  # seconds between two tries to empty the log
 
 
 def about(identity: str, request: str, number: int) -> bytes:
@@ -47,11 +51,12 @@ def load(book: Book, keys: Keys, received: Event) -> Request:
         CorruptArtefact: payload or key is missing, or the payload is not what was received.
     """
     number, remedy = received.body["key"], "restore the folder from a copy"
-    sealed, key = book.rows("SELECT sealed FROM payloads WHERE key = ?", [number]), keys.take(number)
-    if not sealed or key is None:
-        what = "payload" if not sealed else "key"
+    rows, key = book.rows("SELECT sealed FROM payloads WHERE key = ?", [number]), keys.take(number)
+    sealed = rows[0][0] if rows and isinstance(rows[0][0], bytes) else None
+    if sealed is None or key is None:
+        what = "payload" if sealed is None else "key"
         raise CorruptArtefact(f"the {what} of request '{received.request}', which was not erased", "none", remedy)
-    payload = opened(key, sealed[0][0], about(book.identity, received.request, number))
+    payload = opened(key, sealed, about(book.identity, received.request, number))
     if commitment(key, payload) != received.body["commitment"]:
         raise CorruptArtefact(f"the payload that request '{received.request}' was received with", "another", remedy)
     return Request.read(received.request, received.body, payload)
@@ -64,19 +69,37 @@ def erase(book: Book, received: Event) -> None:
     book.db.execute("INSERT OR IGNORE INTO erasing VALUES (?)", [number])
 
 
-def finish(book: Book, keys: Keys) -> bool:
+def finish(book: Book, keys: Keys, wait: float) -> bool:
     """Destroy the keys of what was erased and empty the write-ahead log, also after a process that was killed.
 
+    Args:
+        book: the ledger's file.
+        keys: its keys.
+        wait: seconds to try for, where another process reads or empties the log.
+
     Returns:
-        Whether the log could be emptied; if a reader prevents it, it still holds encrypted bytes without a key.
+        Whether the log could be emptied; if not, it still holds encrypted bytes without a key.
     """
     numbers = book.rows("SELECT key FROM erasing")
-    if not numbers:
-        return True
     for (number,) in numbers:
         keys.destroy(number)
-    if book.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+    if numbers and not _emptied(book, wait):
         return False
-    with book.writing():
-        book.db.executemany("DELETE FROM erasing WHERE key = ?", numbers)
+    if numbers:
+        with book.writing():
+            book.db.executemany("DELETE FROM erasing WHERE key = ?", numbers)
     return True
+
+
+def _emptied(book: Book, wait: float) -> bool:
+    """Return whether the log could be emptied; SQLite itself does not wait for another process that empties it."""
+    end = time.monotonic() + wait
+    book.rows("PRAGMA busy_timeout=0")
+    try:
+        while book.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(PAUSE)
+        return True
+    finally:
+        book.rows(f"PRAGMA busy_timeout={round(PATIENCE * 1000)}")
