@@ -154,7 +154,11 @@ def test_a_limit_of_the_system_is_told_and_nothing_acknowledged_is_lost(folder, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000))
 
     run = subprocess.run(
-        [sys.executable, WRITER, folder, "w", "1000"], capture_output=True, text=True, preexec_fn=limit, check=False
+        [sys.executable, WRITER, "write", folder, "w", "1000"],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        check=False,
     )
     said = run.stdout.split()
     assert "Unwritable" in run.stderr
