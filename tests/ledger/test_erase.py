@@ -152,9 +152,13 @@ def test_keys_with_names(ledger, folder):
     one = ledger.keys.named("undo/model-v000000")
     assert ledger.keys.named("undo/model-v000000") == ledger.keys.find("undo/model-v000000") == one
     assert ledger.keys.find("other") is None
+    ledger.keys.named("undo/other_-v000000")
+    assert ledger.keys.live("undo/other") == ["undo/other_-v000000"]
+    assert ledger.keys.live("undo/") == ["undo/model-v000000", "undo/other_-v000000"]
     ledger.keys.destroy_named("undo/model-v000000")
     assert found(folder, one) == []
     assert ledger.keys.find("undo/model-v000000") is None
+    assert ledger.keys.live("undo/") == ["undo/other_-v000000"]
     with pytest.raises(UserError, match="a key 'undo/model-v000000' that is there, got one that was destroyed"):
         ledger.keys.named("undo/model-v000000")
 

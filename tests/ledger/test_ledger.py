@@ -126,6 +126,15 @@ def test_more_than_a_page_of_requests_is_listed_whole(ledger, ask):
     assert [e.seq for e in ledger.events(2)] == list(range(2, len(names) + 1))
 
 
+def test_events_of_some_steps_alone(ledger, ask, fulfil):
+    ledger.receive_all([ask("a"), ask("b")])
+    fulfil(ledger, "a")
+    fulfil(ledger, "b")
+    assert [(e.seq, e.step) for e in ledger.events(4, ("unlearned", "closed"))] == [
+        (4, "unlearned"), (7, "closed"), (9, "unlearned"), (12, "closed"),
+    ]  # fmt: skip
+
+
 def test_what_is_listed_is_read_from_the_index(ledger):
     plan = [row[-1] for row in ledger._book.rows(f"EXPLAIN QUERY PLAN {OPEN}", ["", ""])]
     assert len(plan) == 1

@@ -113,10 +113,12 @@ class Book:
         found = self.rows("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1")
         return Head(*found[0]) if found else Head(0, first(self.identity))
 
-    def events(self, start: int = 1) -> Iterator[Event]:
-        """Yield the events from a number on."""
+    def events(self, start: int = 1, steps: Sequence[str] = ()) -> Iterator[Event]:
+        """Yield the events from a number on; of some steps alone where they are named."""
+        only = f" AND step IN ({','.join('?' * len(steps))})" if steps else ""
+        statement = f"SELECT {COLUMNS} FROM events WHERE seq >= ?{only} ORDER BY seq LIMIT {PAGE}"
         while True:
-            found = self.rows(f"SELECT {COLUMNS} FROM events WHERE seq >= ? ORDER BY seq LIMIT {PAGE}", [start])
+            found = self.rows(statement, [start, *steps])
             yield from (self.event(row) for row in found)
             if len(found) < PAGE:
                 return

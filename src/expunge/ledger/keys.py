@@ -118,6 +118,12 @@ class Keys:
             row = self._db.execute("SELECT value FROM named WHERE name = ?", [name]).fetchone()
         return _usable(row)
 
+    def live(self, start: str) -> list[str]:
+        """Return the names, of those that begin so, whose keys were not destroyed."""
+        with translated(self.path):
+            statement = "SELECT name FROM named WHERE substr(name, 1, ?) = ? AND value != ? ORDER BY name"
+            return [name for (name,) in self._db.execute(statement, [len(start), start, GONE])]
+
     def destroy_named(self, name: str) -> None:
         """Overwrite the key of a name; what it sealed cannot be read again."""
         with self._writing():
