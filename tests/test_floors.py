@@ -36,9 +36,12 @@ bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/
 bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
 bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
 bench/__init__ qualify
-service/workspace service/targets service/facts service/measure service/outcome service/site service/made service/edit
-service/retrain service/attempt service/capacity service/process service/__init__ testing
-cli/_app cli/_show cli/_samples cli/_jobs cli/_settings cli/_plan cli/* cli/__init__ __main__
+service/workspace service/lineage service/sealed service/archives service/leftovers service/rollback service/undo
+service/artefacts service/targets service/facts service/measure service/outcome service/site service/made service/edit
+service/retrain service/attempt service/capacity service/process service/limits service/record service/__init__ testing
+cli/_app cli/_show cli/_samples cli/_jobs cli/_settings cli/_plan
+cli/_requests cli/_requests_input cli/_requests_lookup cli/_requests_words cli/_requests_plan cli/_requests_fulfil
+cli/* cli/__init__ __main__
 """
 ORDER = LAW.split()
 REGISTRIES = {"methods/__init__", "attacks/__init__", "metrics/__init__"}

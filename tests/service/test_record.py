@@ -16,6 +16,7 @@ import records
 from expunge.errors import UserError
 from expunge.ledger import Ledger, pack
 from expunge.service import limits, record
+from services import Shop
 
 CANARY = "Zyxwvut-Canary-7781"
 
@@ -68,6 +69,7 @@ def test_a_record_tells_the_whole_story(ledger: Ledger) -> None:
     assert "nothing was to be done" in absent["outcome"]
     assert found["destroyed"][0]["what"]["destroyed"] == ["v000007"]
     assert limits.NO_QUALIFICATION in found["limits"]
+    assert [said.partition(":")[0] for said in found["limits"][:2]] == ["ssd is approximate", "retrain is exact"]
     assert json.loads(json.dumps(found)) == found
 
 
@@ -225,3 +227,35 @@ def test_what_samples_could_show(n: int, share: float, auc: float) -> None:
 @pytest.mark.parametrize("n", [None, 0, -1, "3", True])
 def test_an_unknown_number_of_samples_is_said(n: Any) -> None:
     assert limits.could_show(n)["text"] == "How many samples the request had is not recorded."
+
+
+@pytest.mark.parametrize(("kind", "value"), [("subject", "dora"), ("class", "cat")])
+def test_the_record_of_what_the_service_did_is_whole_and_names_nobody(
+    pets: Any, tmp_path: Path, kind: Any, value: str
+) -> None:
+    shop: Shop = pets({"policy.bounds": ["accuracy/test >= 0.01"], "policy.largest_share": 0.9})
+    shop.ask("first", "100", "101")
+    shop.process()
+    shop.ask("r", value, kind=kind, route="edit-then-retrain")
+    shop.process()
+    shop.process(how="retrain")
+    with shop.ledger() as ledger:
+        found = record.record_of(ledger, "r")
+        record.export(tmp_path / "pack", ledger, "r")
+        assert pack.verify(tmp_path / "pack", head=ledger.head()) == []
+    attempts = found["models"]["model"]["attempts"]
+    assert [(a["how"], a["nature"], a["result"]) for a in attempts] == [
+        ("edit", "approximate", "replaced"), ("retrain", "exact", "deployed"),
+    ]  # fmt: skip
+    assert found["account"]["status"]["closed"]
+    for attempt in attempts:
+        known = ("version", "before", "after", "files", "method", "papers", "seed", "seconds", "samples", "data")
+        names = (*known, "environment", "numbers", "bounds")
+        assert [name for name in names if attempt[name] in (None, [], {})] == []
+        assert [number["name"] for number in attempt["numbers"] if number["label"] == number["name"]] == []
+    assert attempts[1]["proof"]["trained"]["read"] == attempts[1]["data"]["samples"]
+    assert found["decay"]["model"]["fulfilled"] == 3
+    assert found["decay"]["model"]["retrained"] == [3]
+    assert found["models"]["model"]["shows"]["n"] == attempts[0]["samples"]
+    for file in (tmp_path / "pack").iterdir():
+        assert not re.search(rf"\b{value}\b", html.unescape(file.read_text())), file.name

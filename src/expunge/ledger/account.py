@@ -63,7 +63,8 @@ def _model(status: Status, name: str, events: Sequence[Event]) -> dict[str, Any]
     found = status.models[name]
     attempts: list[dict[str, Any]] = []
     for event in (e for e in events if e.model == name):
-        if event.step in ("started", "absent", "scheduled") or not attempts:
+        waits = bool(attempts) and attempts[-1].keys() <= {"seq", "at", "scheduled"}  # for what now begins
+        if not attempts or (event.step in ("started", "absent", "scheduled") and not waits):
             attempts.append({"seq": event.seq, "at": event.at})
         attempts[-1][event.step] = {"at": event.at, "seq": event.seq, **_shown(event.body)}
     how = {"step": found.step, "version": found.version, "done": sorted(found.done), "freed": found.freed}

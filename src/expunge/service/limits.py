@@ -63,8 +63,20 @@ def nature(named: Any, level: Any = None) -> str | None:
     return f"{word} at level {level}" if word == "exact" and level else word
 
 
-def explained(word: str | None) -> str:
-    """Return a sentence on a nature, a nature that was not recorded included."""
+def explained(word: str | None, method: str | None = None) -> str:
+    """Return a sentence on a nature, a nature that was not recorded included.
+
+    Args:
+        word: as `nature` returns it.
+        method: the method's name, None where it is not known.
+
+    Returns:
+        The sentence.
+    """
+    return _explained(word).replace("The method", method or "The method", 1)
+
+
+def _explained(word: str | None) -> str:
     if word is None:
         return "What the method does to the trace of the samples is not recorded; take it for approximate."
     kind, _, level = word.partition(" at level ")
@@ -128,7 +140,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     """Return the limits of a record: what it does not show, for the methods and numbers that are in it."""
     models = record["models"].values()
     served = [a for m in models for a in m["attempts"] if a["result"] in ("deployed", "replaced")]
-    said = [explained(word) for word in dict.fromkeys(a["nature"] for a in served)]
+    said = [explained(a["nature"], (a["method"] or {}).get("name")) for a in served]
     said += [str(c) for a in served for c in _listed(a["caveats"])]
     said += [text for a in served if (text := _stale(a))]
     if served:

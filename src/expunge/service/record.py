@@ -117,11 +117,13 @@ def _model(told: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> di
     done = [a for a in attempts if a["result"] == "deployed"]
     served = done[-1] if done else None
     attempts = [{**a, "result": "replaced"} if a in done[:-1] else a for a in attempts]
+    counts = [a["samples"] for a in done if isinstance(a["samples"], int)]  # a later one finds them forgotten
+    samples = max(counts, default=None)
     return {
         "outcome": limits.outcome(told, served),
         "nature": None if served is None else served["nature"],
-        "samples": None if served is None else served["samples"],
-        "shows": limits.could_show(None if served is None else served["samples"]),
+        "samples": samples,
+        "shows": limits.could_show(samples),
         "attempts": list(attempts),
     }
 
@@ -136,7 +138,7 @@ def _attempt(told: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "result": last,
         "how": body.get("started", {}).get("how"),
-        "began": told["at"],
+        "began": body.get("started", told)["at"],
         "ended": body[last]["at"] if last in body else None,
         "version": edit.get("version"),
         "before": edit.get("before"),
