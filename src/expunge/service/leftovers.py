@@ -1,0 +1,309 @@
+"""What still holds what was forgotten: replaced versions, checkpoints, half-written folders, older outputs.
+
+What is in the workspace, a purge destroys. What is outside is somebody else's to decide on: it is listed with a
+sentence. Backups, copies and weights that were handed out before cannot be seen from here.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from expunge.errors import UserError
+from expunge.files import read_document, there, writable
+from expunge.folders import NOTE, RECORD, SCHEMA
+from expunge.ledger import Ledger
+from expunge.ledger.database import KEYS, LEDGER
+from expunge.ledger.pack import EVENTS
+from expunge.project import Project
+from expunge.service.lineage import lineage
+from expunge.service.workspace import Workspace
+from expunge.zoo.named import NAMED
+
+DEPTH = 3  # folders below the project's that are looked into
+HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # what `expunge.files.atomic` names the folder it writes in
+OWN = {"models", "undo", "work", "lock"}
+HOME = {"versions", "current", "lock", "begun.json", "rollback.json"}
+WEIGHTS = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".pkl", ".h5", ".onnx"}
+VERSION = re.compile(r"v[0-9]{6,}")
+SEALED = re.compile(r"(.+)-(v[0-9]{6,})\.sealed")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that holds, or may hold, what was forgotten.
+
+    Args:
+        path: the file or folder.
+        kind: ``version``, ``archive``, ``checkpoint``, ``half-written``, ``weights``, ``state``, ``prepared``,
+            ``forgotten``, ``audit``, ``benchmark``, ``cache`` or ``unknown``.
+        why: a sentence for the operator.
+        inside: whether it is in the workspace.
+    """
+
+    path: Path
+    kind: str
+    why: str
+    inside: bool
+
+    @property
+    def destroyed(self) -> bool:
+        """Whether a purge destroys it: it is in the workspace, and nobody else's."""
+        return self.inside and self.kind != "unknown"
+
+
+def leftovers(space: Workspace, ledger: Ledger, place: Project, name: str) -> list[Leftover]:
+    """Return what holds or may hold what was forgotten, in the workspace and beside it.
+
+    Args:
+        space: the workspace.
+        ledger: the requests.
+        place: the model's project.
+        name: of the model.
+
+    Returns:
+        What was found: first what a purge destroys, then what is left to the operator.
+    """
+    return [*inside(space, ledger, name), *outside(space, ledger, place)]
+
+
+def inside(space: Workspace, ledger: Ledger, name: str) -> list[Leftover]:
+    """Return what is in the workspace, without the served version and the one that is being made.
+
+    Call it under the model's lock: what another process is writing would pass for half-written.
+
+    Args:
+        space: the workspace.
+        ledger: the requests.
+        name: of the model.
+    """
+    found = [*_versions(space, ledger, name), *_undo(space, name), *_hidden(space, name), *_work(space, name)]
+    home = space.home(name)
+    strays = [p for p in _entries(home) if p.name not in HOME and p.name[0] != "."]
+    strays += [p for p in _entries(home / "versions") if not VERSION.fullmatch(p.name) and p.name[0] != "."]
+    strays += [p for p in _entries(space.folder) if p.name not in OWN and not p.name.startswith((LEDGER, KEYS, "."))]
+    return found + [stray for path in strays if (stray := _stray(path)) is not None]
+
+
+def destroy(leftover: Leftover) -> None:
+    """Remove what is in the workspace; see `expunge.service.undo` for what removal means.
+
+    Raises:
+        UserError: it is outside, or nobody knows what it is.
+        Unwritable: it cannot be removed.
+    """
+    if not leftover.destroyed:
+        raise UserError("something that the service wrote in its workspace", str(leftover.path), "remove it yourself")
+    with writable(leftover.path):
+        if leftover.path.is_dir() and not leftover.path.is_symlink():
+            shutil.rmtree(leftover.path)
+        else:
+            leftover.path.unlink(missing_ok=True)
+
+
+def _versions(space: Workspace, ledger: Ledger, name: str) -> Iterator[Leftover]:
+    used = {lineage(ledger, name).served, space.current(name)}
+    for status in ledger.open_requests():
+        model = status.models.get(name)
+        if model is not None and model.running and model.version is not None:
+            used.add(model.version)
+    for version in space.versions(name):
+        if version not in used:
+            why = "A version that is not served, in the clear: its weights were learned from what was forgotten."
+            yield Leftover(space.version(name, version), "version", why, True)
+
+
+def _undo(space: Workspace, name: str) -> Iterator[Leftover]:
+    for path in _entries(space.undo):
+        match = SEALED.fullmatch(path.name)
+        if match and _mine(space, name, match[1]):
+            why = "A replaced version, encrypted, that a rollback can still bring back."
+            yield Leftover(path, "archive", why, True)
+        elif not match and path.name[0] != "." and (stray := _stray(path)) is not None:
+            yield stray
+
+
+def _hidden(space: Workspace, name: str) -> Iterator[Leftover]:
+    """Yield what a killed process left half written or half removed."""
+    why = "Left half written or half removed by a process that was killed."
+    for folder in (space.home(name), space.home(name) / "versions"):
+        yield from (Leftover(p, "half-written", why, True) for p in _entries(folder) if p.name[0] == ".")
+    for path in _entries(space.undo):
+        match = HALF.fullmatch(path.name)
+        ours = SEALED.fullmatch(match[1]) if match else None
+        if ours and _mine(space, name, ours[1]):
+            yield Leftover(path, "half-written", why, True)
+
+
+def _work(space: Workspace, name: str) -> Iterator[Leftover]:
+    why = "Checkpoints of unfinished work: weights and optimiser states learned from what was forgotten, and caches."
+    for path in _entries(space.folder / "work"):
+        if _mine(space, name, path.name) and (path.is_file() or any(_entries(path))):
+            yield Leftover(path, "checkpoint", why, True)
+
+
+def _mine(space: Workspace, name: str, owner: str) -> bool:
+    """Return whether something is of a model, or of one that is no longer there."""
+    return owner == name or owner not in space.models
+
+
+def _stray(path: Path) -> Leftover | None:
+    """Return what something is that the service did not put in its workspace; None for an evidence pack."""
+    kind = _kind(path)
+    if kind == "pack":
+        return None
+    if kind is None:
+        why = "Not written by the service: look into it, and remove it where it holds what was forgotten."
+        return Leftover(path, "unknown", why, True)
+    return Leftover(path, kind, f"{KINDS[kind]} It stands in the workspace.", True)
+
+
+KINDS = {
+    "half-written": "Left half written by a process that was killed.",
+    "prepared": "Written by expunge prepare: weights and state from before any request.",
+    "forgotten": "Written by expunge forget: weights and state of another line of requests, and a record.",
+    "audit": "Written by expunge audit: a report that names who was forgotten, or shows samples.",
+    "benchmark": "A store of experiments: models and outputs of samples, also of those that were forgotten.",
+    "state": "A state of a method: sums or tensors computed from the training data.",
+    "weights": "Weights, masks or arrays: what they were computed from cannot be told.",
+    "checkpoint": "Checkpoints of unfinished work: weights and optimiser states.",
+    "cache": "Copies of the data set that the datasets library keeps for the whole machine.",
+}
+
+
+def _kind(path: Path) -> str | None:
+    """Return what a file or folder is, by what stands in it."""
+    if HALF.fullmatch(path.name) and path.is_dir():
+        return "half-written"
+    if path.is_file():
+        return "weights" if path.suffix.lower() in WEIGHTS else None
+    if (path / EVENTS).is_file():
+        return "pack"
+    marks = {"store.json": "benchmark", "audit.json": "audit", "manifest.json": "state"}
+    if (path / NOTE).is_file():
+        step = (_document(path / NOTE) or {}).get("step")
+        return "prepared" if step == "prepare" else "forgotten"
+    found = next((kind for mark, kind in marks.items() if (path / mark).is_file()), None)
+    if found is None and any(p.suffix.lower() in WEIGHTS for p in path.rglob("*") if p.is_file()):
+        return "weights"
+    return found
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_document(path, RECORD, SCHEMA)
+    except UserError:
+        return None
+
+
+def outside(space: Workspace, ledger: Ledger, place: Project) -> list[Leftover]:
+    """Return what is beside the workspace: outputs and weights of the project, its checkpoints, caches.
+
+    The project's folder is looked through `DEPTH` folders deep.
+
+    Args:
+        space: the workspace.
+        ledger: the requests, whose ids and subjects are looked for in records and reports.
+        place: the model's project.
+    """
+    named = _named(place)
+    found = {p.resolve(): Leftover(p, kind, f"{KINDS[kind]} {_decide(kind)}", False) for p, kind in named}
+    known = _known(ledger)
+    for path in _walk(place.folder, space.folder, DEPTH):
+        kind = _kind(path)
+        if kind in (None, "pack", "state", "weights") or path.resolve() in found:
+            continue
+        assert kind is not None
+        if kind in ("prepared", "forgotten", "benchmark", "half-written") or known(path):
+            says = " Its files name deleted samples." if known(path) else ""
+            found[path.resolve()] = Leftover(path, kind, f"{KINDS[kind]}{says} {_decide(kind)}", False)
+    return sorted(found.values(), key=lambda leftover: str(leftover.path))
+
+
+def _decide(kind: str) -> str:
+    after = {
+        "weights": "after the model in service replaced it everywhere",
+        "prepared": "unless you start anew from it",
+    }
+    return (
+        f"It is outside the workspace and stays: destroy it yourself {after.get(kind, 'when you need it no longer')}."
+    )
+
+
+def _named(place: Project) -> Iterator[tuple[Path, str]]:
+    """Yield what the project file names."""
+    config = place.config
+    named: list[tuple[str | None, str]] = [
+        (config.requests.start, "prepared"), (config.runtime.workdir, "checkpoint"), (config.model.weights, "weights"),
+    ]  # fmt: skip
+    for text, kind in named:
+        path = None if text in (None, "train") else place.folder / str(text)
+        if path is not None and there(path) is not None and (path.is_file() or any(_entries(path))):
+            yield path, kind
+    spec = NAMED.get(config.data.name or "")
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / str(spec.hub).replace("/", "___") if spec else None
+    if cache is not None and cache.is_dir():
+        yield cache, "cache"
+
+
+def _walk(folder: Path, skip: Path, depth: int) -> Iterator[Path]:
+    """Yield the folders below a folder, not those below one that is something by itself."""
+    for path in _entries(folder):
+        if path.is_symlink() or not path.is_dir() or path.resolve() == skip.resolve():
+            continue
+        if path.name[0] == "." and not HALF.fullmatch(path.name):
+            continue
+        yield path
+        if depth > 1 and _kind(path) in (None, "weights"):
+            yield from _walk(path, skip, depth - 1)
+
+
+def _known(ledger: Ledger) -> Callable[[Path], bool]:
+    """Return what tells whether a folder's documents and pages name a sample or subject of a request."""
+    values = {v for s in ledger.all() if not s.erased and s.kind != "class" for v in ledger.request(s.request).values}
+    forms = [{v, json.dumps(v)[1:-1], html.escape(v)} for v in values]
+    patterns = [re.compile("|".join(rf"(?<!\w){re.escape(f)}(?!\w)" for f in sorted(each))) for each in forms]
+
+    def known(path: Path) -> bool:
+        for file in _entries(path):
+            if file.suffix in (".json", ".html") and file.is_file():
+                text = file.read_text(encoding="utf-8", errors="replace")
+                if ledger.remembered(_texts(text) if file.suffix == ".json" else []):
+                    return True
+                if any(
+                    any(f in text for f in each) and p.search(text) for each, p in zip(forms, patterns, strict=True)
+                ):
+                    return True
+        return False
+
+    return known
+
+
+def _texts(text: str) -> list[str]:
+    """Return all texts of a JSON document, none where it is not one."""
+    try:
+        rest, found = [json.loads(text)], list[str]()
+    except (ValueError, RecursionError):
+        return []
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict | list):
+            rest.extend(value.values() if isinstance(value, dict) else value)
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError:  # a folder of another user: nothing of it can be said
+        return []
