@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from expunge.cli._app import Options
 from expunge.errors import UserError
 from expunge.files import check_free, there
-from expunge.folders import Folder
-from expunge.project import NAME, Project
+
+if TYPE_CHECKING:
+    from expunge.data import Data
+    from expunge.folders import Folder
+    from expunge.project import Project
+
+NAME = "expunge.toml"
 
 
 def project(chosen: Options, data: str | None, network: str | None, weights: Path | None) -> Project:
@@ -21,6 +28,8 @@ def project(chosen: Options, data: str | None, network: str | None, weights: Pat
     Raises:
         UserError: none of the three, or two of them.
     """
+    from expunge.project import Project
+
     if data is not None and chosen.project is not None:
         raise UserError("--project or --data", "both", "leave one out")
     if data is not None:
@@ -38,6 +47,8 @@ def project(chosen: Options, data: str | None, network: str | None, weights: Pat
 
 def opened(path: Path, chosen: Options) -> Folder:
     """Return a folder that prepare or forget wrote, with the project file as it is now."""
+    from expunge.folders import Folder
+
     return Folder.open(path, chosen.project, chosen.data_dir)
 
 
@@ -78,6 +89,30 @@ def apart(output: Path, *inputs: Path) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
             raise UserError("an output apart from what is read", f"{output}", "choose another --output")
+
+
+def refuse_deleted(place: Project, data: Data | None = None) -> None:
+    """Refuse, before anything is trained, data with samples that the project's ledger of requests says were deleted.
+
+    Args:
+        place: the project.
+        data: what would be trained on; default the training data.
+
+    Raises:
+        UserError: says how many of the samples.
+    """
+    from expunge import service
+
+    if place.file is not None and service.Workspace.of(place).received:
+        service.refuse_deleted(place, place.train if data is None else data)
+
+
+def refuse_deleted_of(files: Iterable[Path], chosen: Options) -> None:
+    """Do what `refuse_deleted` says for each of several project files."""
+    from expunge.project import Project
+
+    for file in files:
+        refuse_deleted(Project.open(file, chosen.data_dir))
 
 
 def command() -> str:

@@ -81,6 +81,7 @@ def audit(
     bounds = _bounds(bound or [], place, measures)
     marked = _canaries(canaries, place)
     train = place.train.subset(scenario.train)
+    _jobs.refuse_deleted(place, train.without(scenario.forget))
     model = before.model()
     references = [_reference(_jobs.opened(path, chosen), scenario, after, model) for path in retrained or []]
     if plan:

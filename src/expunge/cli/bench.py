@@ -53,11 +53,13 @@ def run(
 
     Raises:
         Exit: with 1 where cells failed.
-        UserError: a grid that cannot be read, or more cells than may be computed without asking.
+        UserError: a grid that cannot be read, more cells than may be computed without asking, or a project whose data
+            holds deleted samples.
     """
     from expunge.bench import grid as grids
     from expunge.bench import runner
     from expunge.bench.store import Store as Results
+    from expunge.cli import _jobs
     from expunge.files import there
 
     chosen = options(context)
@@ -69,6 +71,7 @@ def run(
     if plan:
         emit(chosen, _planned(work, room, asked), *_plan_lines(work, room, asked))
         return
+    _jobs.refuse_deleted_of(asked.projects.values(), chosen)
     _ask(chosen, cells, max_cells, f"{grid}")
     executor = _executor(chosen, asked, room.path, workers, where, address)
     with progress("starting", len(work.tasks)) as shown:

@@ -74,6 +74,8 @@ def forget(
         "recipe": place.recipe,
         "new_model": place.new_model,
     }
+    if request.train is not None:
+        _jobs.refuse_deleted(place, request.train.without(request.forget.ids))
     if len(request.forget):
         place.check(model, request.forget)
     if plan:

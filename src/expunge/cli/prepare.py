@@ -38,7 +38,7 @@ def prepare(
     removed at the end.
 
     Raises:
-        UserError: the network is to be trained, and nobody said how.
+        UserError: the network is to be trained, and nobody said how; or the data holds deleted samples.
     """
     from dataclasses import replace as changed
     from shutil import rmtree
@@ -60,6 +60,7 @@ def prepare(
     if partial is not None:
         runtime = changed(runtime, workdir=partial)
     train, trained = place.train, place.trains
+    _jobs.refuse_deleted(place)
     model = place.blank() if trained else place.trained(runtime, seed)
     place.check_splits(model)
     if trained and place.recipe is None:

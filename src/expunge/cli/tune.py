@@ -101,6 +101,7 @@ def _asked(
     from expunge.bench import grid as grids
     from expunge.bench import spaces, tuning
     from expunge.bench.stages import Setting
+    from expunge.cli import _jobs
     from expunge.cli._settings import settings as read
     from expunge.errors import UserError
 
@@ -116,6 +117,7 @@ def _asked(
         file = grids.load(grid)
         cells = list(file.places.values())
         own |= file.file.runtime.model_dump() | {"projects": {k: p.resolve() for k, p in file.projects.items()}}
+        _jobs.refuse_deleted_of(file.projects.values(), chosen)
         first = max(first, *(s + 1 for s in file.seeds))
     else:
         if data is None or not requests:
