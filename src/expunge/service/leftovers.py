@@ -10,7 +10,7 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 import datasets
 
 from expunge.errors import UserError
-from expunge.files import read_document, there, writable
-from expunge.folders import NOTE, RECORD, SCHEMA
+from expunge.files import there, writable
+from expunge.folders import NOTE
 from expunge.ledger import Ledger
 from expunge.ledger.database import KEYS, LEDGER
 from expunge.ledger.pack import EVENTS
@@ -34,6 +34,10 @@ OWN = {"models", "undo", "work", "lock"}
 HOME = {"versions", "current", "lock", "begun.json", "rollback.json"}
 WEIGHTS = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".pkl", ".h5", ".onnx"}
 VERSION = re.compile(r"v[0-9]{6,}")
+PAGES = {".json", ".html", ".txt", ".csv", ".jsonl", ".md"}
+LARGEST = 2**26  # bytes of a file that is searched for names
+SHORTEST = 6  # characters of a name for which an unknown file in the workspace is destroyed
+BREAK = re.compile(r"[\s\"'<>,;()\[\]{}|\\\x00]+")  # what stands between words of documents and pages
 SEALED = re.compile(r"(.+)-(v[0-9]{6,})\.sealed")
 
 
@@ -44,7 +48,7 @@ class Leftover:
     Args:
         path: the file or folder.
         kind: ``version``, ``archive``, ``checkpoint``, ``half-written``, ``weights``, ``state``, ``prepared``,
-            ``forgotten``, ``audit``, ``benchmark``, ``cache`` or ``unknown``.
+            ``forgotten``, ``audit``, ``benchmark``, ``cache``, ``named``, ``served`` or ``unknown``.
         why: a sentence for the operator.
         inside: whether it is in the workspace.
     """
@@ -57,7 +61,7 @@ class Leftover:
     @property
     def destroyed(self) -> bool:
         """Whether a purge destroys it: it is in the workspace, and nobody else's."""
-        return self.inside and self.kind != "unknown"
+        return self.inside and self.kind not in ("unknown", "served")
 
 
 def leftovers(space: Workspace, ledger: Ledger, place: Project, name: str) -> list[Leftover]:
@@ -84,13 +88,12 @@ def inside(space: Workspace, ledger: Ledger, name: str) -> list[Leftover]:
         space: the workspace.
         ledger: the requests.
         name: of the model.
+
+    Returns:
+        What was found; what stands at the top of a folder that holds a project, too, is nobody's to destroy.
     """
     found = [*_versions(space, ledger, name), *_undo(space, name), *_hidden(space, name), *_work(space, name)]
-    home = space.home(name)
-    strays = [p for p in _entries(home) if p.name not in HOME and p.name[0] != "."]
-    strays += [p for p in _entries(home / "versions") if not VERSION.fullmatch(p.name) and p.name[0] != "."]
-    strays += [p for p in _entries(space.folder) if p.name not in OWN and not p.name.startswith((LEDGER, KEYS, "."))]
-    return found + [stray for path in strays if (stray := _stray(path)) is not None]
+    return [*found, *_strays(space, ledger, name)]
 
 
 def destroy(leftover: Leftover) -> None:
@@ -115,6 +118,10 @@ def _versions(space: Workspace, ledger: Ledger, name: str) -> Iterator[Leftover]
         model = status.models.get(name)
         if model is not None and model.running and model.version is not None:
             used.add(model.version)
+    current = space.current(name)
+    if current is not None and _Names(ledger, SHORTEST).stands_in(space.version(name, current)):
+        why = "The served version names a sample or subject of a request in the clear, in its record or canaries."
+        yield Leftover(space.version(name, current), "served", why, True)
     for version in space.versions(name):
         if version not in used:
             why = "A version that is not served, in the clear: its weights were learned from what was forgotten."
@@ -127,8 +134,6 @@ def _undo(space: Workspace, name: str) -> Iterator[Leftover]:
         if match and _mine(space, name, match[1]):
             why = "A replaced version, encrypted, that a rollback can still bring back."
             yield Leftover(path, "archive", why, True)
-        elif not match and path.name[0] != "." and (stray := _stray(path)) is not None:
-            yield stray
 
 
 def _hidden(space: Workspace, name: str) -> Iterator[Leftover]:
@@ -155,15 +160,23 @@ def _mine(space: Workspace, name: str, owner: str) -> bool:
     return owner == name or owner not in space.models
 
 
-def _stray(path: Path) -> Leftover | None:
-    """Return what something is that the service did not put in its workspace; None for an evidence pack."""
-    kind = _kind(path)
-    if kind == "pack":
-        return None
-    if kind is None:
-        why = "Not written by the service: look into it, and remove it where it holds what was forgotten."
-        return Leftover(path, "unknown", why, True)
-    return Leftover(path, kind, f"{KINDS[kind]} It stands in the workspace.", True)
+def _strays(space: Workspace, ledger: Ledger, name: str) -> Iterator[Leftover]:
+    """Yield what stands in the workspace and is neither the service's own nor an evidence pack."""
+    home, root = space.home(name), space.folder
+    shared = any(p.suffix in (".toml", ".py") or p.name == ".git" for p in _entries(root))
+    places = [p for p in _entries(home) if p.name not in HOME]
+    places += [p for p in _entries(home / "versions") if not VERSION.fullmatch(p.name)]
+    places += [p for p in _entries(space.undo) if not SEALED.fullmatch(p.name)]
+    top = [p for p in _entries(root) if p.name not in OWN and not p.name.startswith((LEDGER, KEYS))]
+    places = [p for p in [*places, *top] if p.name[0] != "." or (p in top and _half(p))]
+    named = _Names(ledger, SHORTEST) if places else None
+    for path in places:
+        kind = _kind(path) or ("named" if named is not None and named.stands_in(path) else None)
+        if kind is None or (shared and path in top):
+            why = "Not written by the service: look into it, and remove it where it holds what was forgotten."
+            yield Leftover(path, "unknown", why, True)
+        elif kind != "pack":
+            yield Leftover(path, kind, f"{KINDS[kind]} It stands in the workspace.", True)
 
 
 KINDS = {
@@ -176,32 +189,42 @@ KINDS = {
     "weights": "Weights, masks or arrays: what they were computed from cannot be told.",
     "checkpoint": "Checkpoints of unfinished work: weights and optimiser states.",
     "cache": "Copies of the data set that the datasets library keeps for the whole machine.",
+    "named": "It names a sample or subject of a request in the clear.",
 }
 
 
-def _kind(path: Path) -> str | None:
-    """Return what a file or folder is, by what stands in it."""
-    if HALF.fullmatch(path.name) and path.is_dir():
-        return "half-written"
+def _kind(path: Path, weights: bool = True) -> str | None:
+    """Return what a file or folder is, by what stands in it; with ``weights``, tensors of any kind below it count."""
     if path.is_file():
-        return "weights" if path.suffix.lower() in WEIGHTS else None
+        return "weights" if weights and path.suffix.lower() in WEIGHTS else None
+    if _half(path):
+        return "half-written"
     if (path / EVENTS).is_file():
         return "pack"
-    marks = {"store.json": "benchmark", "audit.json": "audit", "manifest.json": "state"}
-    if (path / NOTE).is_file():
-        step = (_document(path / NOTE) or {}).get("step")
+    if (path / NOTE).is_file() and (step := _document(path / NOTE).get("step")) in ("prepare", "forget"):
         return "prepared" if step == "prepare" else "forgotten"
-    found = next((kind for mark, kind in marks.items() if (path / mark).is_file()), None)
-    if found is None and any(p.suffix.lower() in WEIGHTS for p in path.rglob("*") if p.is_file()):
-        return "weights"
-    return found
+    for mark, key, kind in (("store.json", "schema", "benchmark"), ("audit.json", "", "audit")):
+        if (path / mark).is_file() and (not key or key in _document(path / mark)):
+            return kind
+    if {"digests", "digest"} <= _document(path / "manifest.json").keys():
+        return "state"
+    found = weights and any(p.suffix.lower() in WEIGHTS for p in path.rglob("*") if p.is_file())
+    return "weights" if found else None
 
 
-def _document(path: Path) -> dict[str, Any] | None:
+def _half(path: Path) -> bool:
+    """Return whether something is a folder that `expunge.files.atomic` writes in."""
+    match = HALF.fullmatch(path.name)
+    return match is not None and path.is_dir() and {p.name for p in _entries(path)} <= {match[1], "replaced"}
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """Return a JSON object, an empty one where there is none."""
     try:
-        return read_document(path, RECORD, SCHEMA)
-    except UserError:
-        return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def outside(space: Workspace, ledger: Ledger, place: Project) -> list[Leftover]:
@@ -213,17 +236,19 @@ def outside(space: Workspace, ledger: Ledger, place: Project) -> list[Leftover]:
         space: the workspace.
         ledger: the requests, whose ids and subjects are looked for in records and reports.
         place: the model's project.
+
+    Returns:
+        What was found, by path.
     """
-    named = _named(place)
-    found = {p.resolve(): Leftover(p, kind, f"{KINDS[kind]} {_decide(kind)}", False) for p, kind in named}
-    known = _known(ledger)
+    found = {p.resolve(): Leftover(p, kind, f"{KINDS[kind]} {_decide(kind)}", False) for p, kind in _named(place)}
+    names = _Names(ledger)
     for path in _walk(place.folder, space.folder, DEPTH):
-        kind = _kind(path)
-        if kind in (None, "pack", "state", "weights") or path.resolve() in found:
+        kind = _kind(path, weights=False)
+        if kind in (None, "pack", "state") or path.resolve() in found:
             continue
-        assert kind is not None
-        if kind in ("prepared", "forgotten", "benchmark", "half-written") or known(path):
-            says = " Its files name deleted samples." if known(path) else ""
+        known = names.stands_in(path)
+        if kind is not None and (known or kind != "audit"):
+            says = f" {KINDS['named']}" if known else ""
             found[path.resolve()] = Leftover(path, kind, f"{KINDS[kind]}{says} {_decide(kind)}", False)
     return sorted(found.values(), key=lambda leftover: str(leftover.path))
 
@@ -259,36 +284,44 @@ def _walk(folder: Path, skip: Path, depth: int) -> Iterator[Path]:
     for path in _entries(folder):
         if path.is_symlink() or not path.is_dir() or path.resolve() == skip.resolve():
             continue
-        if path.name[0] == "." and not HALF.fullmatch(path.name):
+        if path.name[0] == "." and not _half(path):
             continue
         yield path
-        if depth > 1 and _kind(path) in (None, "weights"):
+        if depth > 1 and _kind(path, weights=False) is None:
             yield from _walk(path, skip, depth - 1)
 
 
-def _known(ledger: Ledger) -> Callable[[Path], bool]:
-    """Return what tells whether a folder's documents and pages name a sample or subject of a request."""
-    values = {v for s in ledger.all() if not s.erased and s.kind != "class" for v in ledger.request(s.request).values}
-    forms = [{v, json.dumps(v)[1:-1], html.escape(v)} for v in values]
-    patterns = [re.compile("|".join(rf"(?<!\w){re.escape(f)}(?!\w)" for f in sorted(each))) for each in forms]
+class _Names:
+    """What requests name samples and subjects by, looked for in files.
 
-    def known(path: Path) -> bool:
-        for file in _entries(path):
-            if file.suffix in (".json", ".html") and file.is_file():
-                text = file.read_text(encoding="utf-8", errors="replace")
-                if ledger.remembered(_texts(text) if file.suffix == ".json" else []):
-                    return True
-                if any(
-                    any(f in text for f in each) and p.search(text) for each, p in zip(forms, patterns, strict=True)
-                ):
-                    return True
-        return False
+    Args:
+        ledger: the requests; of those that were erased, ids are known by their marks alone.
+        least: characters of a name that is looked for.
+    """
 
-    return known
+    def __init__(self, ledger: Ledger, least: int = 1) -> None:
+        self._ledger, self._least = ledger, least
+        asked = (ledger.request(s.request) for s in ledger.all() if not s.erased and s.kind != "class")
+        found = {value for request in asked for value in request.values if len(value) >= least}
+        self._words = {value for value in found if not BREAK.search(value)}
+        self._texts = found - self._words
+
+    def stands_in(self, path: Path) -> bool:
+        """Return whether a file, or a document or page in a folder, holds a name in the clear."""
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix in PAGES and p.is_file()]
+        return any(self._in(file) for file in files if file.stat().st_size <= LARGEST)
+
+    def _in(self, file: Path) -> bool:
+        text = html.unescape(file.read_bytes().decode("utf-8", "replace"))
+        whole = _strings(text) if file.suffix == ".json" else []
+        words = {*whole, *(word.strip(".:") for word in BREAK.split(text))}
+        if not words.isdisjoint(self._words) or any(t in text or t in whole for t in self._texts):
+            return True
+        return bool(self._ledger.remembered([word for word in sorted(words) if len(word) >= self._least]))
 
 
-def _texts(text: str) -> list[str]:
-    """Return all texts of a JSON document, none where it is not one."""
+def _strings(text: str) -> list[str]:
+    """Return all texts of a JSON document, keys included; none where it is not one."""
     try:
         rest, found = [json.loads(text)], list[str]()
     except (ValueError, RecursionError):
@@ -297,8 +330,10 @@ def _texts(text: str) -> list[str]:
         value = rest.pop()
         if isinstance(value, str):
             found.append(value)
-        elif isinstance(value, dict | list):
-            rest.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, dict):
+            rest.extend((*value, *value.values()))
+        elif isinstance(value, list):
+            rest.extend(value)
     return found
 
 
