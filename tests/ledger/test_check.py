@@ -1,8 +1,11 @@
 """Tampering, each kind named: what is changed, removed, written anew, or does not fit what it was."""
 
+import contextlib
 import json
+import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -307,6 +310,43 @@ def test_a_payload_or_key_that_outlives_its_erasure_is_named(filled):
     tamper(folder, ("UPDATE keys SET value = ? WHERE number = 3", key), file="keys.sqlite3")
     assert [p.what for p in problems(folder)] == ["payload", "key"]
     assert all("still there, though it was erased" in p.got for p in problems(folder))
+
+
+VALUES = [b"\xff\x00", "", 2**62, 0.5, "[" * 10_000]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        *(("events", c) for c in COLUMNS.split(", ")),
+        *(("latest", c) for c in ("request", "seq", "open", "due", "status")),
+        *(("payloads", c) for c in ("key", "sealed")),
+        *(("remembered", c) for c in ("mark", "model", "request")),
+        ("meta", "value"),
+        ("sqlite_sequence", "seq"),
+    ],
+)
+def test_whatever_a_cell_is_changed_to_is_a_problem_and_no_traceback(filled, tmp_path, table, column):
+    folder, head = filled
+    rows = {"events": "seq = 5", "latest": "request = 'b'", "payloads": "key = 2", "meta": "name = 'identity'"}
+    for number, value in enumerate(VALUES):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        try:
+            tamper(copy, (f"UPDATE {table} SET {column} = ? WHERE {rows.get(table, '1')}", value))
+        except sqlite3.IntegrityError:
+            continue  # a number's column takes no text
+        try:
+            found = problems(copy, head)
+        except UserError as error:  # already told on opening
+            found = [error]
+        assert found or table == "sqlite_sequence"
+        assert all(str(p) for p in found)
+        with contextlib.suppress(UserError), Ledger.open(copy) as ledger:
+            list(ledger.open_requests())
+        with contextlib.suppress(UserError), Ledger.open(copy) as ledger:
+            ledger.record("b", "released")
+        with contextlib.suppress(UserError), Ledger.open(copy) as ledger:
+            ledger.receive(replace(ledger.request("c"), id="d"))
 
 
 def test_marks_that_were_removed_are_named(filled):

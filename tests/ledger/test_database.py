@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def test_making_it_again_opens_it(ledger, folder, ask):
         assert again.identity == ledger.identity
         assert again.request("r").values == ("train/r",)
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == []
+
+
+def test_what_a_killed_process_left_half_made_is_removed_in_time(ledger, folder):
+    old, new = (folder / f".keys.sqlite3.{name}" for name in ("old", "new"))
+    for part, age in ((old, 4000), (new, 10)):
+        part.write_bytes(b"half made")
+        os.utime(part, (time.time() - age,) * 2)
+    with Ledger.open(folder, create=True) as again:
+        assert again.identity == ledger.identity
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p", "smb3"])
@@ -138,7 +149,9 @@ def test_a_full_disk_is_told_and_nothing_is_lost(ledger, ask):
     pages = ledger._book.rows("PRAGMA page_count")[0][0]
     ledger._book.db.execute(f"PRAGMA max_page_count={pages + 1}")
     head = ledger.head()
-    with pytest.raises(Unwritable, match=r"to write .*got database or disk is full .*nothing of this step was kept"):
+    with pytest.raises(
+        Unwritable, match=r"to write .*got database or disk is full .*a step is kept whole or not at all"
+    ):
         ledger.receive(ask("b", "x" * 100_000))
     assert ledger.head() == head
     ledger._book.db.execute("PRAGMA max_page_count=1000000")
@@ -162,7 +175,7 @@ def test_a_limit_of_the_system_is_told_and_nothing_acknowledged_is_lost(folder, 
     )
     said = run.stdout.split()
     assert "Unwritable" in run.stderr
-    assert "nothing of this step was kept" in run.stderr
+    assert "a step is kept whole or not at all" in run.stderr
     assert len(said) > 10
     with Ledger.open(folder) as ledger:
         assert {s.request for s in ledger.all()} == {"first", *said}
@@ -177,6 +190,20 @@ def test_a_process_that_keeps_the_file_locked_is_waited_for_then_told(ledger, fo
         with pytest.raises(UserError, match="to be free within 60 s, got another process that keeps it locked"):
             ledger.receive(ask("r"))
     assert ledger.receive(ask("r"))
+
+
+def test_a_table_that_is_missing_is_told(ledger, folder, ask):
+    ledger.close()
+    with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
+        db.execute("DROP TABLE latest")
+    with Ledger.open(folder) as again:
+        with pytest.raises(CorruptArtefact, match="a sound database .*, got no such table: latest"):
+            again.receive(ask("r"))
+        assert [p.what for p in again.check()] == ["schema", "schema", "database"]
+    with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
+        db.execute("DROP TABLE meta")
+    with pytest.raises(CorruptArtefact, match="got no such table: meta"):
+        Ledger.open(folder)
 
 
 @pytest.fixture

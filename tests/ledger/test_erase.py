@@ -130,7 +130,7 @@ def test_a_reader_that_keeps_the_log_is_told_and_the_key_is_gone(ledger, folder,
 
 
 def test_a_key_that_was_destroyed_is_never_handed_out_again(ledger, ask):
-    ledger.keys.more(5)
+    ledger.keys.more(1)
     ledger.keys.destroy(1)
     ledger.receive(ask("r"))
     assert ledger.history("r")[0].body["key"] == 2
@@ -146,6 +146,9 @@ def test_keys_are_made_ahead(ledger, ask):
     assert ledger.keys.made == made
     ledger.receive(ask("c"))
     assert ledger.keys.made == made + 64
+    ledger.receive_all(ask(f"d{n}") for n in range(200))
+    assert ledger.keys.made == made + 64 + 200
+    assert ledger.check() == []
 
 
 def test_keys_with_names(ledger, folder):

@@ -19,7 +19,7 @@ from expunge.files import there
 from expunge.ledger import marks, payloads
 from expunge.ledger.book import Book, Entry
 from expunge.ledger.check import Check
-from expunge.ledger.database import KEYS, LEDGER, refuse_network
+from expunge.ledger.database import KEYS, LEDGER, refuse_network, sweep
 from expunge.ledger.events import Event, Head, Problem
 from expunge.ledger.keys import Keys, commitment
 from expunge.ledger.requests import Erased, Request
@@ -72,6 +72,8 @@ class Ledger:
         self._keys: Keys | None = None
         refuse_network(self.folder)
         book, keys = self.folder / LEDGER, self.folder / KEYS
+        if create and not readonly:
+            sweep(self.folder)
         if create and not readonly and there(book) is None:
             with_keys = Keys.create(keys)
             Book.create(book, lambda identity: commitment(with_keys.secret, identity.encode()))
@@ -167,7 +169,8 @@ class Ledger:
                 there_is = new.get(request.id) or self._known(request.id)
                 if there_is is None:
                     new[request.id] = request
-                    entries.append(Entry(request.id, "received", payloads.store(self._book, self.keys, request)))
+                    body = payloads.store(self._book, self.keys, request, len(some))
+                    entries.append(Entry(request.id, "received", body))
                 elif not there_is.same(request):
                     expected = f"a new id, or the same content as before under '{request.id}'"
                     raise UserError(expected, "another content", "choose another id")

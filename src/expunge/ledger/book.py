@@ -62,7 +62,7 @@ class Book:
             if not logged:
                 remedy = "choose another folder"
                 raise UserError(f"a disk on which {path} can have a write-ahead log", "one where it cannot", remedy)
-            if not {"identity", "secret"} <= meta.keys():
+            if not all(isinstance(meta.get(name), str) for name in ("identity", "secret")):
                 raise CorruptArtefact(f"the identity of the ledger in {path}", "none", "restore it from a copy")
         except BaseException:
             self.db.close()
@@ -196,9 +196,7 @@ class Book:
         for entry in entries:
             head, event = self._add(entry, head, at, actor, statuses)
             found.append(event)
-        rows = [
-            (s.request, s.seq_last, s.open, s.due, canonical(s.document())) for s in statuses.values() if s is not None
-        ]
+        rows = [row_of(status) for status in statuses.values() if status is not None]
         self.db.executemany("INSERT OR REPLACE INTO latest VALUES (?, ?, ?, ?, ?)", rows)
         return found
 
@@ -232,17 +230,24 @@ class Book:
         raise UserError(expected, f"{text}, the clock went back", "set this machine's clock; nothing was written")
 
 
+def row_of(status: Status) -> tuple[str, int, int, str, str]:
+    """Return the row in which a status is kept."""
+    return status.request, status.seq_last, int(status.open), status.due, canonical(status.document())
+
+
 def event_of(row: Sequence[Any]) -> Event:
     """Return an event from its row.
 
     Raises:
-        ValueError: its body is not the canonical JSON of an object.
+        ValueError: its body is not the canonical JSON of an object, or another column is not a text.
     """
     seq, request, model, step, at, actor, text, previous, digest = row
+    if not all(isinstance(v, str) for v in (request, model or "", step, at, actor, text, previous, digest)):
+        raise ValueError("bytes instead of a text")
     try:
         body = json.loads(text)
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}") from error
+    except RecursionError as error:
+        raise ValueError("JSON too deep to read") from error
     if not isinstance(body, dict) or canonical(body) != text:
         raise ValueError("another text than was written")
     return Event(seq, request, model, step, at, actor, body, previous, digest)

@@ -8,8 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from expunge.errors import ExpungeError, UserError
-from expunge.files import canonical
-from expunge.ledger.book import COLUMNS, Book, event_of
+from expunge.ledger.book import COLUMNS, Book, event_of, row_of
 from expunge.ledger.database import SCHEMA
 from expunge.ledger.events import Event, Head, Problem, first
 from expunge.ledger.keys import Keys, commitment
@@ -35,20 +34,22 @@ class Check:
         self.received: dict[str, Event] = {}
         self.marked: dict[tuple[str, str], str] = {}
         self.statuses: dict[str, Status] = {}
+        self.last = 0
 
     def run(self) -> list[Problem]:
         """Return what is wrong."""
         try:
             with self.book.reading():
-                if self._sound():
+                sound = self._sound()
+                if sound:
                     self._schema()
                     self._chain()
                     self._cache()
                     self._marks()
+            if sound:
+                self._payloads()
         except (ExpungeError, sqlite3.Error) as error:
-            self._add("database", str(self.book.path), f"cannot be read: {error}")
-            return self.problems
-        self._payloads()
+            self._add("database", str(self.book.path.parent), f"cannot be read to its end: {error}")
         return self.problems
 
     def _add(self, what: str, where: str, got: str) -> None:
@@ -90,6 +91,7 @@ class Check:
             if self.head is not None and number == self.head.seq and row[8] != self.head.digest:
                 self._add("head", where, "is not the event whose head was kept: the ledger was rewritten")
             seq, previous = number, row[8]
+        self.last = seq
         self._end(seq)
 
     def _end(self, seq: int) -> None:
@@ -132,14 +134,9 @@ class Check:
 
     def _cache(self) -> None:
         have = {row[0]: row[1:] for row in self.book.db.execute("SELECT request, seq, open, due, status FROM latest")}
-        for request in sorted(self.statuses.keys() | have.keys()):
+        for request in sorted(self.statuses.keys() | have.keys(), key=str):
             status = self.statuses.get(request)
-            want = (
-                None
-                if status is None
-                else (status.seq_last, int(status.open), status.due, canonical(status.document()))
-            )
-            if have.get(request) != want:
+            if have.get(request) != (row_of(status)[1:] if status else None):
                 got = "missing" if request not in have else "not what the events say"
                 self._add("status", f"the current status of request {request}", got)
 
@@ -158,32 +155,28 @@ class Check:
             self._add("key", str(self.keys.path), "the keys of another ledger")
             return
         for request, event in self.received.items():
-            for problem in self._payload(request, event):
-                self.problems.append(problem)
-        numbers = {event.body["key"] for event in self.received.values()}
-        strays = [n for (n,) in self.book.rows("SELECT key FROM payloads") if n not in numbers]
-        seqs = (
-            self.book.rows("SELECT json_extract(body, '$.key') FROM events WHERE step = 'received'") if strays else []
-        )
-        for number in set(strays) - {n for (n,) in seqs}:
+            self.problems.extend(self._payload(request, event, self.keys))
+        there = {number for (number,) in self.book.rows("SELECT key FROM payloads")}
+        new = self.book.events(self.last + 1, ("received",))  # since the reading began
+        for number in sorted(there - {e.body.get("key") for e in (*self.received.values(), *new)}):
             self._add("payload", f"payload {number}", "belongs to no request")
 
-    def _payload(self, request: str, event: Event) -> Iterator[Problem]:
+    def _payload(self, request: str, event: Event, keys: Keys) -> Iterator[Problem]:
         number, status = event.body["key"], self.statuses[request]
         if not status.erased:
             try:
-                found = load(self.book, self.keys, event)  # type: ignore[arg-type]
+                found = load(self.book, keys, event)
                 if found.public() != {name: event.body.get(name) for name in found.public()}:
                     yield Problem("payload", f"the payload of request {request}", "not of the kind and count received")
                 return
             except (UserError, ValueError, KeyError, TypeError) as error:
-                again = self.book.status(request)
-                if again is None or not again.erased:  # else it was erased since the reading began
+                erased = "SELECT 1 FROM events WHERE request = ? AND step = 'erased'"
+                if not self.book.rows(erased, [request]):  # else it was erased since the reading began
                     yield Problem("payload", f"the payload of request {request}", str(error))
                 return
         if self.book.rows("SELECT 1 FROM payloads WHERE key = ?", [number]):
             yield Problem("payload", f"the payload of request {request}", "still there, though it was erased")
-        if self.keys is not None and self.keys.take(number) is not None:
+        if keys.take(number) is not None:
             got = "still there, though it was erased: the erasure is under way, or open the ledger to finish it"
             yield Problem("key", f"the key of request {request}", got)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from expunge.files import sync_one, there, writable
 
 LEDGER, KEYS = "ledger.sqlite3", "keys.sqlite3"
 PATIENCE = 60.0  # seconds to wait for another process that writes
+AGE = 3600.0  # seconds after which a file that was not finished belongs to nobody
 VERSION = 1
 MARK = 0x45585047  # the application's id in the file's header: EXPG
 NETWORK = {
@@ -140,6 +142,14 @@ def make(path: Path, fill: Callable[[sqlite3.Connection], None], *, version: int
             Path(f"{part}{end}").unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they made a file left half made."""
+    for part in (p for name in (LEDGER, KEYS) for p in folder.glob(f".{name}.*")):
+        with suppress(FileNotFoundError):  # its own process may have ended meanwhile
+            if time.time() - part.stat().st_mtime > AGE:
+                part.unlink()
+
+
 def check_kind(db: sqlite3.Connection, path: Path, version: int, mark: int) -> None:
     """Refuse a database of another program or of a newer version.
 
@@ -214,12 +224,12 @@ def _sentence(path: Path, error: sqlite3.DatabaseError) -> UserError | None:
     name, text = getattr(error, "sqlite_errorname", ""), str(error)
     kind = "_".join(name.split("_")[:2])  # SQLITE_IOERR_WRITE is an SQLITE_IOERR
     if kind in ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM"):
-        remedy = "nothing of this step was kept: free the space or make the folder writable, then do it again"
+        remedy = "free the space or make the folder writable, then do it again; a step is kept whole or not at all"
         return Unwritable(f"to write {path}", f"{text} ({name})", remedy)
     if kind in ("SQLITE_BUSY", "SQLITE_LOCKED"):
         remedy = "end the process that holds it, then do it again"
         return UserError(f"{path} to be free within {PATIENCE:.0f} s", "another process that keeps it locked", remedy)
-    if kind in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+    if kind in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CONSTRAINT") or text.startswith("no such "):
         remedy = "restore the folder from a copy, and compare its head with the one you kept"
         return CorruptArtefact(f"a sound database {path}", text, remedy)
     return None

@@ -84,14 +84,11 @@ class Keys:
             row = self._db.execute("SELECT value FROM keys WHERE number = ?", [number]).fetchone()
         return _usable(row)
 
-    def more(self, upto: int) -> None:
-        """Make keys up to a number, `POOL` at least where any is missing; those that are there stay."""
-        if upto <= self.made:
-            return
+    def more(self, start: int, count: int = POOL) -> None:
+        """Make keys from a number on, `POOL` at least; those that are there stay, also as destroyed."""
+        new = ((number, secrets.token_bytes(SIZE)) for number in range(start, start + max(count, POOL)))
         with self._writing():
-            made = self.made
-            new = range(made + 1, max(upto, made + POOL) + 1) if upto > made else range(0)
-            self._db.executemany("INSERT INTO keys VALUES (?, ?)", ((n, secrets.token_bytes(SIZE)) for n in new))
+            self._db.executemany("INSERT OR IGNORE INTO keys VALUES (?, ?)", new)
 
     def destroy(self, number: int) -> None:
         """Overwrite the key of a request; what it sealed cannot be read again."""

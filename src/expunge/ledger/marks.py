@@ -42,4 +42,4 @@ def known(book: Book, secret: bytes, ids: Sequence[str], model: str | None) -> l
 def fingerprint(book: Book, model: str, request: str) -> str:
     """Return a digest of the marks that a request left for a model."""
     rows = book.rows("SELECT mark FROM remembered WHERE model = ? AND request = ? ORDER BY mark", [model, request])
-    return digest(b"".join(mark for (mark,) in rows))
+    return digest(*(mark for (mark,) in rows))

@@ -21,24 +21,25 @@ def about(identity: str, request: str, number: int) -> bytes:
     return canonical([identity, request, number]).encode()
 
 
-def store(book: Book, keys: Keys, request: Request) -> dict[str, Any]:
+def store(book: Book, keys: Keys, request: Request, most: int) -> dict[str, Any]:
     """Seal a request's payload under the next free key, within the ledger's transaction.
 
     Args:
         book: the ledger's file.
         keys: its keys; more are made where none is left, before the ledger's transaction ends.
         request: the request.
+        most: how many keys may be wanted before that.
 
     Returns:
         The body of its `received` event: what is public, the number of the key, the commitment.
     """
-    row = book.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'payloads'").fetchone()
+    row = book.db.execute("SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'payloads'").fetchone()
     number, payload = (row[0] if row else 0) + 1, request.payload()
     while (key := keys.take(number)) is None:
         if number <= keys.made:  # destroyed: the ledger's file is an older copy than the keys'
             number += 1
         else:
-            keys.more(number)
+            keys.more(number, most)
     sealed = seal(key, payload, about(book.identity, request.id, number))
     book.db.execute("INSERT INTO payloads (key, sealed) VALUES (?, ?)", [number, sealed])
     return {**request.public(), "key": number, "commitment": commitment(key, payload)}
