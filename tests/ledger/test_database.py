@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -279,3 +280,26 @@ def test_a_log_cut_or_torn_anywhere_leaves_a_sound_beginning(ledger, folder, ask
             assert again.receive(ask("after"))
         seen.add(count)
     assert len(seen) > 5
+
+
+def test_a_loss_of_power_while_the_log_is_copied_into_the_file_loses_nothing(ledger, folder, ask, tmp_path):
+    """Any mixture of old, new and half written pages beside the whole log: the log is copied again."""
+    ledger.receive_all(ask(f"r{n}", "x" * 500) for n in range(20))
+    ledger._book.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    ledger.receive_all(ask(f"s{n}", "x" * 500) for n in range(20))
+    before = shutil.copytree(folder, tmp_path / "before")
+    ledger._book.rows("PRAGMA wal_checkpoint(PASSIVE)")
+    old, new = ((place / FILE).read_bytes() for place in (before, folder))
+    assert old != new
+    head, random = ledger.head(), Random(0)
+    for number in range(20):
+        pages = []
+        for at in range(0, len(new), 4096):
+            cut = random.choice([0, 4096, 512 * random.randrange(8)])
+            pages.append(new[at : at + cut] + old[at + cut : at + 4096].ljust(4096 - cut, b"\0"))
+        copy = shutil.copytree(before, tmp_path / str(number))
+        (copy / FILE).write_bytes(b"".join(pages))
+        (copy / f"{FILE}-shm").unlink()
+        with Ledger.open(copy) as again:
+            assert again.head() == head
+            assert again.check(head) == []

@@ -56,7 +56,7 @@ def test_an_erasure_leaves_no_byte_of_payload_or_key(ledger, folder, ask):
 
 
 def test_many_erasures_in_any_order_leave_no_key_behind(ledger, folder, ask):
-    names = [f"r{n}" for n in range(150)]
+    names = [f"r{n}" for n in range(70)]
     ledger.receive_all(ask(name) for name in names)
     keys = {name: ledger.keys.take(ledger.history(name)[0].body["key"]) for name in names}
     gone = [name for n, name in enumerate(names) if n % 3]
