@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from expunge.errors import UserError
 from expunge.project import Project
-from expunge.project.config import Config, read
+from expunge.project.config import Config, RequestsSection, read
 from expunge.project.template import template
 from projects import BASE, Copy, toml
 from shell import expunge, refused
@@ -66,6 +66,27 @@ def said(folder: Path, text: str | bytes) -> str:
         ("[runtime]\nbatch_size = 99999999999999999999", "(should be less than or equal to 9223372036854775807)"),
         ("[policy]\nlargest_share = 1", "policy.largest_share in line 2 of expunge.toml to be right, got 1"),
         ("[policy]\naccuracy_drop = nan", "got nan (should be a finite number)"),
+        ("[requests]\nroute = 'delete'", "(should be 'edit', 'retrain' or 'edit-then-retrain')"),
+        (
+            "[requests]\n\ndays = 0",
+            "requests.days in line 3 of expunge.toml to be right, got 0 (should be greater than",
+        ),
+        (
+            "[requests]\nbatch = 0",
+            "requests.batch in line 2 of expunge.toml to be right, got 0 (should be greater than",
+        ),
+        ("[requests]\ncadence = -1", "requests.cadence in line 2 of expunge.toml to be right, got -1"),
+        ("[requests]\nundo_days = 1.5", "requests.undo_days in line 2 of expunge.toml to be right, got 1.5"),
+        ("[requests]\nrefresh_every = -1", "requests.refresh_every in line 2 of expunge.toml to be right, got -1"),
+        ("[requests]\napproval = 'no'", "requests.approval in line 2 of expunge.toml to be right, got 'no'"),
+        ("[requests]\nworkspace = ''", "requests.workspace in line 2 of expunge.toml to be right, got ''"),
+        ("[requests]\nstart = 3", "requests.start in line 2 of expunge.toml to be right, got 3"),
+        ("[requests]\nrout = 'edit'", "got 'requests.rout': did you mean 'route'"),
+        ("[requests.models]\na = 3", "requests.models.a in line 2 of expunge.toml to be right, got 3"),
+        (
+            "[requests.models]\n'../a' = 'b'",
+            "requests.models in line 1 of expunge.toml to be right, got {'../a': 'b'} (",
+        ),
         ("[data", "TOML in FOLDER/expunge.toml, got Expected ']' at the end of a table declaration"),
         ("a = 1\na = 2", "TOML in FOLDER/expunge.toml, got Cannot overwrite a value"),
         ("x = " + "[" * 5000, "TOML in FOLDER/expunge.toml, got maximum recursion depth exceeded"),
@@ -243,6 +264,8 @@ def test_every_commented_key_of_the_template_is_a_key(tmp_path: Path) -> None:
     assert found.runtime.workdir == "expunge-checkpoints"
     assert found.model.base == "hf:pretrained-folder"
     assert found.data.subject == "customer"
+    assert found.requests == RequestsSection(models=found.requests.models)  # what the comments say is the default
+    assert list(found.requests.models) == ["shop", "search"]
 
 
 def _sets(row: str) -> bool:

@@ -19,6 +19,7 @@ from expunge.folders import Folder
 from expunge.ledger import Entry, Status
 from expunge.ledger.steps import How
 from expunge.service import facts
+from expunge.service.lineage import lineage
 from expunge.service.made import Made
 from expunge.service.measure import Measured, measure, shown
 from expunge.service.outcome import Outcome
@@ -138,6 +139,8 @@ def fail(
     Returns:
         The outcome.
     """
+    if site.space.current(site.name) == version:  # switched to, and then damaged before that was recorded
+        site.space.switch(site.name, lineage(site.ledger, site.name).served)
     site.space.destroy(site.name, version)
     site.space.clear_work(site.name)
     for request in ids:
@@ -169,8 +172,13 @@ def deploy(site: Site, ids: Sequence[str], how: How, version: str) -> Outcome:
 def recover(site: Site) -> list[Outcome]:
     """End what a killed process left: serve what was verified, fail every other attempt; call it under the lock.
 
+    Afterwards ``current`` names the version that the ledger says is served.
+
     Returns:
         An outcome for each attempt.
+
+    Raises:
+        CorruptArtefact: that version is not there.
     """
     site.space.tidy(site.name)
     left: dict[str, list[Status]] = {}
@@ -178,7 +186,9 @@ def recover(site: Site) -> list[Outcome]:
         model = status.models.get(site.name)
         if model is not None and model.running:
             left.setdefault(str(model.version), []).append(status)
-    return [_ended(site, version, found) for version, found in left.items()]
+    ended = [_ended(site, version, found) for version, found in left.items()]
+    site.space.switch(site.name, lineage(site.ledger, site.name).served)
+    return ended
 
 
 def _ended(site: Site, version: str, found: Sequence[Status]) -> Outcome:

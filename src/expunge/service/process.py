@@ -14,6 +14,7 @@ from expunge.ledger.steps import How
 from expunge.project import Project
 from expunge.runtime import Progress, Runtime
 from expunge.selection import Selection
+from expunge.service import undo
 from expunge.service.attempt import attempt, fail, interrupted, recover
 from expunge.service.capacity import advise
 from expunge.service.edit import edit
@@ -92,13 +93,18 @@ def process(
 def _model(site: Site, wanted: set[str], how: How | None) -> list[Outcome]:
     """Fulfil what is pending on one model."""
     site.begin()
+    undo.finish(site.space, site.ledger, site.name)  # a rollback that a killed process left
     found = [outcome for outcome in recover(site) if outcome.step == "deployed"]
+    undo.sweep(site.space, site.ledger, site.name, expired_only=True, now=site.now())
+    _put_away(site)
     families(site.place)  # a bound on no number is told before work begins
     later = list[Status]()
     for batch in _batches(site, list(_pending(site, wanted, how, "edit", set())), found, later):
         found += _attempted(site, "edit", batch)
-    failed = {request for o in found if o.step == "failed" for request in o.requests}
-    rest = [*later, *_pending(site, wanted, how, "retrain", failed)]
+    failed = [site.ledger.status(request) for o in found if o.step == "failed" for request in o.requests]
+    rest = [*later, *_pending(site, wanted, how, "retrain", {s.request for s in failed})]
+    if site.due(site.folder()) <= site.now():  # where now approximately does not work, exactly will
+        rest += [s for s in failed if how is None and (s.route or site.policy.route) == "edit-then-retrain"]
     if rest and how != "edit":
         found += _retrained(site, rest, how)
     return found
@@ -118,7 +124,15 @@ def _attempted(site: Site, how: How, batch: Sequence[Target]) -> list[Outcome]:
     if not batch:
         return []
     found = attempt(site, site.folder(), how, batch, edit if how == "edit" else retrain)
-    return [replace(found, advice=advise(site)) if found.step == "deployed" else found]
+    if found.step != "deployed":
+        return [found]
+    _put_away(site)
+    return [replace(found, advice=advise(site))]
+
+
+def _put_away(site: Site) -> None:
+    """Keep replaced versions encrypted for as long as the policy says, or not at all."""
+    undo.put_away(site.space, site.ledger, site.name, site.policy.undo_days, now=site.now())
 
 
 def _looked_up(site: Site, folder: Folder, status: Status) -> Target:

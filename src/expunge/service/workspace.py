@@ -79,38 +79,39 @@ class Workspace:
         return sorted(found, key=lambda v: int(v[1:]))
 
     def current(self, name: str) -> str | None:
-        """Return the version that is served, None before the first.
+        """Return the version that the link names, None before the first.
 
         Raises:
-            CorruptArtefact: the link names no version that is there.
+            CorruptArtefact: something else than a link is there.
         """
         link = self.home(name) / "current"
         if not link.is_symlink():
             if there(link) is not None:
                 raise CorruptArtefact(f"a link at {link}", "something else", "remove it, and process again")
             return None
-        version = Path(os.readlink(link)).name
-        if there(self.version(name, version)) != "a folder":
-            remedy = "restore that version's folder from a copy"
-            raise CorruptArtefact(f"the served version {version} of {name} in {self.folder}", "none", remedy)
-        return version
+        return Path(os.readlink(link)).name
 
     def served(self, name: str) -> Path:
         """Return the folder of the version that is served.
 
         Raises:
             UserError: there is none yet.
+            CorruptArtefact: its folder is not there.
         """
         version = self.current(name)
         if version is None:
             raise UserError(f"a served version of {name} in {self.folder}", "none", "run expunge requests process")
-        return self.version(name, version)
+        folder = self.version(name, version)
+        if there(folder) != "a folder":
+            raise CorruptArtefact(f"the served version of {name} in {folder}", "none", "restore it from a copy")
+        return folder
 
     def switch(self, name: str, version: str) -> None:
         """Serve a version from now on: the link is replaced in one step, which outlasts a loss of power."""
         link = self.home(name) / "current"
         if there(self.version(name, version)) != "a folder":
-            raise CorruptArtefact(f"version {version} of {name}", "none", "restore its folder from a copy")
+            folder = self.version(name, version)
+            raise CorruptArtefact(f"version {version} of {name} in {folder}", "none", "restore it from a copy")
         if link.is_symlink() and Path(os.readlink(link)).name == version:
             return
         new = self.home(name) / f".current.{secrets.token_hex(4)}"
