@@ -212,7 +212,7 @@ def test_what_stands_beside_the_workspace_is_told_of(hand, monkeypatch):
         "runs/two": "prepared",
         "seen/three": "audit",
         "start": "prepared",
-        "trained.safetensors": "weights",
+        "trained.safetensors": "original",
     }
     assert all("It is outside the workspace and stays: destroy it yourself" in e.why for e in found.values())
     assert "It names a sample or subject of a request in the clear." in found["runs/one"].why

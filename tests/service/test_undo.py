@@ -410,6 +410,23 @@ def test_a_hold_stops_a_purge(edited):
     assert purge(edited).versions == (("shop", FIRST),)
 
 
+def test_a_purge_that_was_recorded_is_ended_whoever_is_held_since(edited, monkeypatch):
+    with monkeypatch.context() as killed, pytest.raises(RuntimeError, match="killed"):
+        killed.setattr(undo, "drop", dies)
+        purge(edited)
+    with edited.ledger() as ledger:
+        assert ledger.history("a")[-1].step == "purged"
+        ledger.record("b", "held", {"reason": "a lawsuit"})
+    with pytest.raises(UserError, match="Expected version v000000 of shop to be kept, got one that was destroyed"):
+        rollback(edited)
+    assert purge(edited, expired_only=True).versions == (("shop", FIRST),)
+    assert not sealed_file(edited).exists()
+
+
+def dies(*_: object) -> None:
+    raise RuntimeError("killed")
+
+
 def test_a_request_with_an_attempt_under_way_stops_a_purge(hand):
     hand.fulfil("a", steps=4)
     put_away(hand)

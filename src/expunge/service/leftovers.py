@@ -47,8 +47,8 @@ class Leftover:
 
     Args:
         path: the file or folder.
-        kind: ``version``, ``archive``, ``checkpoint``, ``half-written``, ``weights``, ``state``, ``prepared``,
-            ``forgotten``, ``audit``, ``benchmark``, ``cache``, ``named``, ``served`` or ``unknown``.
+        kind: ``version``, ``archive``, ``checkpoint``, ``half-written``, ``original``, ``weights``, ``state``,
+            ``prepared``, ``forgotten``, ``audit``, ``benchmark``, ``cache``, ``named``, ``served`` or ``unknown``.
         why: a sentence for the operator.
         inside: whether it is in the workspace.
     """
@@ -186,6 +186,7 @@ KINDS = {
     "audit": "Written by expunge audit: a report that names who was forgotten, or shows samples.",
     "benchmark": "A store of experiments: models and outputs of samples, also of those that were forgotten.",
     "state": "A state of a method: sums or tensors computed from the training data.",
+    "original": "The trained weights that the project file names: they were learned from what was forgotten.",
     "weights": "Weights, masks or arrays: what they were computed from cannot be told.",
     "checkpoint": "Checkpoints of unfinished work: weights and optimiser states.",
     "cache": "Copies of the data set that the datasets library keeps for the whole machine.",
@@ -255,7 +256,7 @@ def outside(space: Workspace, ledger: Ledger, place: Project) -> list[Leftover]:
 
 def _decide(kind: str) -> str:
     after = {
-        "weights": "after the model in service replaced it everywhere",
+        "original": "after the model in service replaced it everywhere",
         "prepared": "unless you start anew from it",
     }
     return (
@@ -267,7 +268,7 @@ def _named(place: Project) -> Iterator[tuple[Path, str]]:
     """Yield what the project file names."""
     config = place.config
     named: list[tuple[str | None, str]] = [
-        (config.requests.start, "prepared"), (config.runtime.workdir, "checkpoint"), (config.model.weights, "weights"),
+        (config.requests.start, "prepared"), (config.runtime.workdir, "checkpoint"), (config.model.weights, "original"),
     ]  # fmt: skip
     for text, kind in named:
         path = None if text in (None, "train") else place.folder / str(text)

@@ -127,7 +127,7 @@ def purge(
 def sweep(space: Workspace, ledger: Ledger, name: str, *, expired_only: bool, now: datetime) -> Purged:
     """Do what `purge` says for one model; call it under its lock."""
     line = lineage(ledger, name)
-    older = line.versions[:-1]
+    older = [v for v in line.versions[:-1] if v not in line.purged or exists(space, name, v)]
     if expired_only:
         chosen = [v for v in older if v in line.purged or _expired(space, ledger, name, v, now)]
         return _purge(space, ledger, name, line, chosen, "its time is over")
@@ -136,13 +136,9 @@ def sweep(space: Workspace, ledger: Ledger, name: str, *, expired_only: bool, no
 
 def _purge(space: Workspace, ledger: Ledger, name: str, line: Line, versions: list[str], why: str) -> Purged:
     """Record that versions are destroyed, then destroy them; what a held request needs is kept."""
-    kept, gone = list[Kept](), list[str]()
-    for version in versions:
-        reason = None if version in line.purged else _reason(ledger, name, line, version)
-        if reason is not None:
-            kept.append(Kept(name, version, reason))
-        else:
-            gone.append(version)
+    reasons = _reasons(ledger, name, line, [v for v in versions if v not in line.purged])
+    kept = [Kept(name, version, reason) for version, reason in reasons.items()]
+    gone = [v for v in versions if v not in reasons]
     entries = _entries(space, ledger, name, line, gone, why)
     if entries:
         ledger.record_all(entries)
@@ -153,21 +149,33 @@ def _purge(space: Workspace, ledger: Ledger, name: str, line: Line, versions: li
     return Purged(tuple((name, v) for v in there_were), tuple(e.request for e in entries), (), tuple(kept))
 
 
-def _reason(ledger: Ledger, name: str, line: Line, version: str) -> str | None:
-    """Return why a version may not be destroyed now, None where it may."""
-    for _, request in line.made_for(line.after(version)):
-        status = ledger.status(request)
-        if status.held is not None:
-            return f"request '{request}' is held ({status.held}): release it first"
-        if status.models[name].running:
-            return f"request '{request}' is worked on, or its work was interrupted: {PROCESS}"
-    return None
+def _reasons(ledger: Ledger, name: str, line: Line, versions: list[str]) -> dict[str, str]:
+    """Return why versions may not be destroyed now: a request that was fulfilled after one is held, or worked on."""
+    found, reason, wanted = dict[str, str](), "", set(versions)
+    for version in reversed(line.versions):
+        if not wanted:
+            break
+        if version in wanted and reason:
+            found[version] = reason
+        wanted.discard(version)
+        for request in line.requests.get(version, ()):
+            reason = reason or _obstacle(ledger, name, request)
+    return dict(sorted(found.items()))
+
+
+def _obstacle(ledger: Ledger, name: str, request: str) -> str:
+    status = ledger.status(request)
+    if status.held is not None:
+        return f"request '{request}' is held ({status.held}): release it first"
+    if status.models[name].running:
+        return f"request '{request}' is worked on, or its work was interrupted: {PROCESS}"
+    return ""
 
 
 def _entries(space: Workspace, ledger: Ledger, name: str, line: Line, gone: list[str], why: str) -> list[Entry]:
     """Return the events of a purge: one for each request that could be rolled back and now cannot."""
     lost = dict[str, list[str]]()
-    for version in gone:
+    for version in (v for v in gone if v not in line.purged):
         for request in line.requests.get(line.after(version)[0], ()):
             lost.setdefault(request, []).append(version)
     stays = {v for v in line.versions[:-1] if v not in gone and exists(space, name, v)}
