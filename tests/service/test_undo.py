@@ -411,9 +411,10 @@ def test_a_hold_stops_a_purge(edited):
 
 
 def test_a_purge_that_was_recorded_is_ended_whoever_is_held_since(edited, monkeypatch):
-    with monkeypatch.context() as killed, pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as killed:
         killed.setattr(undo, "drop", dies)
-        purge(edited)
+        with pytest.raises(RuntimeError, match="killed"):
+            purge(edited)
     with edited.ledger() as ledger:
         assert ledger.history("a")[-1].step == "purged"
         ledger.record("b", "held", {"reason": "a lawsuit"})
