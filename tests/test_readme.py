@@ -129,7 +129,7 @@ def test_every_command_of_the_readme_exists() -> None:
     known = {c.callback.__name__ for c in app.registered_commands if c.callback}
     for words in (line.split() for line in lines):
         inside = (
-            [c.callback.__name__ for c in groups[words[1]].registered_commands if c.callback]
+            [c.name or c.callback.__name__ for c in groups[words[1]].registered_commands if c.callback]
             if words[1] in groups
             else []
         )

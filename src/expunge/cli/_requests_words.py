@@ -132,9 +132,9 @@ def following(status: Status, place: Place) -> str:
     me, run = status.request, "expunge requests"
     erase = f" What it named can be destroyed: {run} erase {me}." if not status.erased else ""
     if status.held is not None:
-        return f"it is held ({status.held}); {run} release {me} ends that."
+        return f"it is held ({plain(status.held)}); {run} release {me} ends that."
     if status.refused is not None:
-        return f"nothing, it was refused ({status.refused}).{erase}"
+        return f"nothing, it was refused ({plain(status.refused)}).{erase}"
     if status.closed:
         return f"nothing. Its record: {run} export {me} -o FOLDER.{erase}"
     if status.erased:

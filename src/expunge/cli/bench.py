@@ -64,6 +64,7 @@ def run(
 
     chosen = options(context)
     asked = grids.load(grid)
+    _jobs.refuse_deleted_of(asked.projects.values(), chosen)
     room = Results(store) if plan and there(store) is None else Results.open(store)
     results = [task for cell in asked.cells() for task in cell.results()]
     work = runner.plan(results, room, retry=retry, recompute=recompute)
@@ -71,7 +72,6 @@ def run(
     if plan:
         emit(chosen, _planned(work, room, asked), *_plan_lines(work, room, asked))
         return
-    _jobs.refuse_deleted_of(asked.projects.values(), chosen)
     _ask(chosen, cells, max_cells, f"{grid}")
     executor = _executor(chosen, asked, room.path, workers, where, address)
     with progress("starting", len(work.tasks)) as shown:

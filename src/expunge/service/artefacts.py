@@ -70,8 +70,12 @@ def _served(space: Workspace, ledger: Ledger, name: str, line: Line) -> Iterator
     except CorruptArtefact as error:
         yield Problem("current", where, str(error))
         return
-    if current != line.served and current not in _running(ledger, name) and not (current is None and not line.requests):
+    if current is None and not line.requests:
+        return  # nothing was begun
+    if current != line.served and current not in _running(ledger, name):
         yield Problem("current", where, f"names {current}, and the ledger says that {line.served} is served")
+    if current is not None and there(space.version(name, current)) != "a folder":
+        yield Problem("version", f"models/{name}/versions/{current}", "missing, and it is the one that is served")
 
 
 def _running(ledger: Ledger, name: str) -> set[str]:
