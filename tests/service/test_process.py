@@ -14,6 +14,7 @@ from expunge.errors import UserError
 from expunge.folders import Folder
 from expunge.method import Nature
 from expunge.methods import load
+from expunge.runtime import Runtime
 from expunge.service import measure
 from expunge.service.workspace import FIRST
 from expunge.tensors import weights_digest
@@ -25,10 +26,10 @@ from services import Shop, same
 ROUTED = ["started", "unlearned", "verified", "deployed"]
 
 
-def edited(folder: Folder, *batches: list[str]) -> tuple[torch.nn.Module, Any]:
+def edited(folder: Folder, *batches: list[str], known: int | None = None) -> tuple[torch.nn.Module, Any]:
     """Return what the project's method makes of a folder, batch after batch, without the service."""
     place, model, state = folder.project, folder.model(), folder.state
-    train, method = place.train, place.method()
+    train, method = place.train.subset(place.train.ids[:known]), place.method()
     for ids in batches:
         rest = train.without(ids)
         done = unlearn(method, model, place.task, forget=train.subset(ids), retain=rest, state=state, seed=0)
@@ -105,7 +106,7 @@ def test_what_a_model_does_not_hold_is_absent(pets: Any) -> None:
     shop.process()
     shop.ask("r6", "100")
     assert [o.step for o in shop.process()] == ["absent"]
-    assert shop.event("r6", "absent").body == {"samples": 0, "forgotten_before": 1}
+    assert shop.event("r6", "absent").body == {"samples": 0, "forgotten_before": 1, "not_trained_on": 0}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_method_that_breaks_is_told_and_leaves_no_attempt_open(pets: Any, monk
     with pytest.raises(ZeroDivisionError):
         shop.process()
     assert (
-        shop.event("r1", "failed").body["reason"] == "ZeroDivisionError, whose sentence names samples and is not kept"
+        shop.event("r1", "failed").body["reason"] == "ZeroDivisionError: its sentence may name samples, and is not kept"
     )
     monkeypatch.undo()
     shop.sound()
@@ -266,6 +267,40 @@ def test_samples_that_are_gone_from_the_data_are_not_taken_for_absent(pets: Any)
     assert (outcome.step, outcome.how) == ("deployed", "retrain")
     assert shop.event("r1", "unlearned").body["proof"]["excluded"] == 2
     assert shop.event("r1", "unlearned").body["not_at_hand"] == 1
+
+
+def test_samples_that_came_in_later_are_never_learned(pets: Any) -> None:
+    shop: Shop = pets({"policy.largest_share": 0.9})
+    parquet(shop.folder / "train.parquet", rows(70))  # ten more than the model was trained on
+    shop.ask("r1", "165", "166", "500")
+    shop.ask("r2", "101", "102", "167")
+    found = shop.process()
+    assert [(o.step, o.requests) for o in found] == [("absent", ("r1",)), ("deployed", ("r2",))]
+    assert shop.event("r1", "absent").body["not_trained_on"] == 2
+    assert same(shop.served().model(), edited(shop.start(), ["101", "102"], known=60)[0])
+    assert shop.remembered() == ["101", "102", "165", "166", "167"]
+    shop.ask("r3", "103", "168", route="retrain")
+    shop.process(how="retrain")
+    body = shop.event("r3", "unlearned").body
+    assert body["proof"]["trained"]["samples"] == body["proof"]["trained"]["read"] == 63
+    assert body["proof"]["excluded"] == 7
+    with shop.ledger() as ledger:
+        assert ledger.remembered(["500", "168", "169"]) == ["500", "168"]
+
+
+def test_training_data_under_other_ids_is_not_taken_for_nothing(pets: Any) -> None:
+    shop: Shop = pets()
+    parquet(shop.folder / "train.parquet", rows(60, first=5000))
+    shop.ask("r1", "101")
+    with pytest.raises(UserError, match="got 60 samples under ids that it does not know: check .data. train and id"):
+        shop.process()
+    assert shop.status("r1").word == "received"
+
+
+def test_no_launcher_starts_several(pets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runtime, "count", 2)
+    with pytest.raises(UserError, match="one process to fulfil requests, got 2: start it without a launcher"):
+        pets().process()
 
 
 def test_who_waits(pets: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from expunge import folders
@@ -63,24 +63,18 @@ def attempt(
         if made.idle:
             return fail(site, ids, how, version, made.idle, {"changed": 0.0})
         _write(site, version, made, batch, how)
-        found = _measure(site, made, _texts(batch))
+        found = _measure(site, made, set().union(*(t.texts for t in batch)))
         if found.missed:
             sentence = " ".join(found.missed)
             return fail(site, ids, how, version, sentence, {"bounds": found.body["bounds"], "remedy": REMEDY})
         so_far = {"so_far": made.body["so_far"], "shown": shown(made.body["batch_samples"])}
         _record(site, ids, "verified", {"how": how, "version": version, **found.body, **so_far})
     except Exception as error:
-        said = str(error) if isinstance(error, ExpungeError) else f"{type(error).__name__}: {error}"
-        failed = fail(site, ids, how, version, said, {"error": type(error).__name__}, _texts(batch))
+        failed = fail(site, ids, how, version, str(error), {"error": type(error).__name__}, kept(error, batch))
         if not isinstance(error, ExpungeError):
             raise
         return failed
     return deploy(site, ids, how, version)
-
-
-def _texts(batch: Iterable[Target]) -> set[str]:
-    """Return all texts by which the requests name samples."""
-    return {text for t in batch for text in (*t.request.values, *t.ids, *t.past, *t.gone)}
 
 
 def _record(site: Site, ids: Sequence[str], step: Any, bodies: dict[str, Any] | list[dict[str, Any]]) -> None:
@@ -96,7 +90,7 @@ def _write(site: Site, version: str, made: Made, batch: Sequence[Target], how: H
     site.space.clear_work(site.name)
     body = made.body | {"how": how, "version": version, "environment": facts.environment(), "files": digests(path)}
     body |= {"requests": len(batch), "note": made.record.get("note", "")}
-    marks = [site.ledger.remember(site.name, (*t.ids, *t.gone), t.request.id) for t in batch]
+    marks = [site.remember(t) for t in batch]
     own = [{"samples": len(t.ids) + len(t.gone), "not_at_hand": len(t.gone) or t.unknown} for t in batch]
     each = [body | mine | {"marks": mark} for mine, mark in zip(own, marks, strict=True)]
     _record(site, [t.request.id for t in batch], "unlearned", each)
@@ -123,7 +117,7 @@ def fail(
     version: str,
     sentence: str,
     body: dict[str, Any],
-    secret: Collection[str] = (),
+    reason: str = "",
 ) -> Outcome:
     """End an attempt that came to nothing: its version is destroyed, its marks are taken back.
 
@@ -134,7 +128,7 @@ def fail(
         version: of the attempt.
         sentence: why, for the operator.
         body: what else is recorded.
-        secret: texts that must not stand in the ledger.
+        reason: what the ledger keeps instead of a sentence that may name samples.
 
     Returns:
         The outcome.
@@ -146,16 +140,21 @@ def fail(
     for request in ids:
         if not site.ledger.status(request).models[site.name].done:  # else the marks are of what stays done
             site.ledger.forget_marks(site.name, request)
-    _record(site, ids, "failed", {"how": how, "version": version, "reason": _plain(sentence, secret, body), **body})
+    _record(site, ids, "failed", {"how": how, "version": version, "reason": reason or sentence, **body})
     remedy = body.get("remedy", "")
     return Outcome(site.name, tuple(ids), "failed", how=how, text=f"{sentence} {remedy}".strip())
 
 
-def _plain(sentence: str, secret: Collection[str], body: dict[str, Any]) -> str:
-    """Return a sentence as the ledger may keep it: without one that holds a text of a request."""
-    if any(text in sentence and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", sentence) for text in secret if text):
-        return f"{body.get('error', 'an error')}, whose sentence names samples and is not kept"
-    return sentence
+def kept(error: Exception, batch: Sequence[Target]) -> str:
+    """Return what the ledger keeps of an error: what was expected and what to do, for what was got may name samples."""
+    name = type(error).__name__
+    if not isinstance(error, UserError):
+        return f"{name}: its sentence may name samples, and is not kept"
+    text = f"Expected {error.expected}: {error.remedy}."
+    texts = (t for target in batch for t in target.texts if t in text)
+    if any(re.search(rf"(?<!\w){re.escape(t)}(?!\w)", text) for t in texts):
+        return f"{name}: its sentence names samples, and is not kept"
+    return text
 
 
 def deploy(site: Site, ids: Sequence[str], how: How, version: str) -> Outcome:

@@ -35,8 +35,7 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         UserError: the method cannot do it as it stands.
     """
     place = folder.project
-    gone = site.gone(place.train)
-    left = place.train.without(gone) if gone else place.train
+    left = site.holding(folder).left
     case = targets.scenario(batch, place, left)
     forget, rest = left.subset(case.forget), left.without(case.forget)
     model = folder.model()

@@ -15,7 +15,7 @@ from expunge.project import Project
 from expunge.runtime import Progress, Runtime
 from expunge.selection import Selection
 from expunge.service import undo
-from expunge.service.attempt import attempt, fail, interrupted, recover
+from expunge.service.attempt import attempt, fail, interrupted, kept, recover
 from expunge.service.capacity import advise
 from expunge.service.edit import edit
 from expunge.service.measure import families
@@ -72,6 +72,8 @@ def process(
     runtime = runtime or place.runtime()
     runtime = runtime if progress is None else replace(runtime, progress=progress)
     found, problems = Outcomes(), list[UserError]()
+    if runtime.count > 1:
+        raise UserError("one process to fulfil requests", str(runtime.count), "start it without a launcher")
     with Ledger.open(space.folder, now=now, actor=actor) as ledger:
         wanted = {ledger.status(request).request for request in only}
         every = places(place)
@@ -79,35 +81,35 @@ def process(
             site = Site(name, own, place.config.requests, space, ledger, runtime, seed, now)
             try:
                 with space.locked(name):
-                    found += _model(site, wanted, how)
+                    _model(site, wanted, how, found)
             except UserError as error:
                 problems.append(error)
                 found.append(Outcome(name, (), "refused", text=str(error)))
-        if len(problems) == len(every):
+        if problems and len(problems) == len(found):
             raise problems[0]
         with space.closing():
             _close(ledger, every, place.config.requests.route)
     return found
 
 
-def _model(site: Site, wanted: set[str], how: How | None) -> list[Outcome]:
-    """Fulfil what is pending on one model."""
+def _model(site: Site, wanted: set[str], how: How | None, out: list[Outcome]) -> None:
+    """Fulfil what is pending on one model; what came of it is put among the outcomes at once."""
     site.begin()
     undo.finish(site.space, site.ledger, site.name)  # a rollback that a killed process left
-    found = [outcome for outcome in recover(site) if outcome.step == "deployed"]
+    out += [outcome for outcome in recover(site) if outcome.step == "deployed"]
+    begun = len(out)
     undo.sweep(site.space, site.ledger, site.name, expired_only=True, now=site.now())
     _put_away(site)
     families(site.place)  # a bound on no number is told before work begins
     later = list[Status]()
-    for batch in _batches(site, list(_pending(site, wanted, how, "edit", set())), found, later):
-        found += _attempted(site, "edit", batch)
-    failed = [site.ledger.status(request) for o in found if o.step == "failed" for request in o.requests]
+    for batch in _batches(site, list(_pending(site, wanted, how, "edit", set())), out, later):
+        out += _attempted(site, "edit", batch)
+    failed = [site.ledger.status(request) for o in out[begun:] if o.step == "failed" for request in o.requests]
     rest = [*later, *_pending(site, wanted, how, "retrain", {s.request for s in failed})]
-    if site.due(site.folder()) <= site.now():  # where now approximately does not work, exactly will
-        rest += [s for s in failed if how is None and (s.route or site.policy.route) == "edit-then-retrain"]
+    if failed and how is None and site.due(site.folder()) <= site.now():  # where an edit does not do, this will
+        rest += [s for s in failed if (s.route or site.policy.route) == "edit-then-retrain"]
     if rest and how != "edit":
-        found += _retrained(site, rest, how)
-    return found
+        _retrained(site, rest, how, out)
 
 
 def _pending(site: Site, wanted: set[str], how: How | None, what: How, failed: set[str]) -> Iterator[Status]:
@@ -136,8 +138,7 @@ def _put_away(site: Site) -> None:
 
 
 def _looked_up(site: Site, folder: Folder, status: Status) -> Target:
-    train = folder.project.train
-    return target(site.ledger.request(status.request), folder.project, train, site.gone(train), folder.state)
+    return target(site.ledger.request(status.request), folder.project, site.holding(folder), folder.state)
 
 
 def _batches(site: Site, pending: list[Status], found: list[Outcome], later: list[Status]) -> Iterator[list[Target]]:
@@ -155,8 +156,7 @@ def _batches(site: Site, pending: list[Status], found: list[Outcome], later: lis
         if mine.absent:
             _nothing(site, status, mine, found, later)
             continue
-        train = folder.project.train
-        left = len(train) - len(site.gone(train))
+        left = len(site.holding(folder).trained)
         problem = mine.problem or _too_large(folder.project, mine, left)
         if problem is not None:
             found.append(_refused(site, mine, problem))
@@ -199,7 +199,8 @@ def _nothing(site: Site, status: Status, mine: Target, found: list[Outcome], lat
 
 
 def _absent(site: Site, mine: Target) -> Outcome:
-    body = {"samples": 0, "forgotten_before": len(mine.past)}
+    site.remember(mine)  # it was never learned, and shall not be
+    body = {"samples": 0, "forgotten_before": len(mine.past), "not_trained_on": len(mine.new)}
     site.ledger.record(mine.request.id, "absent", body, model=site.name)
     return Outcome(site.name, (mine.request.id,), "absent", text=f"{site.name} holds nothing of it")
 
@@ -208,28 +209,27 @@ def _refused(site: Site, mine: Target, problem: UserError) -> Outcome:
     """Record an attempt that cannot be made."""
     version = f"v{site.ledger.head().seq + 1:06d}"
     site.ledger.record(mine.request.id, "started", {"how": "edit", "version": version, "batch": 1}, model=site.name)
-    return fail(
-        site, [mine.request.id], "edit", version, str(problem), {"error": "UserError"}, set(mine.request.values)
-    )
+    told = {"error": type(problem).__name__}
+    return fail(site, [mine.request.id], "edit", version, str(problem), told, kept(problem, [mine]))
 
 
-def _retrained(site: Site, pending: list[Status], how: How | None) -> list[Outcome]:
+def _retrained(site: Site, pending: list[Status], how: How | None, out: list[Outcome]) -> None:
     """Retrain for all requests that wait for it, where that is due or asked for; else schedule them."""
-    folder, found, batch = site.folder(), list[Outcome](), list[Target]()
+    folder, batch = site.folder(), list[Target]()
     due = site.due(folder)
     for status in pending:
         mine = _looked_up(site, folder, status)
         model = status.models.get(site.name)
         if mine.absent and not mine.past and not (model and model.done):
-            found.append(_absent(site, mine))
+            out.append(_absent(site, mine))
         elif how == "retrain" or due <= site.now():
             batch.append(mine)
         elif model is None or model.step != "scheduled":
             body = {"how": "retrain", "due": due.isoformat(timespec="seconds")}
             site.ledger.record(status.request, "scheduled", body, model=site.name)
             text = f"retrained with the next cadence, from {due.date()} on"
-            found.append(Outcome(site.name, (status.request,), "scheduled", how="retrain", text=text))
-    return [*found, *_attempted(site, "retrain", batch)]
+            out.append(Outcome(site.name, (status.request,), "scheduled", how="retrain", text=text))
+    out += _attempted(site, "retrain", batch)
 
 
 def _close(ledger: Ledger, every: dict[str, Project], route: Route) -> None:

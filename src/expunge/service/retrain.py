@@ -41,10 +41,11 @@ def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
     place, began = folder.project, time.perf_counter()
     if place.recipe is None:
         raise UserError("a [recipe] to retrain by", "none", "add one to the project file")
-    whole, gone = place.train, set(site.gone(place.train))
+    held = site.holding(folder)
+    whole, gone = held.train, held.gone
     asked = {i for t in batch for i in (*t.ids, *t.past)}
-    rest = whole.without([i for i in whole.ids if i in gone or i in asked]).watched()
-    named = {i for t in batch for i in (*t.gone, *(t.request.values if t.request.kind == "ids" else ()))}
+    named = {i for t in batch for i in t.remembered}
+    rest = whole.without([i for i in whole.ids if i in gone or i in named]).watched()
     refuse_learning_again(site.ledger, site.name, rest.ids)
     if not len(rest):
         raise UserError("training data to retrain on", "none left", "check which samples the requests name")
@@ -98,6 +99,6 @@ def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         "so_far": {key: counters[key] for key in ("requests", "samples", "stale")},
     }
     here = [i for i in whole.ids if i in asked]
-    seen = whole.without([i for i in whole.ids if i in gone and i not in asked])
+    seen = whole.subset([i for i in whole.ids if i in asked or i not in gone and i not in named])
     case = forget_ids(seen, here, holdout=place.holdout, test=place.test) if here else None
     return Made(place, model, ready.model, ready.state, REFERENCE, record, body, seen, case)

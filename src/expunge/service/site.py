@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from expunge.data import Data
 from expunge.errors import UserError
 from expunge.folders import Folder
 from expunge.ledger import Ledger, Status
@@ -15,6 +15,7 @@ from expunge.ledger.steps import How
 from expunge.project import Project
 from expunge.project.config import RequestsSection
 from expunge.runtime import Runtime
+from expunge.service.targets import Holding, Target, holding
 from expunge.service.workspace import Workspace
 
 COUNTERS: dict[str, Any] = {"requests": 0, "samples": 0, "stale": 0, "retrained": None, "seq": 0}
@@ -44,6 +45,7 @@ class Site:
     seed: int
     now: Callable[[], datetime]
     _opened: Project | None = field(default=None, repr=False)
+    _holding: tuple[Path, Holding] | None = field(default=None, repr=False)
 
     def begin(self) -> None:
         """Copy the first version, unless that is done.
@@ -71,9 +73,18 @@ class Site:
                 raise UserError(f"the training data of {self.name}", f"none at {where}", remedy)
         return replace(found, project=self._opened)
 
-    def gone(self, train: Data) -> list[str]:
-        """Return the ids of training data that the model has forgotten."""
-        return self.ledger.remembered(train.ids, self.name)
+    def holding(self, folder: Folder) -> Holding:
+        """Return what the served model holds of the training data at hand, looked up once a version."""
+        if self._holding is None or self._holding[0] != folder.path:
+            train = folder.project.train
+            gone = self.ledger.remembered(train.ids, self.name)
+            self._holding = folder.path, holding(train, gone, folder.state)
+        return self._holding[1]
+
+    def remember(self, target: Target) -> str:
+        """Remember the samples of a request, and return the digest of its marks."""
+        self._holding = None
+        return self.ledger.remember(self.name, target.remembered, target.request.id)
 
     def counters(self, folder: Folder) -> dict[str, Any]:
         """Return requests and samples forgotten by edits since the last training, and when that was."""

@@ -15,6 +15,54 @@ from expunge.scenario import Scenario, forget_class, forget_ids, forget_subject
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What is known of the samples that a model holds.
+
+    Args:
+        train: the training data at hand.
+        trained: of its ids, those that the model was trained on and has not forgotten.
+        gone: of its ids, those that are remembered as forgotten.
+        missing: samples that the model was trained on, has not forgotten, and that are no longer at hand.
+    """
+
+    train: Data
+    trained: frozenset[str]
+    gone: frozenset[str]
+    missing: int
+
+    @property
+    def left(self) -> Data:
+        """The training data that the model holds; what came in since it was trained is not in it."""
+        return self.train.subset([i for i in self.train.ids if i in self.trained])
+
+
+def holding(train: Data, gone: Sequence[str], state: State) -> Holding:
+    """Hold the training data at hand to what a model was prepared on.
+
+    Args:
+        train: the training data at hand.
+        gone: of its ids, those that are remembered as forgotten.
+        state: of the model, which knows by keyed hashes what it was prepared on; one that does not is taken to have
+            been prepared on all of it.
+
+    Returns:
+        What the model holds.
+
+    Raises:
+        UserError: the state knows none of the ids.
+    """
+    forgotten = frozenset(gone)
+    known, stay = stamp.prepared(state, train.ids), stamp.staying(state)
+    if known is None or stay is None:
+        return Holding(train, frozenset(train.ids) - forgotten, forgotten, 0)
+    trained = frozenset(i for i, there in zip(train.ids, known, strict=True) if there) - forgotten
+    if not trained and len(train) > len(forgotten):
+        got = f"{len(train)} samples under ids that it does not know"
+        raise UserError("the training data that the model was prepared on", got, "check [data] train and id")
+    return Holding(train, trained, forgotten, stay - len(trained))
+
+
+@dataclass(frozen=True)
 class Target:
     """A request, looked up in the training data of one model.
 
@@ -22,6 +70,7 @@ class Target:
         request: what is asked.
         ids: samples at hand that the model has not forgotten yet.
         past: samples at hand that it has forgotten before.
+        new: samples at hand that came in after it was trained: it never learned them, and shall not.
         gone: ids that it was trained on and that are no longer at hand.
         unknown: samples that it was trained on and that are no longer at hand, of which nobody can say whether they
             are the request's.
@@ -30,6 +79,7 @@ class Target:
     request: Request
     ids: tuple[str, ...]
     past: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     unknown: int = 0
 
@@ -37,6 +87,17 @@ class Target:
     def absent(self) -> bool:
         """Whether the model holds nothing of the request."""
         return not self.ids and not self.gone and not self.unknown
+
+    @property
+    def remembered(self) -> list[str]:
+        """Ids that shall not be learned again: those of its samples, and those that it names though none is there."""
+        named = self.request.values if self.request.kind == "ids" else ()
+        return list(dict.fromkeys((*self.ids, *self.new, *self.gone, *named)))
+
+    @property
+    def texts(self) -> set[str]:
+        """All texts by which samples are named."""
+        return {*self.request.values, *self.ids, *self.past, *self.new, *self.gone}
 
     @property
     def problem(self) -> UserError | None:
@@ -49,15 +110,14 @@ class Target:
         return UserError("training data with the samples to forget", f"{lost} {whose} that are not there", remedy)
 
 
-def target(request: Request, place: Project, train: Data, gone: Sequence[str], state: State) -> Target:
+def target(request: Request, place: Project, held: Holding, state: State) -> Target:
     """Look a request up.
 
     Args:
         request: what is asked.
         place: model and data.
-        train: all training data at hand.
-        gone: of its ids, those that the model has forgotten before.
-        state: of the model that is served, which knows by keyed hashes what it was prepared on.
+        held: what the model holds.
+        state: of the model.
 
     Returns:
         The samples.
@@ -65,18 +125,16 @@ def target(request: Request, place: Project, train: Data, gone: Sequence[str], s
     Raises:
         UserError: no column names subjects.
     """
-    found, forgotten = _matching(request, place, train), set(gone)
-    ids = tuple(i for i in found if i not in forgotten)
-    past = tuple(i for i in found if i in forgotten)
-    if request.kind == "ids":
-        rest = list(set(request.values) - set(found))
-        known = stamp.prepared(state, sorted(rest))
-        lost = () if known is None else tuple(i for i, there in zip(sorted(rest), known, strict=True) if there)
-        return Target(request, ids, past, lost)
-    stay = stamp.staying(state)
-    known = stamp.prepared(state, train.ids)
-    missing = 0 if stay is None or known is None else stay - int(known.sum())
-    return Target(request, ids, past, unknown=missing)
+    found = _matching(request, place, held.train)
+    ids = tuple(i for i in found if i in held.trained)
+    past = tuple(i for i in found if i in held.gone)
+    new = tuple(i for i in found if i not in held.trained and i not in held.gone)
+    if request.kind != "ids":
+        return Target(request, ids, past, new, unknown=held.missing)
+    rest = sorted(set(request.values) - set(found))
+    known = stamp.prepared(state, rest)
+    lost = () if known is None else tuple(i for i, there in zip(rest, known, strict=True) if there)
+    return Target(request, ids, past, new, lost)
 
 
 def _matching(request: Request, place: Project, train: Data) -> list[str]:
