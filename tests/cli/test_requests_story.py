@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,10 @@ def test_the_whole_story(run: Expunge, here: Path) -> None:
     out = good(run, "verify", "pack", "--key", "key.pem.pub")
     assert "Checked the pack pack: 0 problems." in out
     assert "Signed with the key that was given" in out
+    code = "import sys; from expunge.cli import app; app(['requests', 'verify', 'shop/pack'], standalone_mode=False)"
+    alone = [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"]
+    done = subprocess.run(alone, cwd=here.parent, capture_output=True, text=True, check=False)  # without a project
+    assert done.returncode == 0, done.stderr
     content = b"".join(p.read_bytes() for p in (here / "pack").iterdir())
     assert re.search(rb"\bann\b", content) is None
     good(run, "export", "held", "-o", "pack-held")
@@ -121,6 +126,16 @@ def test_the_whole_story(run: Expunge, here: Path) -> None:
     assert code == 1
     assert f"models/model/versions/{served(here).name}/model.safetensors: altered" in out
     (served(here) / "model.safetensors").write_bytes(weights)
+    (here / "copy").mkdir()
+    shutil.copytree(here / "expunge-requests", here / "copy" / "damaged", symlinks=True)
+    with sqlite3.connect(here / "copy" / "damaged" / "ledger.sqlite3") as db:
+        db.execute("DROP TRIGGER events_update")
+        db.execute("UPDATE events SET body = '{' WHERE seq = 20")
+        db.execute("UPDATE events SET body = '{}' WHERE step = 'unlearned'")
+    db.close()
+    code, out, err = run("requests", "verify", "--workspace", "copy/damaged")
+    assert (code, err) == (1, "")
+    assert "event 20 (" in out
 
     out = good(run, "rollback")
     assert f"model: {first.name} is served again." in out
@@ -226,13 +241,15 @@ def test_another_process_that_works_on_the_model_is_waited_for_aloud(run: Expung
     lock = here / "expunge-requests" / "models" / "model" / "lock"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as file:
+        file.write("4711")
+        file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         free = threading.Timer(0.5, lambda: fcntl.flock(file, fcntl.LOCK_UN))
         free.start()
         code, out, err = run("requests", "process")
         free.join()
     assert code == 0, err
-    assert "Waiting for another process" in err
+    assert "Waiting for process 4711, which works on the model model." in err
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="the page's keys are made by openssl")

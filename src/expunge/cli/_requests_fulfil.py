@@ -165,6 +165,7 @@ def verify(
         Exit: with 1 where something is wrong.
         UserError: nothing to check there, or a key or head that cannot be read.
     """
+    from expunge.cli._requests_words import plain
     from expunge.errors import UserError
 
     chosen = options(context)
@@ -179,7 +180,7 @@ def verify(
         "problems": [{"what": p.what, "where": p.where, "got": p.got} for p in problems],
         "said": said,
     }
-    lines = [f"{p}" for p in problems]
+    lines = [plain(str(problem)) for problem in problems]
     emit(chosen, body, *lines, f"{what}: {_several(len(problems), 'problem')}.", *([said] if said else []))
     if problems:
         raise typer.Exit(WRONG)
@@ -209,14 +210,19 @@ def _pack(folder: Path, key: Path | None, head: Any) -> tuple[str, list[Any], st
 
 def _ledger(where: Place, head: Any) -> tuple[str, list[Any], str]:
     """Check a ledger, and the artefacts of the models that it is about."""
-    from expunge.ledger import Ledger
+    from expunge.errors import UserError
+    from expunge.ledger import Ledger, Problem
     from expunge.service import Workspace
     from expunge.service.artefacts import check
 
-    space = Workspace(where.folder)
+    space, events = Workspace(where.folder), 0
     with Ledger.open(where.folder, readonly=True) as ledger:
-        problems = [*ledger.check(head), *check(space, ledger)]
-        events = ledger.head().seq
+        problems = ledger.check(head)
+        try:
+            problems += check(space, ledger)
+            events = ledger.head().seq
+        except UserError as error:  # what is damaged was named; the versions cannot be held to it
+            problems.append(Problem("versions", f"the versions of {where.folder}", str(error)))
     models = space.models
     versions = sum(len(space.versions(name)) for name in models)
     counts = [(events, "event"), (len(models), "model"), (versions, "version in the clear")]

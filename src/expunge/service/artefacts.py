@@ -58,8 +58,9 @@ def _recorded(space: Workspace, ledger: Ledger, name: str) -> dict[str, dict[str
     """Return the digests of the files of each version, as they were recorded when it was made."""
     found = {FIRST: dict(space.begun(name)["files"])} if there(space.home(name) / "begun.json") else {}
     for event in ledger.events():
-        if event.model == name and event.step == "unlearned":
-            found[str(event.body["version"])] = dict(event.body["files"])
+        files = event.body.get("files")
+        if event.model == name and event.step == "unlearned" and isinstance(files, dict):
+            found[str(event.body.get("version"))] = files
     return found
 
 

@@ -238,11 +238,15 @@ def _lock(path: Path, what: str) -> Iterator[None]:
     with writable(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
+        try:  # the system frees it where the process is killed; its number in the file is for others to read
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("Waiting for another process that works on %s.", what)
+            holder = os.pread(handle, 20, 0).decode("ascii", "replace")
+            log.info("Waiting for process %s, which works on %s.", holder or "of unknown number", what)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a full disk: others then wait for they do not know whom
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(handle)
