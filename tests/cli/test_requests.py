@@ -408,6 +408,8 @@ def test_help_teaches_and_options_are_few(run: Run, name: str) -> None:
     assert code == 0
     assert len(out) > 300
     assert "Raises" not in out
+    assert "[[" not in out
+    assert " in ." not in out  # a name in square brackets would be taken for a style
 
 
 def test_the_table_of_the_project_page_is_the_section() -> None:

@@ -24,9 +24,7 @@ ROUTES = ("edit", "retrain", "edit-then-retrain")
 MISSED = 3  # exit code: done, but a bound was missed, or something is left to be done by hand
 WRONG = 1  # exit code: what was checked is not in order
 
-Space = Annotated[
-    Path | None, typer.Option("--workspace", "-w", help="Folder of the ledger; default workspace in [requests].")
-]
+Space = Annotated[Path | None, typer.Option("--workspace", "-w", help="Folder of the ledger; default the project's.")]
 Operator = Annotated[str | None, typer.Option(help="Who does this; default the name you are logged in by.")]
 Id = Annotated[str, typer.Argument(metavar="REQUEST", help="Id of a request; expunge requests list shows them.")]
 

@@ -20,9 +20,7 @@ Model = Annotated[str | None, typer.Option(help="Name of the model; default all 
 
 def process(
     context: typer.Context,
-    only: Annotated[
-        list[str] | None, typer.Argument(metavar="[REQUEST]...", help="Ids; default all that may go.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Argument(metavar="REQUEST", help="Ids; default all that may go.")] = None,
     how: Annotated[
         Literal["edit", "retrain"] | None, typer.Option(help="Edits alone, or retrain for all now; default by route.")
     ] = None,
@@ -147,7 +145,7 @@ def _waits(left: Any, where: Place) -> list[str]:
 def verify(
     context: typer.Context,
     pack: Annotated[
-        Path | None, typer.Argument(metavar="[PACK]", help="Folder of export; default the ledger and all artefacts.")
+        Path | None, typer.Argument(metavar="PACK", help="Folder of export; default the ledger and all artefacts.")
     ] = None,
     head: Annotated[
         str | None, typer.Option(help="NUMBER:DIGEST that anchor printed before, or the file it wrote.")

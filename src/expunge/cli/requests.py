@@ -28,7 +28,7 @@ app.add_typer(requests, name="requests")
 def add(
     context: typer.Context,
     request: Annotated[
-        str | None, typer.Argument(metavar="[REQUEST]", help="Its id, kept in clear for ever; default one is made.")
+        str | None, typer.Argument(metavar="REQUEST", help="Its id, kept in clear for ever; default one is made.")
     ] = None,
     ids: Annotated[Path | None, typer.Option(help="Text file, one sample id a line.")] = None,
     id: Annotated[list[str] | None, typer.Option("--id", help="A sample id, repeatable.")] = None,
@@ -36,9 +36,7 @@ def add(
     label: Annotated[str | None, typer.Option("--class", help="A whole class, by number or name.")] = None,
     file: Annotated[Path | None, typer.Option("--from", help="CSV or JSONL of many requests, all or none.")] = None,
     received: Annotated[str | None, typer.Option(help="Day it came in, as 2025-01-31; default today.")] = None,
-    days: Annotated[
-        int | None, typer.Option(min=0, max=36500, help="Until it is due; default [requests] days.")
-    ] = None,
+    days: Annotated[int | None, typer.Option(min=0, max=36500, help="Until it is due; default the project's.")] = None,
     route: Annotated[
         Literal["edit", "retrain", "edit-then-retrain"] | None,
         typer.Option(help="edit, retrain or edit-then-retrain; default the policy's."),
