@@ -297,6 +297,21 @@ def test_training_data_under_other_ids_is_not_taken_for_nothing(pets: Any) -> No
     assert shop.status("r1").word == "received"
 
 
+def test_what_cannot_be_looked_up_holds_nobody_else_up(pets: Any) -> None:
+    shop: Shop = pets({"data.subject": None})
+    shop.ask("r1", "ann", kind="subject")
+    shop.ask("r2", "ann", kind="subject", route="retrain")
+    shop.ask("r3", "101", "102")
+    found = shop.process()
+    assert [(o.step, o.how, o.requests) for o in found] == [
+        ("failed", "edit", ("r1",)),
+        ("deployed", "edit", ("r3",)),
+        ("failed", "retrain", ("r2",)),
+    ]
+    expected = "Expected a column that names the subject: set subject = 'column' in [data] of the project file."
+    assert shop.event("r1", "failed").body["reason"] == expected
+
+
 def test_no_launcher_starts_several(pets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runtime, "count", 2)
     with pytest.raises(UserError, match="one process to fulfil requests, got 2: start it without a launcher"):

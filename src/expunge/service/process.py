@@ -159,7 +159,7 @@ def _batches(site: Site, pending: list[Status], found: list[Outcome], later: lis
         left = len(site.holding(folder).trained)
         problem = mine.problem or _too_large(folder.project, mine, left)
         if problem is not None:
-            found.append(_refused(site, mine, problem))
+            found.append(_refused(site, mine, problem, "edit"))
             continue
         model = status.models.get(site.name)
         failed = model is not None and model.step == "failed" and not interrupted(site, status)
@@ -205,12 +205,12 @@ def _absent(site: Site, mine: Target) -> Outcome:
     return Outcome(site.name, (mine.request.id,), "absent", text=f"{site.name} holds nothing of it")
 
 
-def _refused(site: Site, mine: Target, problem: UserError) -> Outcome:
+def _refused(site: Site, mine: Target, problem: UserError, how: How) -> Outcome:
     """Record an attempt that cannot be made."""
     version = f"v{site.ledger.head().seq + 1:06d}"
-    site.ledger.record(mine.request.id, "started", {"how": "edit", "version": version, "batch": 1}, model=site.name)
+    site.ledger.record(mine.request.id, "started", {"how": how, "version": version, "batch": 1}, model=site.name)
     told = {"error": type(problem).__name__}
-    return fail(site, [mine.request.id], "edit", version, str(problem), told, kept(problem, [mine]))
+    return fail(site, [mine.request.id], how, version, str(problem), told, kept(problem, [mine]))
 
 
 def _retrained(site: Site, pending: list[Status], how: How | None, out: list[Outcome]) -> None:
@@ -222,6 +222,8 @@ def _retrained(site: Site, pending: list[Status], how: How | None, out: list[Out
         model = status.models.get(site.name)
         if mine.absent and not mine.past and not (model and model.done):
             out.append(_absent(site, mine))
+        elif mine.fault is not None:
+            out.append(_refused(site, mine, mine.fault, "retrain"))
         elif how == "retrain" or due <= site.now():
             batch.append(mine)
         elif model is None or model.step != "scheduled":

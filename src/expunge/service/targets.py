@@ -74,6 +74,7 @@ class Target:
         gone: ids that it was trained on and that are no longer at hand.
         unknown: samples that it was trained on and that are no longer at hand, of which nobody can say whether they
             are the request's.
+        fault: why it could not be looked up, or None.
     """
 
     request: Request
@@ -82,11 +83,12 @@ class Target:
     new: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     unknown: int = 0
+    fault: UserError | None = None
 
     @property
     def absent(self) -> bool:
         """Whether the model holds nothing of the request."""
-        return not self.ids and not self.gone and not self.unknown
+        return not self.ids and not self.gone and not self.unknown and self.fault is None
 
     @property
     def remembered(self) -> list[str]:
@@ -103,8 +105,8 @@ class Target:
     def problem(self) -> UserError | None:
         """Why it cannot be forgotten by an edit, if so."""
         lost = len(self.gone) if self.gone else 0 if self.ids else self.unknown
-        if not lost:
-            return None
+        if self.fault is not None or not lost:
+            return self.fault
         whose = "of the request's samples" if self.gone else "prepared samples, which may be the request's,"
         remedy = "restore them for this one edit, or take the route retrain"
         return UserError("training data with the samples to forget", f"{lost} {whose} that are not there", remedy)
@@ -120,12 +122,12 @@ def target(request: Request, place: Project, held: Holding, state: State) -> Tar
         state: of the model.
 
     Returns:
-        The samples.
-
-    Raises:
-        UserError: no column names subjects.
+        The samples; or why they cannot be told, as where no column names subjects.
     """
-    found = _matching(request, place, held.train)
+    try:
+        found = _matching(request, place, held.train)
+    except UserError as error:
+        return Target(request, (), fault=error)
     ids = tuple(i for i in found if i in held.trained)
     past = tuple(i for i in found if i in held.gone)
     new = tuple(i for i in found if i not in held.trained and i not in held.gone)
