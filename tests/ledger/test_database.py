@@ -250,7 +250,7 @@ def test_a_damaged_page_is_told_where_it_is_read(sound):
 
 def test_one_flipped_bit_in_what_an_event_says_is_told(sound):
     raw = (sound / FILE).read_bytes()
-    place = raw.index(b'"how":"edit"') + 8
+    place = raw.index(b'{"how":"edit"') + 9
     (sound / FILE).write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
     with Ledger.open(sound, readonly=True) as ledger:
         assert [p.where for p in ledger.check()][0] == "event 31 (started, request r7, model model)"

@@ -1,7 +1,8 @@
 """Events of a ledger: what each says, the chain of digests that holds them together, and the head of that chain.
 
-An event's inner digest is of its content; its digest is of its number, the digest before it and the inner digest. So
-an event can be shown as a link of the chain without showing what it says.
+An event's inner digest is of its content and of random bits; its digest is of its number, the digest before it and the
+inner digest. So an event can be shown as a link of the chain without showing what it says, and without the random bits
+who guesses what it says cannot find out whether the guess is right.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Event:
         body: what else is known, a JSON object.
         previous: the digest of the event before it.
         digest: of this event, as `linked` says.
+        salt: 32 random hexadecimal digits.
     """
 
     seq: int
@@ -62,11 +64,12 @@ class Event:
     body: Mapping[str, Any]
     previous: str
     digest: str
+    salt: str = ""
 
     @property
     def inner(self) -> str:
-        """SHA-256 of the canonical JSON of ``[request, model, step, at, actor, body]``, computed from them."""
-        return hashed([self.request, self.model, self.step, self.at, self.actor, self.body])
+        """SHA-256 of the canonical JSON of ``[request, model, step, at, actor, body, salt]``, computed from them."""
+        return hashed([self.request, self.model, self.step, self.at, self.actor, self.body, self.salt])
 
     @property
     def sound(self) -> bool:

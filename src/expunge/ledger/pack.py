@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TYPES: Mapping[str, Any] = {
     "seq": int, "request": str, "model": str | None, "step": str, "at": str, "actor": str, "body": dict,
-    "previous": str, "digest": str,
+    "previous": str, "digest": str, "salt": str,
 }  # fmt: skip
 
 
