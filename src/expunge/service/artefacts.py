@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from expunge.errors import CorruptArtefact, UserError
-from expunge.files import there
+from expunge.files import digest, there
 from expunge.ledger import Ledger, Problem
 from expunge.service import sealed
 from expunge.service.archives import archived
@@ -47,6 +47,8 @@ def _model(space: Workspace, ledger: Ledger, name: str) -> Iterator[Problem]:
     except UserError as error:
         yield Problem("model", f"model {name}", str(error))
         return
+    if _first(ledger, name) not in (None, digest(recorded.get(FIRST))):
+        yield Problem("file", f"models/{name}/begun.json", "altered: it names other files than the events do")
     yield from _served(space, ledger, name, line)
     for version in space.versions(name):
         yield from _version(space, ledger, name, version, recorded)
@@ -62,6 +64,12 @@ def _recorded(space: Workspace, ledger: Ledger, name: str) -> dict[str, dict[str
         if event.model == name and event.step == "unlearned" and isinstance(files, dict):
             found[str(event.body.get("version"))] = files
     return found
+
+
+def _first(ledger: Ledger, name: str) -> str | None:
+    """Return the digest of the first version's files by name, as the events have it; None before the first of them."""
+    made = (event for event in ledger.events(1, ("unlearned",)) if event.model == name)
+    return next((str(event.body["first"]) for event in made if "first" in event.body), None)
 
 
 def _served(space: Workspace, ledger: Ledger, name: str, line: Line) -> Iterator[Problem]:

@@ -15,13 +15,14 @@ from typing import Any
 
 from expunge import folders
 from expunge.errors import ExpungeError, UserError
+from expunge.files import digest
 from expunge.folders import Folder
 from expunge.ledger import Entry, Status
 from expunge.ledger.steps import How
 from expunge.service import facts
 from expunge.service.lineage import lineage
 from expunge.service.made import Made
-from expunge.service.measure import Measured, measure, shown
+from expunge.service.measure import Measured, measure
 from expunge.service.outcome import Outcome
 from expunge.service.site import Site
 from expunge.service.targets import Target
@@ -67,8 +68,8 @@ def attempt(
         if found.missed:
             sentence = " ".join(found.missed)
             return fail(site, ids, how, version, sentence, {"bounds": found.body["bounds"], "remedy": REMEDY})
-        so_far = {"so_far": made.body["so_far"], "shown": shown(made.body["batch_samples"])}
-        _record(site, ids, "verified", {"how": how, "version": version, **found.body, **so_far})
+        so_far = made.body["so_far"]
+        _record(site, ids, "verified", {"how": how, "version": version, **found.body, "so_far": so_far})
     except Exception as error:
         failed = fail(site, ids, how, version, str(error), {"error": type(error).__name__}, kept(error, batch))
         if not isinstance(error, ExpungeError):
@@ -90,6 +91,7 @@ def _write(site: Site, version: str, made: Made, batch: Sequence[Target], how: H
     site.space.clear_work(site.name)
     body = made.body | {"how": how, "version": version, "environment": facts.environment(), "files": digests(path)}
     body |= {"requests": len(batch), "note": made.record.get("note", "")}
+    body |= {"first": digest(site.space.begun(site.name)["files"])}
     marks = [site.remember(t) for t in batch]
     own = [{"samples": len(t.ids) + len(t.gone), "not_at_hand": len(t.gone) or t.unknown} for t in batch]
     each = [body | mine | {"marks": mark} for mine, mark in zip(own, marks, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge import bounds, folders, metrics, stats, summary
+from expunge import bounds, folders, metrics, summary
 from expunge.bounds import Bound
 from expunge.data import Data
 from expunge.evaluate import Model, evaluate
@@ -115,23 +115,6 @@ def measure(
     drop, fallen = _drop(place, before, after, runtime)
     unsaid = [body["flaw"]] if "flaw" in body and "original" not in scores.flaws else []
     return Measured(body | drop | {"bounds": held}, (*unsaid, *fallen, *missed))
-
-
-def shown(samples: int) -> dict[str, Any]:
-    """Return what so many forgotten samples could show at most.
-
-    Where none of n samples shows a trace, the share that would may still be as large as the upper end of Clopper and
-    Pearson's 95 % interval, 1 − 0.025^(1/n).
-
-    Args:
-        samples: n.
-    """
-    high = stats.clopper_pearson(0, samples).high if samples else 1.0
-    text = (
-        f"{samples} samples prove little: if none of them shows a trace, up to {100 * high:.2g} % of such samples may "
-        "still do (95 % interval of Clopper and Pearson). No qualification of the method on this model is on file."
-    )
-    return {"samples": samples, "upper": high, "qualification": None, "text": text}
 
 
 def _staying(scores: Scores) -> Scores:
