@@ -87,7 +87,7 @@ def _why(site: Site, status: Status, how: Any) -> str:
     model = status.models.get(site.name)
     if status.held is not None:
         return f"held: {status.held}"
-    if site.policy.approval and status.approved_by is None:
+    if site.policy.approval and status.approved_by is None and not status.begun:
         return "waits for approval by another operator"
     if model is not None and model.step == "absent":
         return "nothing to do: the model holds none of its samples"

@@ -38,7 +38,7 @@ def row(status: Status, place: Place) -> dict[str, Any]:
 
 def waits(status: Status, place: Place) -> bool:
     """Return whether a request waits for an approval."""
-    return place.approval and status.open and status.approved_by is None
+    return place.approval and status.open and status.approved_by is None and not status.begun
 
 
 def listed(rows: Sequence[Mapping[str, Any]], most: int) -> Table:

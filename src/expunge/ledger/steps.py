@@ -120,6 +120,11 @@ class Status:
         return not self.closed and self.refused is None
 
     @property
+    def begun(self) -> bool:
+        """Whether an attempt was made on any model: it can no longer be approved, and needs no approval."""
+        return any(m.attempt for m in self.models.values())
+
+    @property
     def word(self) -> str:
         """One word for a list; of several models, what asks for attention first."""
         if not self.open:
@@ -168,7 +173,7 @@ def _of_request(status: Status) -> list[Step]:
     if not status.open:
         return [*steps, "erased"]
     models = status.models.values()
-    if status.approved_by is None and not any(m.attempt for m in models):
+    if status.approved_by is None and not status.begun:
         steps.append("approved")
     if not any(m.done or m.running for m in models):
         steps.append("refused")

@@ -15,15 +15,17 @@ from expunge.project import Project
 from expunge.runtime import Progress, Runtime
 from expunge.selection import Selection
 from expunge.service import undo
+from expunge.service.archives import recorded
 from expunge.service.attempt import attempt, fail, interrupted, kept, recover
 from expunge.service.capacity import advise
 from expunge.service.edit import edit
+from expunge.service.lineage import lineage
 from expunge.service.measure import families
 from expunge.service.outcome import Outcome, Outcomes
 from expunge.service.retrain import retrain
 from expunge.service.site import Site
 from expunge.service.targets import Target, target
-from expunge.service.workspace import Workspace
+from expunge.service.workspace import Workspace, check_files
 
 ONE = "model"
 
@@ -55,7 +57,8 @@ def process(
         place: the project, whose section ``[requests]`` is the policy.
         workspace: where versions are kept; default the one that the section names.
         only: ids of requests; default all.
-        how: ``edit`` for edits alone; ``retrain`` to retrain for all of them now, whatever their routes.
+        how: ``edit`` for edits alone; ``retrain`` to retrain for all of them now, whatever their routes; what was
+            edited before and waits for a retraining is fulfilled by it too.
         now: tells the time.
         runtime: device, batch size; default the project's.
         seed: of everything random.
@@ -106,6 +109,8 @@ def _model(site: Site, wanted: set[str], how: How | None, out: list[Outcome]) ->
         out += _attempted(site, "edit", batch)
     failed = [site.ledger.status(request) for o in out[begun:] if o.step == "failed" for request in o.requests]
     rest = [*later, *_pending(site, wanted, how, "retrain", {s.request for s in failed})]
+    if rest and wanted and how == "retrain":
+        rest += _along(site, wanted)
     if failed and how is None and site.due(site.folder()) <= site.now():  # where an edit does not do, this will
         rest += [s for s in failed if (s.route or site.policy.route) == "edit-then-retrain"]
     if rest and how != "edit":
@@ -119,17 +124,34 @@ def _pending(site: Site, wanted: set[str], how: How | None, what: How, failed: s
             yield status
 
 
+def _along(site: Site, wanted: set[str]) -> list[Status]:
+    """Return requests besides those wanted that were edited and wait for a retraining: it leaves them out anyway."""
+    waiting = _pending(site, set(), None, "retrain", wanted)
+    return [s for s in waiting if (model := s.models.get(site.name)) is not None and "edit" in model.done]
+
+
 def _attempted(site: Site, how: How, batch: Sequence[Target]) -> list[Outcome]:
     """Make an attempt for those that nobody has put on hold or refused meanwhile."""
     statuses = [site.ledger.status(t.request.id) for t in batch]
     batch = [t for t, status in zip(batch, statuses, strict=True) if status.open and status.held is None]
     if not batch:
         return []
+    _check_served(site)
     found = attempt(site, site.folder(), how, batch, edit if how == "edit" else retrain)
     if found.step != "deployed":
         return [found]
     _put_away(site)
     return [replace(found, advice=advise(site))]
+
+
+def _check_served(site: Site) -> None:
+    """Refuse to work on from a served version that was damaged, or swapped for one that holds what was forgotten.
+
+    Raises:
+        CorruptArtefact: its files are not those that were recorded of it.
+    """
+    version = lineage(site.ledger, site.name).served
+    check_files(site.space.version(site.name, version), recorded(site.space, site.ledger, site.name, version))
 
 
 def _put_away(site: Site) -> None:

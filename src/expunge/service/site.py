@@ -108,7 +108,7 @@ class Site:
         """
         model = status.models.get(self.name)
         done = model.done if model else frozenset()
-        waits = self.policy.approval and status.approved_by is None
+        waits = self.policy.approval and status.approved_by is None and not status.begun
         if not status.open or status.held is not None or status.erased or waits or (model and model.step == "absent"):
             return None
         route = status.route or self.policy.route
