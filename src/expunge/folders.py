@@ -256,12 +256,30 @@ def record(step: str, place: Project, seed: int, method: Any) -> dict[str, Any]:
     }
 
 
-def accuracy(model: nn.Module, place: Project, runtime: Runtime) -> float | None:
-    """Return the share of labelled test data that a classifier is right on, in [0, 1]; None where there is none."""
+def accuracy(model: nn.Module, place: Project, runtime: Runtime, but: Scenario | None = None) -> float | None:
+    """Return the share of labelled test data that a classifier is right on, in [0, 1]; None where there is none.
+
+    Args:
+        model: the network.
+        place: model and data.
+        runtime: device, batch size.
+        but: a request; where it is for a class, test samples of that class are left out, since a model that has
+            forgotten it is to be wrong on them.
+    """
     if place.test is None or not isinstance(place.task, Classification):
         return None
     said = collect(model, place.task, place.test, runtime=runtime)
-    return None if said.target is None else float((said.prediction == said.target).double().mean())
+    if said.target is None:
+        return None
+    right = said.prediction == said.target
+    if but is not None and but.kind == "class":
+        right = right[said.target != but.target]
+    return float(right.double().mean()) if len(right) else None
+
+
+def tested(but: Scenario | None) -> str:
+    """Return what `accuracy` is the accuracy of, in words."""
+    return "test accuracy on the other classes" if but is not None and but.kind == "class" else "test accuracy"
 
 
 def outcome(done: Unlearned, place: Project, seed: int, scenario: Scenario | None) -> dict[str, Any]:

@@ -87,6 +87,23 @@ def test_a_class_goes_alone_and_keeps_its_kind(pets: Any, monkeypatch: pytest.Mo
     assert kinds == [("ids", None, 1), ("class", 1, 20), ("ids", None, 1)]
 
 
+def test_the_fall_of_test_accuracy_is_that_on_the_classes_that_stay(pets: Any) -> None:
+    shop: Shop = pets({"policy.largest_share": 0.9})
+    start = shop.start().model()
+    shop.ask("r1", "cat", kind="class")
+    assert [o.step for o in shop.process()] == ["deployed"]
+    test, body = shop.project.test, shop.event("r1", "verified").body
+    assert test is not None
+    target = test.targets()
+    right = [
+        (m(test.read(range(len(test))).inputs).argmax(1) == target).double() for m in (start, shop.served().model())
+    ]
+    falls = [float((right[0] - right[1])[keep].mean()) for keep in (target != 1, target >= 0)]
+    assert body["fall"] == pytest.approx(falls[0])
+    assert body["test_accuracy"]["before"] - body["test_accuracy"]["after"] == pytest.approx(falls[1])
+    assert falls[0] < falls[1]
+
+
 def test_a_subject_is_found_by_its_column(pets: Any) -> None:
     shop: Shop = pets()
     shop.ask("r1", "ann", kind="subject")

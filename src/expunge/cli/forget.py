@@ -128,7 +128,8 @@ def _measured(
 
     if request.scenario is None:
         before, after = (folders.accuracy(m, place, runtime) for m in (model, done.model))
-        return {}, _missed(place, record, before, after)
+        record["test_accuracy"] = {"before": before, "after": after}
+        return {}, _missed(place, record, record["test_accuracy"], None)
     scores = evaluate(
         {"original": model, method.name: done},
         place.task,
@@ -152,21 +153,28 @@ def _measured(
     if folders.idle(done):
         lead = f"{_nothing(request, method)} {done.note}"
     page = document([part], title=f"{method.name} on {place.name}", lead=lead, command=_jobs.command())
-    own, (before, after) = (
-        [getattr(scores[name].get(f"accuracy/{part}"), "x", None) for name in ("original", method.name)]
-        for part in ("forget", "test")
-    )
-    if None not in own:  # an edit that forgot nobody shows here
-        record["forget_accuracy"] = {"before": own[0], "after": own[1]}
-    return {"report.html": render(page)}, _missed(place, record, before, after)
+    pairs = {
+        part: {
+            at: getattr(scores[name].get(f"accuracy/{part}"), "x", None)
+            for at, name in (("before", "original"), ("after", method.name))
+        }
+        for part in ("forget", "test", "test_retain")
+    }
+    if None not in pairs["forget"].values():  # an edit that forgot nobody shows here
+        record["forget_accuracy"] = pairs["forget"]
+    record["test_accuracy"] = pairs["test"]
+    kept = pairs["test_retain" if case.kind == "class" else "test"]
+    return {"report.html": render(page)}, _missed(place, record, kept, case)
 
 
-def _missed(place: Any, record: dict[str, Any], before: float | None, after: float | None) -> str:
-    """Note test accuracy in the record, hold its fall to the policy, and return the sentence on a miss."""
-    record["test_accuracy"] = {"before": before, "after": after}
+def _missed(place: Any, record: dict[str, Any], kept: dict[str, float | None], case: Any) -> str:
+    """Hold the fall of test accuracy to the policy, note that in the record, and return the sentence on a miss."""
+    from expunge.folders import tested
+
     bound = place.config.policy.accuracy_drop
     if bound is None:
         return ""
+    before, after = kept["before"], kept["after"]
     drop = None if before is None or after is None else before - after
     record["policy"] = {"accuracy_drop": drop, "bound": bound, "met": drop is not None and drop <= bound}
     if drop is None:
@@ -174,7 +182,7 @@ def _missed(place: Any, record: dict[str, Any], before: float | None, after: flo
         return f"Policy: accuracy_drop of at most {bound:g} could not be measured: {why}."
     if drop <= bound:
         return ""
-    return f"Policy missed: test accuracy fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
+    return f"Policy missed: {tested(case)} fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
 
 
 def _nothing(request: Any, method: Any) -> str:

@@ -137,7 +137,8 @@ class PolicySection(Section):
     Args:
         methods: methods that may be used; empty for all.
         largest_share: most of the training samples that one request may forget, in (0, 1).
-        accuracy_drop: most that test accuracy may fall by a request, in [0, 1]; beyond it the exit code is 3.
+        accuracy_drop: most that test accuracy may fall by a request, in [0, 1], for a class on the other classes;
+            beyond it the exit code is 3.
         bounds: on numbers of the audit, ``NAME OP NUMBER`` each; where one is missed the exit code is 3.
     """
 

@@ -66,7 +66,7 @@ name = "{method}"            # expunge methods shows what there is; its fields m
 [policy]
 # methods = ["ssd", "retrain"]   # methods that may be used; empty for all
 # largest_share = 0.5      # most of the training samples that one request may forget
-# accuracy_drop = 0.02     # most that test accuracy may fall by a request; beyond it the exit code is 3
+# accuracy_drop = 0.02     # most that test accuracy may fall by a request (for a class, on the others); beyond: exit 3
 # bounds = ["accuracy/test >= 0.9", "gap membership/loss/auc <= 0.05"]   # held by audit and requests; missed: exit 3
 
 # How deletion requests are received, fulfilled and recorded: expunge requests add, list, process ...

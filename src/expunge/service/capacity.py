@@ -28,6 +28,7 @@ class Point:
         requests: forgotten by edits since the last training.
         samples: forgotten by edits since the last training.
         accuracy: on test data, in [0, 1]; None without classes or test data.
+        fall: of that, by this version; on the classes that stay, where one was forgotten.
         worst: accuracy of the worst class on samples that stay.
         values: every number after it.
         first: every number before it.
@@ -39,6 +40,7 @@ class Point:
     requests: int
     samples: int
     accuracy: float | None
+    fall: float | None
     worst: float | None
     values: dict[str, float] = field(repr=False)
     first: dict[str, float] = field(repr=False)
@@ -75,6 +77,7 @@ def _point(version: str, event: Event) -> Point:
         requests=int(so_far.get("requests", 0)),
         samples=int(so_far.get("samples", 0)),
         accuracy=body.get("test_accuracy", {}).get("after"),
+        fall=body.get("fall"),
         worst=worst_class(body),
         values=rows.get("after", {}),
         first=rows.get("before", {}),
@@ -104,9 +107,10 @@ def advice(points: Sequence[Point], bounds: Sequence[str], drop: float | None) -
         if not bound.gap and seen and start is not None:
             why = _near([(0, start), *seen], bound.number, bound.sign[0] == ">")
             found += [f"{bound} is near ({why}): retrain."] if why else []
-    start = edits[0].first.get("accuracy/test")
-    if drop is not None and start is not None:
-        falls = [(p.requests, start - p.accuracy) for p in edits if p.accuracy is not None]
+    falls = [(p.requests, p.fall) for p in edits if p.fall is not None]
+    if drop is not None and falls:
+        sums = np.cumsum([fall for _, fall in falls]).tolist()
+        falls = [(at, total) for (at, _), total in zip(falls, sums, strict=True)]
         why = _near([(0, 0.0), *falls], drop, floor=False)
         found += (
             [f"test accuracy has fallen by {falls[-1][1]:.3g} since the last training ({why}): retrain."] if why else []

@@ -112,7 +112,7 @@ def measure(
     if name in scores.flaws:
         body["flaw"] = f"Nothing is said of the new model: {scores.flaws[name]}."
     held, missed = _bounds(place, scores, name, here=scenario is not None)
-    drop, fallen = _drop(place, before, after, runtime)
+    drop, fallen = _drop(place, before, after, runtime, scenario)
     unsaid = [body["flaw"]] if "flaw" in body and "original" not in scores.flaws else []
     return Measured(body | drop | {"bounds": held}, (*unsaid, *fallen, *missed))
 
@@ -164,15 +164,23 @@ def _bounds(place: Project, scores: Scores, name: str, here: bool) -> tuple[list
     return rows, missed
 
 
-def _drop(place: Project, before: nn.Module, after: Model, runtime: Runtime) -> tuple[dict[str, Any], list[str]]:
-    """Return test accuracy before and after, and a sentence where it fell further than the policy allows."""
+def _drop(
+    place: Project, before: nn.Module, after: Model, runtime: Runtime, scenario: Scenario | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return test accuracy before and after, and a sentence where it fell further than the policy allows.
+
+    The fall is that on the classes that stay, where one is forgotten.
+    """
     new = after if isinstance(after, nn.Module) else after.model
     found = [folders.accuracy(m, place, runtime) for m in (before, new)]
     body: dict[str, Any] = {"test_accuracy": dict(zip(("before", "after"), found, strict=True))}
     bound, (old, now) = place.config.policy.accuracy_drop, found
+    if scenario is not None and scenario.kind == "class":
+        old, now = (folders.accuracy(m, place, runtime, scenario) for m in (before, new))
+    drop = None if old is None or now is None else old - now
+    body["fall"] = drop
     if bound is None:
         return body, []
-    drop = None if old is None or now is None else old - now
     body["accuracy_drop"] = {"drop": drop, "bound": bound, "met": drop is not None and drop <= bound}
     if drop is None:
         labelled = "name labelled test data in [data] test"
@@ -180,7 +188,7 @@ def _drop(place: Project, before: nn.Module, after: Model, runtime: Runtime) -> 
         return body, [f"accuracy_drop of at most {bound:g} could not be measured: {why}."]
     if drop <= bound:
         return body, []
-    return body, [f"Test accuracy fell by {drop:.4g}, more than accuracy_drop = {bound:g}."]
+    return body, [f"{folders.tested(scenario).capitalize()} fell by {drop:.4g}, more than accuracy_drop = {bound:g}."]
 
 
 def worst_class(body: Mapping[str, Any]) -> float | None:
