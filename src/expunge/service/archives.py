@@ -54,7 +54,7 @@ def archive(space: Workspace, ledger: Ledger, name: str, version: str, until: da
         if there(path) is None:
             raise UserError(f"version {version} of {name} in {space.folder}", "none", "see what is there")
         return
-    files = _recorded(space, ledger, name, version)
+    files = recorded(space, ledger, name, version)
     check_files(folder, files)
     if not _whole(ledger, path):
         drop(space, ledger, name, version)
@@ -81,7 +81,7 @@ def restore(space: Workspace, ledger: Ledger, name: str, version: str) -> None:
         CorruptArtefact: it was cut or altered, or its files are not those that were recorded; nothing is written.
         Unwritable: the disk is full; the encrypted file is as it was.
     """
-    files, folder = _recorded(space, ledger, name, version), space.version(name, version)
+    files, folder = recorded(space, ledger, name, version), space.version(name, version)
     if there(folder) is not None:
         check_files(folder, files)
         return
@@ -107,8 +107,12 @@ def until(space: Workspace, ledger: Ledger, name: str, version: str) -> datetime
         raise CorruptArtefact(f"a time in {path}", "none", sealed.REMEDY) from error
 
 
-def _recorded(space: Workspace, ledger: Ledger, name: str, version: str) -> dict[str, str]:
-    """Return the digests of a version's files, as they were recorded when it was made."""
+def recorded(space: Workspace, ledger: Ledger, name: str, version: str) -> dict[str, str]:
+    """Return the digests of a version's files, as they were recorded when it was made.
+
+    Raises:
+        Incompatible: the ledger knows no such version.
+    """
     if version == FIRST:
         return dict(space.begun(name)["files"])
     for event in ledger.events(int(version[1:]), ("unlearned",)):
