@@ -82,14 +82,17 @@ class Workspace:
         """Return the version that the link names, None before the first.
 
         Raises:
-            CorruptArtefact: something else than a link is there.
+            CorruptArtefact: something else than a link is there, or one to elsewhere.
         """
         link = self.home(name) / "current"
         if not link.is_symlink():
             if there(link) is not None:
                 raise CorruptArtefact(f"a link at {link}", "something else", "remove it, and process again")
             return None
-        return Path(os.readlink(link)).name
+        target = Path(os.readlink(link))
+        if target != Path("versions") / target.name:
+            raise CorruptArtefact(f"a link to a version at {link}", f"one to {target}", "process again")
+        return target.name
 
     def served(self, name: str) -> Path:
         """Return the folder of the version that is served.
@@ -112,11 +115,14 @@ class Workspace:
         if there(self.version(name, version)) != "a folder":
             folder = self.version(name, version)
             raise CorruptArtefact(f"version {version} of {name} in {folder}", "none", "restore it from a copy")
-        if link.is_symlink() and Path(os.readlink(link)).name == version:
+        target = Path("versions") / version
+        if not link.is_symlink():
+            self.current(name)  # refuses what is no link
+        elif Path(os.readlink(link)) == target:
             return
         new = self.home(name) / f".current.{secrets.token_hex(4)}"
         with writable(link):
-            new.symlink_to(Path("versions") / version)
+            new.symlink_to(target)
             os.replace(new, link)
             sync_one(link.parent)
 
