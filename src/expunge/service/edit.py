@@ -68,7 +68,7 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         **{key: record[key] for key in ("before", "seed", "seconds", "total_seconds", "peak_memory", "changed")},
         "after": record["weights"],
         "batch_samples": len(forget),
-        "data": facts.data(rest),
+        "data": facts.data(rest, site.ledger.keys.secret),
         "so_far": {key: counters[key] for key in ("requests", "samples", "stale")},
         **({"prepared": renewed} if renewed else {}),
     }

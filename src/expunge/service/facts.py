@@ -31,17 +31,22 @@ def environment() -> dict[str, Any]:
     return {**body, "digest": digest(body)}
 
 
-def data(rest: Data) -> dict[str, Any]:
-    """Return how many training samples stay, and the SHA-256 of the sorted list of their ids.
+def data(rest: Data, secret: bytes) -> dict[str, Any]:
+    """Return how many training samples stay, and the SHA-256 of their sorted keyed marks.
 
-    The forgotten ones are in no digest: whoever guesses an id could otherwise try it.
+    Who has the ledger's keys can compute it again from the data. Without them nobody can: who knows which ids there
+    were could otherwise leave out one after another, until the digest fits what stays, and so find the forgotten one.
     """
-    return {"samples": len(rest), "ids": digest(sorted(rest.ids))}
+    return {"samples": len(rest), "marks": _marked(rest.ids, secret)}
 
 
 def excluded(ids: Sequence[str], secret: bytes) -> dict[str, Any]:
     """Return how many ids were left out of a training, and the SHA-256 of their sorted keyed marks."""
-    return {"excluded": len(ids), "excluded_marks": digest(b"".join(sorted(marks(secret, ids))))}
+    return {"excluded": len(ids), "excluded_marks": _marked(ids, secret)}
+
+
+def _marked(ids: Sequence[str], secret: bytes) -> str:
+    return digest(b"".join(sorted(marks(secret, ids))))
 
 
 def cited(method: Method) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         )
     total = time.perf_counter() - began
     proof = {
-        "trained": facts.data(rest) | {"read": len(rest) - len(rest.unread)},
+        "trained": facts.data(rest, site.ledger.keys.secret) | {"read": len(rest) - len(rest.unread)},
         **facts.excluded(sorted(asked | gone | named), site.ledger.keys.secret),
     }
     counters = {"requests": 0, "samples": 0, "stale": 0, "retrained": site.now().isoformat(timespec="seconds")}
@@ -94,7 +94,7 @@ def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         "next_method": method.settings(),
         "after": record["weights"],
         "batch_samples": len(asked),
-        "data": facts.data(rest),
+        "data": facts.data(rest, site.ledger.keys.secret),
         "proof": proof,
         "so_far": {key: counters[key] for key in ("requests", "samples", "stale")},
     }
