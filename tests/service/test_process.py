@@ -376,13 +376,13 @@ def test_an_old_state_is_prepared_anew(pets: Any) -> None:
     shop: Shop = pets({"requests.refresh_every": 1})
     shop.ask("r1", "100", "101")
     (outcome,) = shop.process()
-    assert outcome.advice == ("the state is 1 requests old: the next edit prepares it anew (refresh_every = 1).",)
+    assert outcome.advice == ("the state is 1 request old: the next edit prepares it anew (refresh_every = 1).",)
     assert "prepared" not in shop.event("r1", "unlearned").body
     folder = shop.served()
     place, model = folder.project, folder.model()
     shop.ask("r2", "102", "103")
     shop.process()
-    assert shop.event("r2", "unlearned").body["prepared"]["why"] == "1 requests since the last time"
+    assert shop.event("r2", "unlearned").body["prepared"]["why"] == "1 request since the last time"
     left = place.train.without(["100", "101"])
     ready = prepare(place.method(), model, place.task, train=left, seed=0)
     forget = left.subset(["102", "103"])

@@ -138,7 +138,8 @@ def _near(values: Sequence[tuple[float, float]], bound: float, floor: bool) -> s
     slope = float(np.polyfit(x, y, 1)[0]) * (-1 if floor else 1)
     if slope <= 0 or left / slope > span:
         return ""
-    return f"at this rate it is reached within {left / slope:.0f} requests"
+    rest = max(1, round(left / slope))
+    return f"at this rate it is reached within {rest} request{'' if rest == 1 else 's'}"
 
 
 def advise(site: Site) -> tuple[str, ...]:
@@ -154,5 +155,6 @@ def advise(site: Site) -> tuple[str, ...]:
     found = advice(points[last + 1 :], policy.bounds, policy.accuracy_drop)
     every, stale = site.policy.refresh_every, int(counters["stale"])
     if every and stale >= every:
-        found.append(f"the state is {stale} requests old: the next edit prepares it anew (refresh_every = {every}).")
+        old = f"{stale} request{'' if stale == 1 else 's'} old"
+        found.append(f"the state is {old}: the next edit prepares it anew (refresh_every = {every}).")
     return tuple(found)

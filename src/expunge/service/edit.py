@@ -101,5 +101,9 @@ def _ready(site: Site, folder: Folder, model: nn.Module, left: Data) -> tuple[Me
     if weights_digest(ready.model) != weights_digest(model):
         remedy = f"go on with {prepared}, or take the route retrain"
         raise UserError("a method whose preparation leaves the weights as they are", method.name, remedy)
-    why = f"{stale} requests since the last time" if same else f"the state was one of {prepared}"
+    why = (
+        f"{stale} request{'' if stale == 1 else 's'} since the last time"
+        if same
+        else f"the state was one of {prepared}"
+    )
     return method, ready.state, {"why": why, "samples": len(left), "seconds": ready.seconds}

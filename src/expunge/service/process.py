@@ -251,7 +251,7 @@ def _retrained(site: Site, pending: list[Status], how: How | None, out: list[Out
         elif model is None or model.step != "scheduled":
             body = {"how": "retrain", "due": due.isoformat(timespec="seconds")}
             site.ledger.record(status.request, "scheduled", body, model=site.name)
-            text = f"retrained with the next cadence, from {due.date()} on"
+            text = f"waits for the next retraining, due on {due.date()}"
             out.append(Outcome(site.name, (status.request,), "scheduled", how="retrain", text=text))
     out += _attempted(site, "retrain", batch)
 
