@@ -8,16 +8,20 @@ RIVALS := .venv-bench
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types bench bench-fisher wheel format clean
+.PHONY: demo test test-slow soak lint types bench bench-fisher wheel format clean
 
 demo: $(STAMP)
 	$(BIN)/expunge demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow" --doctest-modules src tests
+	$(BIN)/python -m pytest -n 2 -m "not slow and not soak" --doctest-modules src tests
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow tests
+
+# Kills processes at random moments, a thousand times in each of two tests, and prints where the kills fell.
+soak: $(STAMP)
+	$(BIN)/python -m pytest -s -m soak tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

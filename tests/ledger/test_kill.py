@@ -64,7 +64,7 @@ def test_writers_killed_while_they_make_the_ledger_leave_one_that_is_whole_or_no
         assert held(folder / str(number), own) >= len(own)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_thousand_killed_writers_lose_nothing_acknowledged(folder):
     said = kills(folder, 1000, seed=2)
     assert held(folder, said) >= len(said) >= 1000
