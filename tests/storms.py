@@ -22,6 +22,7 @@ from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
+from threading import Timer
 from typing import Any
 
 from safetensors.torch import load
@@ -48,6 +49,7 @@ ROWS = 800
 EACH = 6  # new requests of one process that receives, before it repeats them
 DAY = date(2025, 3, 1)
 ADDERS, PROCESSORS = 3, 2
+SOON = 0.004  # seconds
 ELSEWHERE = "elsewhere"  # as opening project, data and ledger
 process = import_module("expunge.service.process")  # the package has a function of this name
 WAITING = "waiting for the lock"
@@ -80,9 +82,9 @@ AIMS = [word for word in WORDS if word.startswith("process: ") and ELSEWHERE not
 
 @dataclass
 class Telltale:
-    """A byte of shared memory, in which a process says what it does; it outlasts the process."""
+    """Shared memory in which a process says what it does, and is told in what to die; it outlasts the process."""
 
-    at: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
+    at: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 2))
 
     def say(self, word: str) -> None:
         self.at[0] = WORDS.index(word)
@@ -91,10 +93,16 @@ class Telltale:
     def said(self) -> str:
         return WORDS[self.at[0]]
 
+    def aim(self, word: str | None) -> None:
+        self.at[1] = WORDS.index(word) if word else 0
+
     @contextmanager
     def doing(self, word: str) -> Iterator[None]:
         before = self.at[0]
         self.say(word)
+        if self.at[1] and self.at[1] == self.at[0]:
+            self.at[1] = 0
+            Timer(SOON * Random().random() ** 2, os.kill, (os.getpid(), signal.SIGKILL)).start()
         try:
             yield
         finally:
@@ -158,9 +166,10 @@ class Storm:
             for _ in range(PROCESSORS):
                 self._start("process")
             for _ in range(kills):
-                time.sleep(self.random.random() * 0.2)
+                time.sleep(self.random.random() * 0.15)
                 child = self.random.choice(list(self.running))
-                self._aim(*self.running[child])
+                if self.running[child][1] == "process" and self.random.random() < 0.7:  # much is over in no time
+                    child = self._aimed() or child
                 self._start(self._kill(child))
         finally:
             for child in list(self.running):
@@ -170,13 +179,19 @@ class Storm:
         assert reader.exitcode == 0, "who looked at the served version found it wrong"
         return dict(json.loads(told.read_text()))
 
-    def _aim(self, telltale: Telltale, what: str) -> None:
-        """Wait, every second time, until a process does something that is drawn: much of it is over in no time."""
-        if what == "process" and self.random.random() < 0.5:
-            word, end = self.random.choice(AIMS), time.monotonic() + 0.5
-            while telltale.said != word and time.monotonic() < end:
-                time.sleep(0.0002)
-            time.sleep(self.random.random() * 0.003)
+    def _aimed(self) -> BaseProcess | None:
+        """Let the next process that does something that is drawn die soon after it begins; return it, if one does."""
+        word, end = self.random.choice(AIMS), time.monotonic() + 1
+        workers = {child: telltale for child, (telltale, what) in self.running.items() if what == "process"}
+        for telltale in workers.values():
+            telltale.aim(word)
+        dead: list[BaseProcess] = []
+        while not dead and time.monotonic() < end:
+            time.sleep(0.005)
+            dead = [child for child in workers if child.exitcode is not None]
+        for telltale in workers.values():
+            telltale.aim(None)
+        return dead[0] if dead else None
 
     def _start(self, what: str) -> None:
         telltale = Telltale()
