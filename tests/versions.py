@@ -161,7 +161,7 @@ def killed_at(step: int, work: Callable[[], object], every: bool) -> bool:
 def _count_transactions(count: Callable[[], None]) -> None:
     from expunge.ledger.keys import Keys
 
-    for kind, names in {Ledger: ("record_all", "forget_marks"), Keys: ("named", "destroy_named")}.items():
+    for kind, names in {Ledger: ("record_all",), Keys: ("named", "destroy_named")}.items():
         for name in names:
             setattr(kind, name, _counted(getattr(kind, name), count))
 

@@ -361,7 +361,46 @@ def test_marks_that_a_rollback_took_back_are_no_problem(filled):
     folder, _ = filled
     with Ledger.open(folder) as ledger:
         ledger.record("a", "rolled_back", model="model")
-        ledger.forget_marks("model", "a")
+        assert ledger.remembered(["train/a"]) == []
+    assert problems(folder) == []
+
+
+def test_marks_that_were_added_are_named_whatever_came_of_a_request(filled, ask):
+    """Else somebody who adds one has a request taken for absent that the model has learned."""
+    folder, _ = filled
+    with Ledger.open(folder) as ledger:
+        ledger.receive(ask("n"))
+        ledger.remember("model", ["train/n"], "n")
+        assert problems(folder) == []  # the event that says so may still come
+        ledger.record("n", "absent", model="model")
+        ledger.record("n", "closed")
+        assert problems(folder) == []
+        ledger.remember("model", ["train/other"], "n")
+        ledger.remember("another", ["train/other"], "n")
+    assert [str(p) for p in problems(folder)] == [
+        "the marks of request n: no event says that model another has forgotten what they are of",
+        "the marks of request n: not those that were remembered for model model",
+    ]
+
+
+def test_marks_stay_known_through_a_further_attempt_and_its_rollback(ledger, folder, ask, fulfil):
+    ledger.receive(ask("r", route="edit-then-retrain"))
+    fulfil(ledger, "r", close=False)
+    retrain = {"how": "retrain"}
+    for end in ("failed", "rolled_back"):
+        ledger.record("r", "started", retrain, model="model")
+        marks = ledger.remember("model", ["train/r", "train/r/2"], "r")
+        if end == "rolled_back":
+            ledger.record("r", "unlearned", {"marks": marks}, model="model")
+            for step in ("verified", "deployed"):
+                ledger.record("r", step, model="model")
+        event = ledger.record("r", end, {"reason": "it may be"}, model="model")
+        assert event.body["marks"] == marks
+        assert problems(folder) == []
+        assert ledger.remembered(["train/r/2"]) == ["train/r/2"]
+    tamper(folder, ("DELETE FROM remembered",))
+    assert [p.what for p in problems(folder)] == ["marks"]
+    ledger.record("r", "rolled_back", model="model")
     assert problems(folder) == []
 
 

@@ -129,9 +129,31 @@ def test_a_rollback_takes_back_the_last_deployment_only():
     assert both.models["m"].done == {"edit", "retrain"}
     back = advance(both, event("rolled_back", "m"))
     assert back.models["m"].done == {"edit"}
-    assert not back.models["m"].undo
-    assert set(allowed(back, "m")) == {"started", "scheduled"}
-    assert folded(*EDITED, "m.rolled_back").models["m"].done == frozenset()
+    assert (both.models["m"].undo, back.models["m"].undo) == (2, 1)
+    assert set(allowed(back, "m")) == {"started", "scheduled", "absent", "rolled_back", "purged"}
+    first = advance(back, event("rolled_back", "m"))
+    assert (first.models["m"].done, first.models["m"].undo) == (frozenset(), 0)
+    assert set(allowed(first, "m")) == {"started", "scheduled", "absent"}
+
+
+def test_a_purge_of_some_older_versions_leaves_the_others_to_be_rolled_back_to():
+    both = folded(*EDITED, *RETRAINED)
+    one = advance(both, event("purged", "m", destroyed=["v000000"]))
+    assert one.models["m"].undo == 1
+    assert "rolled_back" in allowed(one, "m")
+    none = advance(one, event("purged", "m", destroyed=["v000004"]))
+    assert none.models["m"].undo == 0
+    assert "rolled_back" not in allowed(none, "m")
+
+
+def test_absence_is_rolled_back_and_opens_what_was_closed_for_it():
+    status = folded("m.absent", "closed")
+    assert set(allowed(status, "m")) == {"rolled_back"}
+    back = advance(status, event("rolled_back", "m"))
+    assert back.open
+    assert not back.models["m"].freed
+    assert set(allowed(back, "m")) == {"started", "scheduled", "absent"}
+    assert "rolled_back" not in allowed(folded("m.absent", "closed", "erased"), "m")
 
 
 def test_what_waits_for_a_retraining_can_be_rolled_back_or_purged_meanwhile():
@@ -139,7 +161,8 @@ def test_what_waits_for_a_retraining_can_be_rolled_back_or_purged_meanwhile():
     assert set(allowed(waiting, "m")) == {"started", "absent", "rolled_back", "purged"}
     purged = advance(waiting, event("purged", "m"))
     assert purged.models["m"].done == {"edit"}
-    assert "rolled_back" not in allowed(advance(purged, event("scheduled", "m")), "m")
+    assert purged.models["m"].step == "scheduled"
+    assert set(allowed(purged, "m")) == {"started", "absent"}
 
 
 @pytest.mark.parametrize(("before", "how"), [(EDITED, "edit"), (RETRAINED, "edit"), (RETRAINED, "retrain")])
@@ -200,7 +223,7 @@ MODELS = ("m", "n")
 PLAIN = {  # what may follow a step of a model, from the demand
     None: "scheduled started absent", "scheduled": "started absent", "started": "unlearned failed absent",
     "unlearned": "verified failed", "verified": "deployed failed", "deployed": "started scheduled rolled_back purged",
-    "purged": "started scheduled", "failed": "started scheduled absent", "rolled_back": "started scheduled",
+    "failed": "started scheduled absent", "rolled_back": "started scheduled absent",
     "absent": "started",
 }  # fmt: skip
 
@@ -209,7 +232,8 @@ class Table:
     """The rules once more, as flags and lists, to hold the fold to."""
 
     def __init__(self):
-        self.flags, self.steps, self.done, self.undo, self.tried = set(), {}, {"m": [], "n": []}, set(), False
+        self.flags, self.steps, self.done, self.tried = set(), {}, {"m": [], "n": []}, False
+        self.undo = dict.fromkeys(MODELS, 0)
         self.last_how = {}
 
     def accepts(self, step, model, how, actor):
@@ -217,14 +241,15 @@ class Table:
         if "held" in flags and step in ("started", "purged", "erased", "closed", "held"):
             return False
         if "erased" in flags:
-            return step == "purged" and model in self.undo and not self.runs(model)
+            return step == "purged" and self.undo[model] > 0 and not self.runs(model)
         if step in ("held", "released"):
             return (step == "released") == ("held" in flags)
         over = {"closed", "refused"} & flags
         if step == "erased":
             return bool(over)
         if step in ("rolled_back", "purged"):
-            return model in self.undo and not self.runs(model)
+            kept = self.undo[model] > 0 and not self.runs(model)
+            return kept or (step == "rolled_back" and self.steps.get(model) == "absent")
         if over:
             return False
         if model is not None:
@@ -247,17 +272,20 @@ class Table:
             self.flags -= {"held"} if step == "released" else set()
             self.flags |= {step} - {"released"}
             return
-        self.steps[model] = step
+        absent = self.steps.get(model) == "absent"
+        self.steps[model] = self.steps[model] if step == "purged" else step
         if step == "started":
             self.tried, self.last_how[model] = True, how
         elif step == "deployed":
             self.done[model].append(self.last_how[model])
-            self.undo.add(model)
+            self.undo[model] += 1
+        elif step == "purged":
+            self.undo[model] = 0
         elif step == "rolled_back":
-            self.done[model].pop()
             self.flags.discard("closed")
-        if step in ("rolled_back", "purged"):
-            self.undo.discard(model)
+            if not absent:
+                self.done[model].pop()
+                self.undo[model] -= 1
 
 
 MOVES = [

@@ -34,7 +34,7 @@ class Doomed:
         self.after, self.count = after, 0
 
     def __call__(self, shop: Shop, told: Path) -> None:
-        self._watch(Ledger, "record_all", "remember", "forget_marks")
+        self._watch(Ledger, "record_all", "remember")
         self._watch(Workspace, "switch", "destroy")
         self._watch(undo, "archive")
         self._watch(files, "write_document")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import CorruptArtefact, Incompatible, Unwritable, UserError
-from expunge.service import sealed, undo
+from expunge.service import artefacts, sealed, undo
 from expunge.service.lineage import lineage
 from expunge.service.workspace import FIRST, digests
 from versions import CANARY, Hand, asked, fill, holding, ids_of, killed_at
@@ -145,12 +145,41 @@ def test_a_version_served_again_can_be_replaced_and_served_again(edited):
     assert rollback(edited).version == FIRST
 
 
-def test_a_request_that_found_nothing_left_is_told_of(edited):
+def test_a_request_that_found_nothing_left_is_open_again_with_those_that_forgot_it(edited):
+    absent(edited, "c", *ids_of("a"), before=2)
+    absent(edited, "d", "unknown", before=0)
+    assert rollback(edited).requests == ("b", "a", "c")
     with edited.ledger() as ledger:
-        ledger.receive_all([asked("c", *ids_of("a")), asked("d", "unknown")])
-        ledger.record("c", "absent", {"samples": 0, "forgotten_before": 2}, model=edited.name)
-        ledger.record("d", "absent", {"samples": 0, "forgotten_before": 0}, model=edited.name)
-    assert rollback(edited).absent == ("c",)
+        assert [ledger.status(id).open for id in "abcd"] == [True, True, True, False]
+        assert ledger.remembered([*ids_of("a"), "unknown"]) == ["unknown"]
+        assert ledger.check() == []
+
+
+def test_what_was_refused_after_it_found_nothing_stays_refused_and_is_remembered_no_longer(edited):
+    absent(edited, "c", *ids_of("a"), before=2, end="refused")
+    assert rollback(edited).requests == ("b", "a")
+    with edited.ledger() as ledger:
+        assert ledger.status("c").word == "refused"
+        assert ledger.remembered(ids_of("a")) == []
+
+
+def test_no_rollback_where_what_found_nothing_was_erased(edited):
+    absent(edited, "c", *ids_of("a"), before=2)
+    with edited.ledger() as ledger:
+        ledger.erase("c", "asked for")
+    with pytest.raises(
+        UserError, match="Expected request 'c' to be one that can be opened again on shop, got one that"
+    ):
+        rollback(edited)
+
+
+def absent(hand: Hand, id: str, *values: str, before: int, end: str = "closed") -> None:
+    """Take a request of which the model holds nothing to its end."""
+    with hand.ledger() as ledger:
+        ledger.receive(asked(id, *values))
+        ledger.remember(hand.name, values, id)
+        ledger.record(id, "absent", {"samples": 0, "forgotten_before": before}, model=hand.name)
+        ledger.record(id, end, {"reason": "a legal duty"} if end == "refused" else {})
 
 
 def test_a_hold_forbids_no_rollback(edited):
@@ -226,6 +255,26 @@ def test_no_rollback_over_two_versions_of_one_request(hand):
     assert rollback(hand).version == first
     with hand.ledger() as ledger:
         assert ledger.remembered(ids_of("a")) == list(ids_of("a"))  # its edit is served
+        assert ledger.check() == []
+    assert rollback(hand).version == FIRST
+    with hand.ledger() as ledger:
+        assert ledger.remembered(ids_of("a")) == []
+        assert ledger.check() == []
+
+
+def test_each_version_of_one_request_is_recorded_when_it_is_destroyed(hand):
+    hand.fulfil("a", steps=4)
+    put_away(hand)
+    hand.later(days=10)
+    second = hand.space.current(hand.name)
+    hand.fulfil("a", how="retrain", steps=5)
+    put_away(hand)
+    hand.later(days=5)
+    assert purge(hand, expired_only=True).versions == ((hand.name, FIRST),)
+    with hand.ledger() as ledger:
+        assert ledger.history("a")[-1].body["destroyed"] == [FIRST]
+        assert artefacts.check(hand.space, ledger) == ledger.check() == []
+    assert rollback(hand).version == second
 
 
 @pytest.mark.parametrize("harm", ["cut", "piece", "longer", "flipped", "header", "swapped", "joined"])

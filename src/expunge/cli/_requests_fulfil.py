@@ -296,9 +296,6 @@ def rollback(
     lines += [f"Gone: {', '.join(done.undone)}."] if done.undone else []
     if done.requests:
         lines.append(f"Open again: {', '.join(done.requests)}. The model that is served holds what they name.")
-    if done.absent:
-        said = "found nothing to forget, because a version that is gone had forgotten it before"
-        lines.append(f"Fulfilled only with these: {', '.join(done.absent)}, which {said}.")
     emit(chosen, vars(done), *lines)
 
 

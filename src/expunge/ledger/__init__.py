@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -208,6 +209,9 @@ class Ledger:
     def record_all(self, entries: Sequence[Entry]) -> list[Event]:
         """Record several things that happened, all or none.
 
+        What a model has failed to forget, or learned again by a rollback, is remembered no longer. Where marks stay,
+        the event says which, as ``marks``, so that `check` notices one that was added or removed.
+
         Args:
             entries: what happened, in order.
 
@@ -222,7 +226,23 @@ class Ledger:
             if entry.step in own:
                 raise UserError("a step to record", f"'{entry.step}'", f"call {own[entry.step]}")
         with self._book.writing():
-            return self._append(entries)
+            events = self._append([self._marked(entry) for entry in entries])
+            for event in events:
+                if event.step in ("failed", "rolled_back") and not self._keeps(event.request, event.model):
+                    marks.forget(self._book, str(event.model), event.request)
+        return events
+
+    def _marked(self, entry: Entry) -> Entry:
+        """Return an entry that says which marks its request leaves for the model, where nothing else says it."""
+        if entry.model is None or entry.step not in ("absent", "failed", "rolled_back"):
+            return entry
+        found = self.status(entry.request).models.get(entry.model, ModelStatus(entry.step))
+        if entry.step != "absent" and not (found.done if entry.step == "failed" else found.left):
+            return entry
+        return replace(entry, body={**entry.body, "marks": marks.fingerprint(self._book, entry.model, entry.request)})
+
+    def _keeps(self, request: str, model: str | None) -> bool:
+        return bool(self.status(request).models[str(model)].done)
 
     def _append(self, entries: Sequence[Entry]) -> list[Event]:
         return self._book.append(entries, self._now(), self.actor)
@@ -351,16 +371,6 @@ class Ledger:
             Those of the ids, in their order.
         """
         return marks.known(self._book, self.keys.secret, ids, model)
-
-    def forget_marks(self, model: str, request: str) -> None:
-        """Remember no longer what a request made a model forget, as after a rollback.
-
-        Args:
-            model: its name.
-            request: the id of the request.
-        """
-        with self._book.writing():
-            self._book.db.execute("DELETE FROM remembered WHERE model = ? AND request = ?", [model, request])
 
     def check(self, head: Head | None = None) -> list[Problem]:
         """Look for whatever is wrong: file, chain, steps, statuses, payloads, keys, marks.

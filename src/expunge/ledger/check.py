@@ -8,15 +8,17 @@ from contextlib import closing
 from typing import Any
 
 from expunge.errors import ExpungeError, UserError
+from expunge.files import digest
 from expunge.ledger.book import COLUMNS, Book, event_of, row_of
 from expunge.ledger.database import SCHEMA
 from expunge.ledger.events import Event, Head, Problem, first
 from expunge.ledger.keys import Keys, commitment
-from expunge.ledger.marks import fingerprint
+from expunge.ledger.marks import fingerprints
 from expunge.ledger.payloads import load
 from expunge.ledger.steps import Status, advance
 
 REMOVED = "removed, or never written"
+NONE = digest()  # the fingerprint of no marks
 
 
 class Check:
@@ -127,9 +129,9 @@ class Check:
             self._mark((event.model, event.request), event)
 
     def _mark(self, place: tuple[str, str], event: Event) -> None:
-        if event.step == "unlearned" and isinstance(event.body.get("marks"), str):
+        if event.step in ("unlearned", "absent", "failed", "rolled_back") and isinstance(event.body.get("marks"), str):
             self.marked[place] = event.body["marks"]
-        elif event.step in ("failed", "rolled_back", "started"):
+        elif event.step in ("failed", "rolled_back"):
             self.marked.pop(place, None)
 
     def _cache(self) -> None:
@@ -141,10 +143,23 @@ class Check:
                 self._add("status", f"the current status of request {request}", got)
 
     def _marks(self) -> None:
-        for (model, request), want in sorted(self.marked.items()):
-            if fingerprint(self.book, model, request) != want:
-                got = f"not those that were remembered for model {model}"
-                self._add("marks", f"the marks of request {request}", got)
+        have = {(model, request): found for model, request, found in fingerprints(self.book)}
+        for place in sorted(self.marked.keys() | have.keys(), key=str):
+            if have.get(place, NONE) == self.marked.get(place, NONE) or self._under_way(*place):
+                continue
+            model, request = place
+            got = f"not those that were remembered for model {model}"
+            if place not in self.marked:
+                got = f"no event says that model {model} has forgotten what they are of"
+            self._add("marks", f"the marks of request {request}", got)
+
+    def _under_way(self, model: str, request: str) -> bool:
+        """Return whether an event that says which marks there are may still come: they are written before it."""
+        status = self.statuses.get(request)
+        if status is None or status.closed:
+            return False
+        found = status.models.get(model)
+        return found is None or found.step == "started" or ((model, request) not in self.marked and not found.freed)
 
     def _payloads(self) -> None:
         """Hold every payload to its commitment; after the reading, so that it keeps nobody from erasing."""

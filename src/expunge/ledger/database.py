@@ -44,6 +44,7 @@ CREATE TABLE erasing (key INTEGER PRIMARY KEY);
 CREATE TABLE remembered (
   mark BLOB NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL, PRIMARY KEY (mark, model, request)
 ) WITHOUT ROWID;
+CREATE INDEX remembered_request ON remembered (model, request);
 CREATE TRIGGER events_insert BEFORE INSERT ON events
   WHEN NEW.seq IS NOT (SELECT coalesce(max(seq), 0) + 1 FROM events)
   BEGIN SELECT RAISE(ABORT, 'an event is only added at the end'); END;

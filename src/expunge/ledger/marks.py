@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from expunge.files import digest
 from expunge.ledger.book import Book
@@ -15,6 +16,11 @@ def remember(book: Book, secret: bytes, model: str, ids: Iterable[str], request:
     """Keep marks of ids, within the ledger's transaction."""
     rows = ((mark, model, request) for mark in marks(secret, ids))
     book.db.executemany("INSERT OR IGNORE INTO remembered VALUES (?, ?, ?)", rows)
+
+
+def forget(book: Book, model: str, request: str) -> None:
+    """Remember no longer what a request made a model forget, within the ledger's transaction."""
+    book.db.execute("DELETE FROM remembered WHERE model = ? AND request = ?", [model, request])
 
 
 def known(book: Book, secret: bytes, ids: Sequence[str], model: str | None) -> list[str]:
@@ -43,3 +49,10 @@ def fingerprint(book: Book, model: str, request: str) -> str:
     """Return a digest of the marks that a request left for a model."""
     rows = book.rows("SELECT mark FROM remembered WHERE model = ? AND request = ? ORDER BY mark", [model, request])
     return digest(*(mark for (mark,) in rows))
+
+
+def fingerprints(book: Book) -> Iterator[tuple[str, str, str]]:
+    """Yield model, request and fingerprint of all that is remembered, within `Book.reading`."""
+    rows = book.db.execute("SELECT model, request, mark FROM remembered ORDER BY 1, 2, 3")
+    for (model, request), part in groupby(rows, key=lambda row: row[:2]):
+        yield model, request, digest(*(mark for _, _, mark in part))

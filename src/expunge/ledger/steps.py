@@ -31,11 +31,15 @@ NEXT: Mapping[str | None, tuple[Step, ...]] = {
     "verified": ("deployed", "failed"),
     "deployed": ("started", "scheduled"),
     "failed": ("started", "scheduled", "absent"),
-    "rolled_back": ("started", "scheduled"),
-    "purged": ("started", "scheduled"),
-    "absent": ("started",),
+    "rolled_back": ("started", "scheduled", "absent"),
+    "absent": ("started", "rolled_back"),
 }
-"""What may follow each step of a model; where an older version is kept, rolled_back and purged too."""
+"""What may follow each step of a model; where an older version is kept, rolled_back and purged too.
+
+Absent is rolled back where a version that had forgotten the samples for another request is served no longer.
+
+After purged a model is at the step it was at before.
+"""
 
 MODEL_STEPS = frozenset(STEPS[STEPS.index("scheduled") :])
 RUNNING = frozenset({"started", "unlearned", "verified"})
@@ -48,11 +52,11 @@ class ModelStatus:
     """Where a request is with one model.
 
     Args:
-        step: the last one.
+        step: the last one; that an older version was purged changes none.
         how: of the last attempt, or the one that is scheduled; None where none was.
         version: of the model, the last that an event named.
         done: how the model that is served was freed of the request's samples: deployed and not rolled back.
-        undo: whether the version before the last deployment is kept: deployed, neither rolled back nor purged.
+        undo: how many of its deployments can be rolled back: neither rolled back yet nor purged.
         attempt: the number of the event that began the last attempt, 0 where none was.
         seq: the number of the last event.
     """
@@ -61,7 +65,7 @@ class ModelStatus:
     how: How | None = None
     version: str | None = None
     done: frozenset[How] = frozenset()
-    undo: bool = False
+    undo: int = 0
     attempt: int = 0
     seq: int = 0
 
@@ -69,6 +73,11 @@ class ModelStatus:
     def running(self) -> bool:
         """Whether an attempt has begun and not ended."""
         return self.step in RUNNING
+
+    @property
+    def left(self) -> frozenset[How]:
+        """What is left of `done` after a rollback of the last deployment; a retrained model is never edited again."""
+        return self.done - (frozenset({"retrain"}) & self.done or self.done)
 
     @property
     def freed(self) -> bool:
@@ -184,9 +193,10 @@ def _of_request(status: Status) -> list[Step]:
 
 def _of_model(status: Status, model: ModelStatus | None) -> list[Step]:
     back: list[Step] = ["rolled_back", "purged"] if model and model.undo and not model.running else []
+    absent: list[Step] = ["rolled_back"] if model and model.step == "absent" and not back else []
     if status.erased:  # what it named is gone: it could not be done again
         return [s for s in back if s == "purged"]
-    return back if not status.open else [*NEXT[model.step if model else None], *back]
+    return [*back, *absent] if not status.open else [*NEXT[model.step if model else None], *back]
 
 
 def advance(status: Status | None, event: Event) -> Status:
@@ -292,17 +302,18 @@ def _with_model(status: Status, event: Event) -> Status:
     name, body = str(event.model), event.body
     old = status.models.get(name, ModelStatus("scheduled"))
     changes: dict[str, Any] = {"step": event.step, "seq": event.seq, "version": body.get("version") or old.version}
-    last = frozenset({"retrain"}) & old.done or old.done  # a retrained model is never followed by an edit
     if event.step == "scheduled":
         changes["how"] = body.get("how", "retrain")
     elif event.step == "started":
         changes |= {"how": body["how"], "attempt": event.seq}
     elif event.step == "deployed":
-        changes |= {"done": old.done | {old.how}, "undo": True}
-    elif event.step == "rolled_back":
-        changes |= {"done": old.done - last, "undo": False}
+        changes |= {"done": old.done | {old.how}, "undo": old.undo + 1}
+    elif event.step == "rolled_back" and old.step != "absent":
+        changes |= {"done": old.left, "undo": old.undo - 1}
     elif event.step == "purged":
-        changes["undo"] = False
+        gone = body.get("destroyed")
+        left = old.undo - len(gone) if isinstance(gone, list) else 0
+        changes = {"undo": max(left, 0), "seq": event.seq}
     new = replace(old, **changes)
     closed = status.closed and event.step != "rolled_back"
     return replace(status, models={**status.models, name: new}, closed=closed)

@@ -139,9 +139,6 @@ def fail(
         site.space.switch(site.name, lineage(site.ledger, site.name).served)
     site.space.destroy(site.name, version)
     site.space.clear_work(site.name)
-    for request in ids:
-        if not site.ledger.status(request).models[site.name].done:  # else the marks are of what stays done
-            site.ledger.forget_marks(site.name, request)
     _record(site, ids, "failed", {"how": how, "version": version, "reason": reason or sentence, **body})
     remedy = body.get("remedy", "")
     return Outcome(site.name, tuple(ids), "failed", how=how, text=f"{sentence} {remedy}".strip())

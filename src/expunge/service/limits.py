@@ -145,7 +145,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     said += [text for a in served if (text := _stale(a))]
     if served:
         said.append(SEED)
-        if not any(m["undo"] is False for m in record["account"]["models"].values()):
+        if any(m["undo"] for m in record["account"]["models"].values()):
             said.append(BOTH)
     said += [COPIES, TWINS]
     qualification = record["qualification"]

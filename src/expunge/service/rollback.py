@@ -27,16 +27,14 @@ class RolledBack:
         model: its name.
         undone: versions that are gone, oldest first; none where the wanted one was served already.
         version: that is served now.
-        requests: ids of those that are open again.
-        absent: ids of requests of which the model held nothing, because an undone version had forgotten it before:
-            they hold only when the requests that are open again are fulfilled.
+        requests: ids of those that are open again, also of those of which the model held nothing because an undone
+            version had forgotten it before.
     """
 
     model: str
     undone: tuple[str, ...]
     version: str
     requests: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
 
 
 def rollback(
@@ -83,7 +81,8 @@ def rollback(
         _check_window(space, ledger, name, target, line, now())
         _check_requests(ledger, name, line, undone)
         entries = [[request, version] for version, request in reversed(list(line.made_for(undone)))]
-        body = {"version": target, "undone": undone, "requests": entries, "absent": _absent(ledger, name, undone[0])}
+        entries += [[request, undone[0]] for request in _absent(ledger, name, undone[0])]
+        body = {"version": target, "undone": undone, "requests": entries}
         write_document(space.home(name) / PLAN, PLANNED, SCHEMA, body)
         return _carry_out(space, ledger, name, body)
 
@@ -111,9 +110,6 @@ def _carry_out(space: Workspace, ledger: Ledger, name: str, plan: dict[str, Any]
             if there(archived(space, name, target)) is not None:
                 space.destroy(name, target)
             raise
-    for request, _ in plan["requests"]:
-        if not ledger.status(request).models[name].done:  # else its samples are forgotten still
-            ledger.forget_marks(name, request)
     space.switch(name, target)
     for version in undone:
         drop(space, ledger, name, version)
@@ -122,8 +118,8 @@ def _carry_out(space: Workspace, ledger: Ledger, name: str, plan: dict[str, Any]
     with writable(path):
         path.unlink()
         sync_one(path.parent)
-    requests = tuple(dict.fromkeys(request for request, _ in plan["requests"]))
-    return RolledBack(name, tuple(undone), target, requests, tuple(plan["absent"]))
+    requests = tuple(dict.fromkeys(request for request, _ in plan["requests"] if ledger.status(request).open))
+    return RolledBack(name, tuple(undone), target, requests)
 
 
 def check_model(space: Workspace, name: str) -> None:
@@ -161,7 +157,7 @@ def _check_window(space: Workspace, ledger: Ledger, name: str, target: str, line
 def _check_requests(ledger: Ledger, name: str, line: Line, undone: list[str]) -> None:
     """Refuse what the ledger would refuse, before anything is done."""
     seen = set[str]()
-    for _, request in line.made_for(undone):
+    for request in [*(r for _, r in line.made_for(undone)), *_absent(ledger, name, undone[0])]:
         status = ledger.status(request)
         if request in seen:
             got = f"request '{request}', fulfilled by several of them"
@@ -178,7 +174,7 @@ def _check_requests(ledger: Ledger, name: str, line: Line, undone: list[str]) ->
 
 
 def _absent(ledger: Ledger, name: str, first: str) -> list[str]:
-    """Return requests that found nothing to forget since a version was begun, where that is why."""
+    """Return requests that found nothing to forget since a version was begun, where that is why, last one first."""
     found = (e for e in ledger.events(int(first[1:]), ("absent",)) if e.model == name)
     ids = dict.fromkeys(e.request for e in found if e.body.get("forgotten_before", 1))
-    return [i for i in ids if ledger.status(i).models[name].step == "absent"]
+    return [i for i in reversed(ids) if ledger.status(i).models[name].step == "absent"]

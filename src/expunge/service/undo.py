@@ -139,7 +139,7 @@ def _purge(space: Workspace, ledger: Ledger, name: str, line: Line, versions: li
     reasons = _reasons(ledger, name, line, [v for v in versions if v not in line.purged])
     kept = [Kept(name, version, reason) for version, reason in reasons.items()]
     gone = [v for v in versions if v not in reasons]
-    entries = _entries(space, ledger, name, line, gone, why)
+    entries = _entries(ledger, name, line, gone, why)
     if entries:
         ledger.record_all(entries)
     there_were = [v for v in gone if exists(space, name, v)]
@@ -172,18 +172,16 @@ def _obstacle(ledger: Ledger, name: str, request: str) -> str:
     return ""
 
 
-def _entries(space: Workspace, ledger: Ledger, name: str, line: Line, gone: list[str], why: str) -> list[Entry]:
+def _entries(ledger: Ledger, name: str, line: Line, gone: list[str], why: str) -> list[Entry]:
     """Return the events of a purge: one for each request that could be rolled back and now cannot."""
     lost = dict[str, list[str]]()
     for version in (v for v in gone if v not in line.purged):
         for request in line.requests.get(line.after(version)[0], ()):
             lost.setdefault(request, []).append(version)
-    stays = {v for v in line.versions[:-1] if v not in gone and exists(space, name, v)}
-    later = {request for v in stays for request in line.requests.get(line.after(v)[0], ())}
     return [
         Entry(request, "purged", _body(versions, why), name)
         for request, versions in lost.items()
-        if request not in later and "purged" in allowed(ledger.status(request), name)
+        if "purged" in allowed(ledger.status(request), name)
     ]
 
 
