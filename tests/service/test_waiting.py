@@ -42,3 +42,16 @@ def test_nothing_is_retrained_where_what_is_asked_for_was_retrained_before(pets:
     shop.process()
     assert shop.process(only=["done"], how="retrain") == []
     assert shop.status("waits").word == "scheduled"
+
+
+def test_what_a_retraining_left_out_for_others_needs_no_retraining_of_its_own(pets: Any) -> None:
+    shop: Shop = pets()
+    shop.ask("first", "100", "101")
+    shop.process(how="retrain")
+    shop.ask("again", "100")
+    assert [(o.requests, o.step) for o in shop.process(how="retrain")] == [(("again",), "absent")]
+    assert shop.status("again").word == "closed"
+    shop.ask("edited", "102")
+    shop.process()
+    shop.ask("exactly", "102", route="retrain")
+    assert [(o.requests, o.step) for o in shop.process(how="retrain")] == [(("exactly",), "deployed")]

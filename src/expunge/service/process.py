@@ -239,10 +239,11 @@ def _retrained(site: Site, pending: list[Status], how: How | None, out: list[Out
     """Retrain for all requests that wait for it, where that is due or asked for; else schedule them."""
     folder, batch = site.folder(), list[Target]()
     due = site.due(folder)
+    exact = site.counters(folder)["requests"] == 0  # no edit since the last training: it left out all that is gone
     for status in pending:
         mine = _looked_up(site, folder, status)
         model = status.models.get(site.name)
-        if mine.absent and not mine.past and not (model and model.done):
+        if mine.absent and (exact or not mine.past) and not (model and model.done):
             out.append(_absent(site, mine))
         elif mine.fault is not None:
             out.append(_refused(site, mine, mine.fault, "retrain"))
