@@ -19,7 +19,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow tests
 
-# Kills processes at random moments, a thousand times in each of two tests, and prints where the kills fell.
+# Kills processes at random moments, cuts the power below the ledger, a thousand times each; prints where the kills fell.
 soak: $(STAMP)
 	$(BIN)/python -m pytest -s -m soak tests
 
