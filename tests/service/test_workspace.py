@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from expunge.service import Workspace, guard, refuse_deleted
 from expunge.service.workspace import FIRST, check_files, digests
 from projects import parquet, rows
 from services import Shop
+from shell import expunge
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -112,6 +114,37 @@ def test_a_project_without_a_ledger_is_not_guarded(pets: Any, tmp_path: Path) ->
     shop: Shop = pets({"requests.workspace": "elsewhere"})
     (shop.folder / "elsewhere").rename(tmp_path / "away")
     guard(shop.project, ["101"])
+
+
+def test_a_model_that_comes_late_has_learned_nothing_that_closed_requests_named(pets: Any) -> None:
+    shop: Shop = pets()
+    late: Shop = pets({"requests.workspace": "../shop/expunge-requests"}, name="late")
+    text = (shop.folder / "expunge.toml").read_text()
+    models = '\n[requests.models]\na = "expunge.toml"\n'
+    (shop.folder / "expunge.toml").write_text(text + models)
+    shop.ask("r1", "101")
+    shop.process()
+    (shop.folder / "expunge.toml").write_text(text + models + 'b = "../late/expunge.toml"\n')
+    shop.ask("r2", "102")
+    refused = "a model b that has learned nothing that closed requests named, got 1 training samples that were deleted"
+    assert [(o.model, o.step) for o in shop.process()] == [("a", "deployed"), ("b", "refused")]
+    with pytest.raises(UserError, match=refused):
+        shop.process()
+    assert shop.status("r2").models.keys() == {"a"}
+    assert shop.status("r2").open
+    with pytest.raises(UserError, match="deleted on request"):
+        guard(late.project, ["101"])
+    own = '\n[requests.models]\na = "../shop/expunge.toml"\nb = "expunge.toml"\n'
+    (late.folder / "expunge.toml").write_text((late.folder / "expunge.toml").read_text() + own)
+    with pytest.raises(UserError, match="deleted on request"):
+        guard(late.project, ["101"])
+    guard(late.project, ["102"])  # r2 is open, and will be asked of it
+    columns = rows(60)
+    parquet(late.folder / "train.parquet", {k: [w for i, w in enumerate(v) if i != 1] for k, v in columns.items()})
+    shutil.rmtree(late.folder / "expunge-work")
+    assert expunge("prepare", cwd=late.folder)[0] == 0
+    assert [(o.model, o.step) for o in shop.process()] == [("b", "deployed")]
+    assert shop.status("r2").closed
 
 
 def test_a_model_is_guarded_from_what_it_forgot_itself(pets: Any) -> None:

@@ -360,17 +360,18 @@ class Ledger:
             marks.remember(self._book, self.keys.secret, model, ids, request)
             return marks.fingerprint(self._book, model, request)
 
-    def remembered(self, ids: Sequence[str], model: str | None = None) -> list[str]:
+    def remembered(self, ids: Sequence[str], model: str | None = None, *, over: bool = False) -> list[str]:
         """Return which ids were forgotten.
 
         Args:
             ids: of samples.
             model: by which model; None for any.
+            over: for requests alone that are no longer open.
 
         Returns:
             Those of the ids, in their order.
         """
-        return marks.known(self._book, self.keys.secret, ids, model)
+        return marks.known(self._book, self.keys.secret, ids, model, over)
 
     def check(self, head: Head | None = None) -> list[Problem]:
         """Look for whatever is wrong: file, chain, steps, statuses, payloads, keys, marks.

@@ -23,7 +23,7 @@ def forget(book: Book, model: str, request: str) -> None:
     book.db.execute("DELETE FROM remembered WHERE model = ? AND request = ?", [model, request])
 
 
-def known(book: Book, secret: bytes, ids: Sequence[str], model: str | None) -> list[str]:
+def known(book: Book, secret: bytes, ids: Sequence[str], model: str | None, over: bool) -> list[str]:
     """Return which of the ids are remembered, in their order.
 
     Args:
@@ -31,12 +31,14 @@ def known(book: Book, secret: bytes, ids: Sequence[str], model: str | None) -> l
         secret: the ledger's own.
         ids: sample ids.
         model: one model, None for any.
+        over: whether only requests that are no longer open count.
     """
     if not book.rows("SELECT 1 FROM remembered LIMIT 1"):
         return []
     found = set[bytes]()
     its = marks(secret, ids)
     only, value = (" AND model = ?", [model]) if model is not None else ("", [])
+    only += " AND request IN (SELECT request FROM latest WHERE open = 0)" if over else ""
     for start in range(0, len(its), _AT_A_TIME):
         part = its[start : start + _AT_A_TIME]
         places = ",".join("?" * len(part))

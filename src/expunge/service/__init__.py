@@ -39,6 +39,8 @@ def guard(place: Project, ids: Sequence[str]) -> None:
     with Ledger.open(space.folder, readonly=True) as ledger:
         for name in named or [None]:
             refuse_learning_again(ledger, name, ids)
+            if name is not None and not space.has_begun(name):  # no closed request will ever be asked of it
+                refuse_learning_again(ledger, None, ids, over=True)
 
 
 def refuse_deleted(place: Project, data: Data) -> None:

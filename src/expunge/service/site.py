@@ -17,6 +17,7 @@ from expunge.project.config import RequestsSection
 from expunge.runtime import Runtime
 from expunge.service.targets import Holding, Target, holding
 from expunge.service.workspace import Workspace
+from expunge.stamp import prepared
 
 COUNTERS: dict[str, Any] = {"requests": 0, "samples": 0, "stale": 0, "retrained": None, "seq": 0}
 
@@ -54,13 +55,25 @@ class Site:
             UserError: the folder to start from is not one of prepare.
         """
         start = self.place.folder / self.place.config.requests.start
-        if not (self.space.home(self.name) / "begun.json").exists():
+        if not self.space.has_begun(self.name):
             folder = Folder.open(start, self.place.file, self.place.data_dir)
             if folder.record["step"] != "prepare" or folder.record.get("forgotten"):
                 remedy = "run expunge prepare, and name its folder by start in [requests]"
                 raise UserError(f"a folder of expunge prepare at {start}", "one of expunge forget", remedy)
             folder.model()  # which holds the weights to the record and to the state
+            self._refuse_late(folder)
         self.space.begin(self.name, start, self.now())
+
+    def _refuse_late(self, folder: Folder) -> None:
+        """Refuse a model that comes after requests were closed, and has learned what they named: none asks for it."""
+        train = folder.project.train if folder.project.train_is_here else None
+        gone = [] if train is None else self.ledger.remembered(train.ids, over=True)
+        known = prepared(folder.state, gone)
+        learned = len(gone) if known is None else int(sum(known))
+        if learned:
+            got = f"{learned} training samples that were deleted on request before it came"
+            remedy = "train and prepare it without them"
+            raise UserError(f"a model {self.name} that has learned nothing that closed requests named", got, remedy)
 
     def folder(self) -> Folder:
         """Return the version that is served, its data read once for all versions."""
@@ -119,18 +132,19 @@ class Site:
         return None if route == "edit" or "retrain" in done or how == "edit" else "retrain"
 
 
-def refuse_learning_again(ledger: Ledger, name: str | None, ids: Sequence[str]) -> None:
+def refuse_learning_again(ledger: Ledger, name: str | None, ids: Sequence[str], over: bool = False) -> None:
     """Refuse training data that holds samples deleted on request.
 
     Args:
         ledger: what remembers them.
         name: of the model; None for any.
         ids: of the training data.
+        over: whether only requests that are no longer open count.
 
     Raises:
         UserError: says how many, without naming them.
     """
-    gone = ledger.remembered(ids, name)
+    gone = ledger.remembered(ids, name, over=over)
     if gone:
         got = f"{len(gone)} of {len(ids)} samples that were deleted on request"
         remedy = "take them out of the data, so that no training learns them again"

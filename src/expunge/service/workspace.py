@@ -200,6 +200,10 @@ class Workspace:
         begun = now.isoformat(timespec="seconds")
         write_document(note, BEGUN, SCHEMA, {"begun": begun, "version": FIRST, "files": files})
 
+    def has_begun(self, name: str) -> bool:
+        """Return whether the first version of a model was copied."""
+        return there(self.home(name) / "begun.json") is not None
+
     def begun(self, name: str) -> dict[str, Any]:
         """Return when the first version was copied (``begun``) and what was in it (``files``)."""
         return read_document(self.home(name) / "begun.json", BEGUN, SCHEMA)
