@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -18,22 +19,35 @@ from expunge.bench import collect, grid, runner
 from expunge.bench.stages import Setting
 from expunge.bench.store import Store
 from expunge.data import Data
+from expunge.ledger import Ledger
 from expunge.metric import Value
 from expunge.recipe import Recipe
+from expunge.service import measure
+from shell import expunge, own_modules
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture(scope="module")
-def transfer() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("transfer", EXAMPLES / "transfer" / "transfer.py")
+def script(folder: str, name: str) -> Iterator[ModuleType]:
+    """Yield the script of an example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["transfer"] = module  # where its dataclass looks itself up
+    sys.modules[name] = module  # where its dataclasses look themselves up
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["transfer"]
+    del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def transfer() -> Iterator[ModuleType]:
+    yield from script("transfer", "transfer")
+
+
+@pytest.fixture(scope="module")
+def story() -> Iterator[ModuleType]:
+    yield from script("erasure_requests", "story")
 
 
 def test_the_backdoor_is_planted_and_every_method_is_measured(tmp_path: Path) -> None:
@@ -101,3 +115,43 @@ def test_images_are_resized_and_standardised(transfer: ModuleType) -> None:
     made = transfer.like(data, torch.zeros(1, 1, 8, 8), 1.0, 2.0)
     torch.testing.assert_close(made.read([0, 1]).inputs, torch.ones(2, 1, 8, 8))
     assert made.targets().tolist() == [0, 1]
+
+
+def test_half_a_year_of_requests_ends_with_a_clean_record(
+    story: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = measure.families
+    few = ("accuracy", "flips")  # the others take most of the time
+    monkeypatch.setattr(
+        measure, "families", lambda place: [m for m in every(place) if type(m).__module__.rpartition(".")[2] in few]
+    )
+
+    def run(*words: str, cwd: Path) -> str:
+        code, out, err = expunge(*words, cwd=cwd)
+        assert code == 0, (words, out, err)
+        return out
+
+    folder = tmp_path / "shop"
+    with own_modules():
+        story.main([str(folder)], run)
+    told = capsys.readouterr().out
+    rows = {r["request"]: r for r in json.loads(run("--json", "requests", "list", "--all", cwd=folder))["requests"]}
+    words = {name: row["step"] for name, row in rows.items()}
+    assert words == {f"letter-{n:02}": "refused" if n == 6 else "closed" for n in range(1, 13)}
+    page = (EXAMPLES / "erasure_requests" / "README.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("2026-")]
+    same = [line for line in lines if " % " not in line and "Bound missed" not in line]  # rounding differs by machine
+    assert len(same) > 12
+    assert [line for line in same if line not in told] == []
+    assert "2026-02-27  letter-03: Bound missed: accuracy/retain >= 0.99, got 0.9" in told
+    assert "advice: accuracy/retain >= 0.99 is near" in told
+    record = json.loads((folder / "pack" / "record.json").read_text())
+    assert [a["result"] for a in record["models"]["model"]["attempts"]] == ["failed", "deployed"]
+    assert (folder / "pack" / "signature.json").is_file()
+    assert re.findall(r"Checked .*: (\d+) problems?\.", told) == ["0", "0"]
+    assert "Signed with the key that was given" in told
+    with Ledger.open(folder / "expunge-requests", readonly=True) as ledger:
+        steps = {name: [e.step for e in ledger.history(name)] for name in rows}
+    assert {"held", "released"} < {*steps["letter-04"]}
+    assert "rolled_back" in steps["letter-04"]
+    assert [name for name in rows if "approved" in steps[name]] == [f"letter-{n:02}" for n in range(8, 13)]
