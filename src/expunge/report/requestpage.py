@@ -245,7 +245,11 @@ def _fact(value: Any) -> list[tuple[str, str]]:
     if value is None:
         return [("", NONE)]
     if isinstance(value, Mapping):
-        return [(str(k), NONE if v is None else shown(v)) for k, v in value.items()]
+        flat = {k: v for k, v in value.items() if not isinstance(v, Mapping)}
+        flat |= {
+            f"{k} {part}": v for k, inner in value.items() if isinstance(inner, Mapping) for part, v in inner.items()
+        }
+        return [(str(k), NONE if v is None else shown(v)) for k, v in flat.items()]
     return [("", shown(value))]
 
 
