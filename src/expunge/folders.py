@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
@@ -256,30 +257,29 @@ def record(step: str, place: Project, seed: int, method: Any) -> dict[str, Any]:
     }
 
 
-def accuracy(model: nn.Module, place: Project, runtime: Runtime, but: Scenario | None = None) -> float | None:
+def accuracy(model: nn.Module, place: Project, runtime: Runtime, but: Collection[int] = frozenset()) -> float | None:
     """Return the share of labelled test data that a classifier is right on, in [0, 1]; None where there is none.
 
     Args:
         model: the network.
         place: model and data.
         runtime: device, batch size.
-        but: a request; where it is for a class, test samples of that class are left out, since a model that has
-            forgotten it is to be wrong on them.
+        but: classes that are forgotten as a whole: a model that has forgotten them is to be wrong on their samples,
+            which are left out.
     """
     if place.test is None or not isinstance(place.task, Classification):
         return None
     said = collect(model, place.task, place.test, runtime=runtime)
     if said.target is None:
         return None
-    right = said.prediction == said.target
-    if but is not None and but.kind == "class":
-        right = right[said.target != but.target]
-    return float(right.double().mean()) if len(right) else None
+    stays = ~np.isin(said.target.cpu().numpy(), sorted(but))
+    right = (said.prediction == said.target).cpu().numpy()[stays]
+    return float(right.mean()) if len(right) else None
 
 
-def tested(but: Scenario | None) -> str:
+def tested(but: Collection[int]) -> str:
     """Return what `accuracy` is the accuracy of, in words."""
-    return "test accuracy on the other classes" if but is not None and but.kind == "class" else "test accuracy"
+    return "test accuracy on the other classes" if but else "test accuracy"
 
 
 def outcome(done: Unlearned, place: Project, seed: int, scenario: Scenario | None) -> dict[str, Any]:

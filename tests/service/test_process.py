@@ -104,6 +104,16 @@ def test_the_fall_of_test_accuracy_is_that_on_the_classes_that_stay(pets: Any) -
     assert falls[0] < falls[1]
 
 
+def test_a_class_that_is_retrained_without_is_held_on_the_classes_that_stay(pets: Any) -> None:
+    shop: Shop = pets({"policy.largest_share": 0.9, "policy.accuracy_drop": 0.1})
+    shop.ask("r1", "cat", kind="class", route="retrain")
+    shop.ask("r2", "100", route="retrain")
+    (outcome,) = shop.process(how="retrain")
+    body = shop.event("r1", "verified").body
+    assert outcome.step == "deployed"
+    assert body["test_accuracy"]["before"] - body["test_accuracy"]["after"] > 0.1 >= body["fall"]
+
+
 def test_a_subject_is_found_by_its_column(pets: Any) -> None:
     shop: Shop = pets()
     shop.ask("r1", "ann", kind="subject")

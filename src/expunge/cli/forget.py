@@ -182,7 +182,8 @@ def _missed(place: Any, record: dict[str, Any], kept: dict[str, float | None], c
         return f"Policy: accuracy_drop of at most {bound:g} could not be measured: {why}."
     if drop <= bound:
         return ""
-    return f"Policy missed: {tested(case)} fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
+    what = tested([case.target] if case is not None and case.kind == "class" else [])
+    return f"Policy missed: {what} fell by {drop:.4g}, more than accuracy_drop = {bound:g}."
 
 
 def _nothing(request: Any, method: Any) -> str:

@@ -109,6 +109,7 @@ def _measure(site: Site, made: Made, secret: Collection[str]) -> Measured:
         runtime=site.runtime,
         seed=site.seed,
         secret=secret,
+        classes=made.classes,
     )
 
 

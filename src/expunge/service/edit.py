@@ -76,7 +76,8 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
     if folders.idle(done):
         remedy = "take other settings of the method, or the route retrain"
         idle = f"{method.name} changed nothing for {len(forget)} of {len(left)} samples: {remedy}."
-    return Made(place, model, done, done.state, method.name, record, body, left, case, idle)
+    gone_classes = targets.classes(batch, place)
+    return Made(place, model, done, done.state, method.name, record, body, left, case, idle, gone_classes)
 
 
 def _ready(site: Site, folder: Folder, model: nn.Module, left: Data) -> tuple[Method, State, dict[str, Any]]:

@@ -29,6 +29,7 @@ class Made:
         train: training data with the samples to forget, without those forgotten before.
         scenario: who is forgotten, None where none of them is at hand.
         idle: why nothing was changed, or empty.
+        classes: that are forgotten as a whole.
     """
 
     place: Project
@@ -41,6 +42,7 @@ class Made:
     train: Data
     scenario: Scenario | None
     idle: str = ""
+    classes: frozenset[int] = frozenset()
 
     @property
     def model(self) -> nn.Module:

@@ -61,6 +61,7 @@ def measure(
     runtime: Runtime,
     seed: int,
     secret: Collection[str] = (),
+    classes: Collection[int] = (),
 ) -> Measured:
     """Measure a model before and after, and hold what came out to the policy.
 
@@ -77,6 +78,7 @@ def measure(
         runtime: device, batch size.
         seed: of everything random.
         secret: texts of the requests, which must not stand in the body.
+        classes: that are forgotten as a whole, on which test accuracy is to fall.
 
     Returns:
         Numbers, groups, outcomes of bounds.
@@ -112,7 +114,7 @@ def measure(
     if name in scores.flaws:
         body["flaw"] = f"Nothing is said of the new model: {scores.flaws[name]}."
     held, missed = _bounds(place, scores, name, here=scenario is not None)
-    drop, fallen = _drop(place, before, after, runtime, scenario)
+    drop, fallen = _drop(place, before, after, runtime, classes)
     unsaid = [body["flaw"]] if "flaw" in body and "original" not in scores.flaws else []
     return Measured(body | drop | {"bounds": held}, (*unsaid, *fallen, *missed))
 
@@ -165,7 +167,7 @@ def _bounds(place: Project, scores: Scores, name: str, here: bool) -> tuple[list
 
 
 def _drop(
-    place: Project, before: nn.Module, after: Model, runtime: Runtime, scenario: Scenario | None
+    place: Project, before: nn.Module, after: Model, runtime: Runtime, classes: Collection[int]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return test accuracy before and after, and a sentence where it fell further than the policy allows.
 
@@ -175,8 +177,8 @@ def _drop(
     found = [folders.accuracy(m, place, runtime) for m in (before, new)]
     body: dict[str, Any] = {"test_accuracy": dict(zip(("before", "after"), found, strict=True))}
     bound, (old, now) = place.config.policy.accuracy_drop, found
-    if scenario is not None and scenario.kind == "class":
-        old, now = (folders.accuracy(m, place, runtime, scenario) for m in (before, new))
+    if classes:
+        old, now = (folders.accuracy(m, place, runtime, classes) for m in (before, new))
     drop = None if old is None or now is None else old - now
     body["fall"] = drop
     if bound is None:
@@ -188,7 +190,7 @@ def _drop(
         return body, [f"accuracy_drop of at most {bound:g} could not be measured: {why}."]
     if drop <= bound:
         return body, []
-    return body, [f"{folders.tested(scenario).capitalize()} fell by {drop:.4g}, more than accuracy_drop = {bound:g}."]
+    return body, [f"{folders.tested(classes).capitalize()} fell by {drop:.4g}, more than accuracy_drop = {bound:g}."]
 
 
 def worst_class(body: Mapping[str, Any]) -> float | None:

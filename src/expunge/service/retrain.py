@@ -16,7 +16,7 @@ from expunge.scores import REFERENCE
 from expunge.service import facts
 from expunge.service.made import Made
 from expunge.service.site import Site, refuse_learning_again
-from expunge.service.targets import Target
+from expunge.service.targets import Target, classes
 from expunge.tensors import weights_digest
 from expunge.train import fit, fresh
 from expunge.unlearn import prepare
@@ -101,4 +101,5 @@ def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
     here = [i for i in whole.ids if i in asked]
     seen = whole.subset([i for i in whole.ids if i in asked or i not in gone and i not in named])
     case = forget_ids(seen, here, holdout=place.holdout, test=place.test) if here else None
-    return Made(place, model, ready.model, ready.state, REFERENCE, record, body, seen, case)
+    gone_classes = classes(batch, place)
+    return Made(place, model, ready.model, ready.state, REFERENCE, record, body, seen, case, classes=gone_classes)

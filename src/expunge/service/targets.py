@@ -159,6 +159,12 @@ def _class(value: str, place: Project) -> int | None:
         return None
 
 
+def classes(targets: Sequence[Target], place: Project) -> frozenset[int]:
+    """Return the classes that are to be forgotten as a whole, by index."""
+    named = (value for t in targets if t.request.kind == "class" for value in t.request.values)
+    return frozenset(label for value in named if (label := _class(value, place)) is not None)
+
+
 def scenario(targets: Sequence[Target], place: Project, train: Data) -> Scenario:
     """Return what is forgotten of the training data that is left, all requests together.
 
