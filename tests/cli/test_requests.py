@@ -301,7 +301,7 @@ def test_operators_decide(run: Run, here: Path) -> None:
     assert run("requests", "hold", "r", "--reason", " ")[0] == 2
     code, _, err = run("requests", "erase", "r")
     assert code == 2
-    assert "got no terminal: expunge --yes requests erase r" in sentence(err)
+    assert "got no terminal: run expunge --yes requests erase r" in sentence(err)
     code, _, err = run("--yes", "requests", "erase", "r")
     assert code == 2  # it is open
     assert run("requests", "refuse", "r", "--reason", "exempt by law")[0] == 0

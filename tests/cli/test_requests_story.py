@@ -88,6 +88,7 @@ def test_the_whole_story(run: Expunge, here: Path) -> None:
     assert not (here / "expunge-requests" / "models").exists()
     out = good(run, "process")
     assert "Still open: 1 held, 1 scheduled." in out
+    assert "model: the new version was held to no bound. Set accuracy_drop or bounds in [policy]" in out
     found = {r["request"]: r for r in json.loads(good(run, "--json", "list", "--all"))["requests"]}
     assert [found[id]["step"] for id in ("ids", "person", "held")] == ["closed", "closed", "held"]
     assert found["class"]["step"] == "scheduled"

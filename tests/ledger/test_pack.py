@@ -118,6 +118,7 @@ def test_a_pack_as_written_is_in_order_and_says_how_far_that_goes(
     assert "does not know" in pack.standing(signed)
     assert pack.standing(signed, keys[1]).startswith("Signed with the key that was given")
     assert "The head kept elsewhere is in the chain" in pack.standing(plain, head=EVENTS[-1].head)
+    assert "whether the pack shows all events of the request" in pack.standing(plain, head=EVENTS[-1].head).lower()
 
 
 def test_nothing_of_other_requests_is_in_it_but_links(plain: Path) -> None:

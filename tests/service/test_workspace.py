@@ -126,7 +126,7 @@ def test_a_model_that_comes_late_has_learned_nothing_that_closed_requests_named(
     shop.process()
     (shop.folder / "expunge.toml").write_text(text + models + 'b = "../late/expunge.toml"\n')
     shop.ask("r2", "102")
-    refused = "a model b that has learned nothing that closed requests named, got 1 training samples that were deleted"
+    refused = "a model b that has learned nothing that closed requests named, got 1 of its training samples, deleted on"
     assert [(o.model, o.step) for o in shop.process()] == [("a", "deployed"), ("b", "refused")]
     with pytest.raises(UserError, match=refused):
         shop.process()

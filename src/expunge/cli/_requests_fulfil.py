@@ -73,7 +73,7 @@ def process(
     with Ledger.open(where.folder, readonly=True) as ledger:
         left = list(ledger.open_requests())
     body = {"outcomes": [vars(outcome) for outcome in found], "missed": found.missed, "open": len(left)}
-    lines = [*_outcomes(found), *_waits(left, where)]
+    lines = [*_outcomes(found), *_unbounded(service.places(project), found), *_waits(left, where)]
     if purge:
         gone = _purged(where, None, expired=False, operator=operator)
         body["purged"] = gone[0]
@@ -125,6 +125,15 @@ def _outcomes(found: Any) -> list[Any]:
             "[method] or a bound in [policy] and process again, or expunge requests process REQUEST --how retrain."
         )
     return lines
+
+
+def _unbounded(every: Any, found: Any) -> list[str]:
+    """Return a line for each model whose new version was served without a bound that it was held to."""
+    served = dict.fromkeys(one.model for one in found if one.step == "deployed")
+    policies = {name: every[name].config.policy for name in served if name in every}
+    free = [name for name, policy in policies.items() if policy.accuracy_drop is None and not policy.bounds]
+    remedy = "Set accuracy_drop or bounds in [policy]; expunge requests show REQUEST tells what was measured."
+    return [f"{name}: the new version was held to no bound. {remedy}" for name in free]
 
 
 def _waits(left: Any, where: Place) -> list[str]:
@@ -318,7 +327,7 @@ def purge(
     chosen = options(context)
     where = place(chosen, workspace)
     if not expired:
-        remedy = "expunge --yes requests purge, or --expired for what is past its time"
+        remedy = "run expunge --yes requests purge, or pass --expired to destroy only what is past its time"
         ask(chosen, "Destroy all replaced versions? Nothing can be rolled back then.", remedy)
     body, lines = _purged(where, model, expired=expired, operator=operator)
     rest, more = _outside(chosen, where, model)

@@ -94,7 +94,7 @@ def _added(rows: list[dict[str, Any]], where: Any, unchecked: bool, missing: lis
         said = f"{asked(row['kind'], row['count'])}, due {row['due']}"
         if row["samples"] is not None:
             before = f", {row['forgotten_before']:,} of them forgotten before" if row["forgotten_before"] else ""
-            said += f"; {row['samples']:,} training samples match{before}"
+            said += f"; {row['samples']:,} training {_matches(row['samples'])}{before}"
         lines.append(f"{'Received' if row['new'] else 'Was there already:'} {row['request']}: {said}.")
     if len(rows) > MOST:
         lines.append(f"And {len(rows) - MOST:,} more: expunge requests list.")
@@ -105,6 +105,10 @@ def _added(rows: list[dict[str, Any]], where: Any, unchecked: bool, missing: lis
         lines.append(f"Not looked up for {', '.join(missing)}: the training data is not at hand.")
     approve = "expunge requests approve REQUEST, by another operator; then " if where.approval else ""
     return [*lines, f"Next: {approve}expunge requests process"]
+
+
+def _matches(n: int) -> str:
+    return "sample matches" if n == 1 else "samples match"
 
 
 MOST = 20  # requests told one by one
@@ -253,7 +257,7 @@ def erase(
     with Ledger.open(where.folder, actor=operator) as ledger:
         before = ledger.status(request)
         if not before.erased:
-            remedy = f"expunge --yes requests erase {request}"
+            remedy = f"run expunge --yes requests erase {request}"
             ask(chosen, f"Destroy what {request} names? It cannot be undone.", remedy)
             ledger.erase(request, reason)
     said = "was erased before" if before.erased else "what it named is destroyed; its events stay"

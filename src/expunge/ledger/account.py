@@ -22,9 +22,9 @@ def account(events: Sequence[Event]) -> dict[str, Any]:
     Returns:
         ``request`` (id, kind, count, route, received, due), ``status`` (word, open, held, approved_by, refused,
         closed, erased), ``days`` (in_time: whether it was closed by its due day, None while it is not closed; closed:
-        that day; left: days between closing and the due day, negative where late), ``timeline`` (an entry an event)
-        and ``models``: by name the step it is at, how it is freed of the samples, and its attempts, each with the
-        bodies of its events by step.
+        that day where it was closed, or in UTC; left: days between closing and the due day, negative where late),
+        ``timeline`` (an entry an event) and ``models``: by name the step it is at, how it is freed of the samples, and
+        its attempts, each with the bodies of its events by step.
 
     Raises:
         UserError: a step that is not allowed.
@@ -46,7 +46,8 @@ def account(events: Sequence[Event]) -> dict[str, Any]:
 
 
 def _days(status: Status, events: Sequence[Event]) -> dict[str, Any]:
-    last = next((e.at[:10] for e in reversed(events) if e.step == "closed"), None) if status.closed else None
+    end = next((e for e in reversed(events) if e.step == "closed"), None) if status.closed else None
+    last = None if end is None else str(end.body.get("day", end.at[:10]))
     try:
         left = None if last is None else (date.fromisoformat(status.due) - date.fromisoformat(last)).days
     except ValueError:  # a day that is none: nothing is said of it

@@ -175,8 +175,10 @@ def standing(folder: Path, key: Path | None = None, head: Head | None = None) ->
     if head is not None:
         return (
             f"{said} The head kept elsewhere is in the chain: the events up to it are those of the ledger, and the "
-            "account in record.json follows from the events. What stands around the account (references, decay, "
-            "limits, the page) is held by digests only, which whoever can rewrite the pack can rewrite."
+            "account in record.json follows from the events shown. Whether the pack shows all events of the request, "
+            "the ledger alone can tell: an event that is left out looks like one of another request. What stands "
+            "around the account (references, decay, limits, the page) is held by digests only, which whoever can "
+            "rewrite the pack can rewrite."
         )
     return (
         f"{said} No head that was kept elsewhere was given. This shows only that nothing was changed by accident: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 
 from expunge import selection
 from expunge.errors import UserError
@@ -91,7 +91,7 @@ def process(
         if problems and len(problems) == len(found):
             raise problems[0]
         with space.closing():
-            _close(ledger, every, place.config.requests.route)
+            _close(ledger, every, place.config.requests.route, now().astimezone().date())
     return found
 
 
@@ -257,10 +257,14 @@ def _retrained(site: Site, pending: list[Status], how: How | None, out: list[Out
     out += _attempted(site, "retrain", batch)
 
 
-def _close(ledger: Ledger, every: dict[str, Project], route: Route) -> None:
-    """Close the requests that are fulfilled on all models."""
+def _close(ledger: Ledger, every: dict[str, Project], route: Route, day: date) -> None:
+    """Close the requests that are fulfilled on all models; the day is that of this machine, as the day due is."""
     for status in list(ledger.open_requests()):
         own, models = status.route or route, status.models
         running = any(m.running for m in models.values())
         if status.held is None and not running and every.keys() <= models.keys() and status.fulfilled(own):
-            ledger.record(status.request, "closed", {"route": own})
+            try:
+                ledger.record(status.request, "closed", {"route": own, "day": day.isoformat()})
+            except UserError:
+                if ledger.status(status.request).seq_last == status.seq_last:
+                    raise  # else somebody held it, or rolled it back, meanwhile

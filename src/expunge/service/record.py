@@ -102,7 +102,7 @@ def _record(ledger: Ledger, request: str, head: Head, qualification: Mapping[str
         "ledger": ledger.identity,
         "head": str(head),
         "account": told,
-        "overdue": told["status"]["open"] and now.date() > date.fromisoformat(told["request"]["due"]),
+        "overdue": told["status"]["open"] and now.astimezone().date() > date.fromisoformat(told["request"]["due"]),
         "models": {name: _model(told["models"][name], attempts[name]) for name in attempts},
         "decay": _decay(_until(ledger, head), list(attempts)),
         "destroyed": [_destroyed(event) for event in own if event.step in DESTROYS],

@@ -71,7 +71,7 @@ class Site:
         known = prepared(folder.state, gone)
         learned = len(gone) if known is None else int(sum(known))
         if learned:
-            got = f"{learned} training samples that were deleted on request before it came"
+            got = f"{learned} of its training samples, deleted on request before it came"
             remedy = "train and prepare it without them"
             raise UserError(f"a model {self.name} that has learned nothing that closed requests named", got, remedy)
 
