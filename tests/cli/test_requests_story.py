@@ -205,6 +205,10 @@ def test_one_request_touches_several_models(run: Expunge, here: Path) -> None:
     good(run, "process")
     rows = json.loads(good(run, "--json", "list", "--all"))["requests"]
     assert rows[0]["models"] == {"shop": "deployed", "search": "deployed"}
+    good(run, "add", "later", "--id", 103, "--route", "retrain")
+    good(run, "process", "later")
+    (here / "expunge.toml").write_text(toml(SETTINGS | {"requests.models.shop": "expunge.toml"}))
+    assert "it waits for search, which [requests.models] names no longer: put it back" in good(run, "show", "later")
     assert rows[0]["step"] == "closed"
     assert "one model in" in sentence(run("requests", "rollback")[2])
     assert "shop: v000000 is served again." in good(run, "rollback", "--model", "shop")

@@ -141,6 +141,11 @@ def following(status: Status, place: Place) -> str:
         return "nothing can be done again: what it named was erased, and it was rolled back."
     if waits(status, place):
         return f"somebody other than {status.opened_by} approves: {run} approve {me}."
+    named = place.body.get("requests", {}).get("models")
+    gone = [name for name, model in status.models.items() if named and name not in named and not model.freed]
+    if gone:
+        them = " and ".join(gone)
+        return f"it waits for {them}, which [requests.models] names no longer: put it back, then {run} process {me}."
     steps = {model.step for model in status.models.values()}
     if "failed" in steps:
         return f"mend what the last attempt failed for, then {run} process {me}; or {run} process {me} --how retrain."

@@ -42,6 +42,8 @@ def _model(space: Workspace, ledger: Ledger, name: str) -> Iterator[Problem]:
         yield Problem("model", f"the folder of model {name}", "missing")
         return
     line = lineage(ledger, name)
+    if _first(ledger, name) is None and not line.requests and not space.has_begun(name):
+        return  # the first version is being copied, or was when a process was killed
     try:
         recorded = _recorded(space, ledger, name)
     except UserError as error:
@@ -79,8 +81,6 @@ def _served(space: Workspace, ledger: Ledger, name: str, line: Line) -> Iterator
     except CorruptArtefact as error:
         yield Problem("current", where, str(error))
         return
-    if current is None and not line.requests:
-        return  # nothing was begun
     if current != line.served and current not in _running(ledger, name):
         yield Problem("current", where, f"names {current}, and the ledger says that {line.served} is served")
     if current is not None and there(space.version(name, current)) != "a folder":
