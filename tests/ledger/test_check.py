@@ -56,8 +56,8 @@ def chained(folder, change):
     previous, statements = first(identity), [("DELETE FROM events",)]
     for seq, e in enumerate(events, 1):
         digest = linked(seq, previous, e.inner)
-        row = (seq, e.request, e.model, e.step, e.at, e.actor, canonical(e.body), previous, digest, e.salt)
-        statements.append((f"INSERT INTO events ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", *row))
+        row = (seq, e.request, e.model, e.step, e.at, e.actor, canonical(e.body), previous, digest, e.salt, e.earlier)
+        statements.append((f"INSERT INTO events ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)", *row))
         previous = digest
     tamper(folder, *statements)
 
@@ -82,7 +82,7 @@ def test_a_sound_ledger_has_no_problem(filled):
                                        "REPLACE INTO meta VALUES ('identity', 'x')",
                                        "REPLACE INTO events SELECT * FROM events WHERE seq = 4",
                                        f"INSERT INTO events ({COLUMNS}) SELECT 11, request, model, step, at, actor,"
-                                       " body, previous, digest, salt FROM events WHERE seq = 9"])  # fmt: skip
+                                       " body, previous, digest, salt, earlier FROM events WHERE seq = 9"])  # fmt: skip
 def test_triggers_refuse_to_change_or_delete(filled, statement):
     with (
         closing(sqlite3.connect(filled[0] / "ledger.sqlite3", isolation_level=None)) as db,

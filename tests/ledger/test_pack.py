@@ -37,10 +37,11 @@ RECEIVED = {"kind": "ids", "count": 2, "route": None, "received": "2025-01-31", 
 
 def chained(entries: list[tuple[str, str | None, str, dict[str, Any]]]) -> list[Event]:
     """Return entries of request, model, step and body as the events of a ledger."""
-    head, events = Head(0, first(LEDGER)), []
+    head, events, last = Head(0, first(LEDGER)), [], dict[str, int]()
     for seq, (request, model, step, body) in enumerate(entries, 1):
         at = f"2025-02-{seq:02}T12:00:00.000000+00:00"
-        event = Event(seq, request, model, step, at, "op", body, head.digest, "")
+        event = Event(seq, request, model, step, at, "op", body, head.digest, "", "", last.get(request, 0))
+        last[request] = seq
         event = replace(event, digest=linked(seq, head.digest, event.inner))
         events.append(event)
         head = event.head
@@ -118,7 +119,7 @@ def test_a_pack_as_written_is_in_order_and_says_how_far_that_goes(
     assert "does not know" in pack.standing(signed)
     assert pack.standing(signed, keys[1]).startswith("Signed with the key that was given")
     assert "The head kept elsewhere is in the chain" in pack.standing(plain, head=EVENTS[-1].head)
-    assert "whether the pack shows all events of the request" in pack.standing(plain, head=EVENTS[-1].head).lower()
+    assert "Whether later ones are, the ledger alone can tell" in pack.standing(plain, head=EVENTS[-1].head)
 
 
 def test_nothing_of_other_requests_is_in_it_but_links(plain: Path) -> None:
@@ -327,3 +328,25 @@ assert pack.verify(Path({str(signed)!r})) == []
 assert "torch" not in sys.modules"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_an_event_of_the_request_that_is_passed_off_as_another_s_is_missed(tmp_path: Path) -> None:
+    """As a forger would, who hides an attempt that failed, in a pack whose chain still ends with the true head."""
+    retried = chained([
+        (ASKED, None, "received", RECEIVED),
+        (ASKED, "m", "started", {"how": "edit"}),
+        (ASKED, "m", "failed", {"reason": "a bound was missed"}),
+        (ASKED, "m", "started", {"how": "edit"}),
+        (ASKED, "m", "unlearned", {"version": "v000004"}),
+    ])  # fmt: skip
+    pack.write(tmp_path / "pack", request=ASKED, ledger=LEDGER, events=retried, files=files(retried))
+    assert pack.verify(tmp_path / "pack", head=retried[-1].head) == []
+    shown = [retried[0], *retried[3:]]
+    body = json.loads((tmp_path / "pack" / "events.json").read_text())
+    hidden = {"from": 2, "inner": [retried[1].inner, retried[2].inner]}
+    body["chain"] = [shown[0].document(), hidden, *(event.document() for event in shown[1:])]
+    (tmp_path / "pack" / "events.json").write_text(json.dumps(body))
+    (tmp_path / "pack" / "record.json").write_text(json.dumps({"account": account(shown)}))
+    resealed(tmp_path / "pack")
+    (problem,) = pack.verify(tmp_path / "pack", head=retried[-1].head)
+    assert str(problem) == ("events.json, event 4: event 3 of the same request, which it follows, is not shown")

@@ -21,7 +21,7 @@ from expunge.ledger.steps import Status, Step, advance
 
 BACK = timedelta(seconds=60)  # that the clock may go back, as it does where it is set by a server
 PAGE = 500  # rows that are read at a time, so that no reader keeps the log from being emptied
-COLUMNS = "seq, request, model, step, at, actor, body, previous, digest, salt"
+COLUMNS = "seq, request, model, step, at, actor, body, previous, digest, salt, earlier"
 OPEN = f"""SELECT due, request, status FROM latest
   WHERE open = 1 AND (due, request) > (?, ?) ORDER BY due, request LIMIT {PAGE}"""
 
@@ -211,11 +211,13 @@ class Book:
         text = canonical(dict(entry.body))
         body = json.loads(text)
         place = (head.seq + 1, entry.request, entry.model, entry.step, at, actor)
-        event = Event(*place, body, head.digest, "", secrets.token_hex(16))
+        before = statuses[entry.request]
+        earlier = 0 if before is None else before.seq_last
+        event = Event(*place, body, head.digest, "", secrets.token_hex(16), earlier)
         event = replace(event, digest=linked(event.seq, head.digest, event.inner))
-        statuses[entry.request] = advance(statuses[entry.request], event)
-        row = (*place, text, event.previous, event.digest, event.salt)
-        self.db.execute(f"INSERT INTO events ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        statuses[entry.request] = advance(before, event)
+        row = (*place, text, event.previous, event.digest, event.salt, earlier)
+        self.db.execute(f"INSERT INTO events ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         return event.head, event
 
     def _time(self, now: datetime, head: Head) -> str:
@@ -241,13 +243,15 @@ def event_of(row: Sequence[Any]) -> Event:
     Raises:
         ValueError: its body is not the canonical JSON of an object, or another column is not a text.
     """
-    seq, request, model, step, at, actor, text, previous, digest, salt = row
+    seq, request, model, step, at, actor, text, previous, digest, salt, earlier = row
     if not all(isinstance(v, str) for v in (request, model or "", step, at, actor, text, previous, digest)):
         raise ValueError("bytes instead of a text")
+    if not isinstance(earlier, int):
+        raise ValueError("no number of the request's event before it")
     try:
         body = json.loads(text)
     except RecursionError as error:
         raise ValueError("JSON too deep to read") from error
     if not isinstance(body, dict) or canonical(body) != text:
         raise ValueError("another text than was written")
-    return Event(seq, request, model, step, at, actor, body, previous, digest, salt)
+    return Event(seq, request, model, step, at, actor, body, previous, digest, salt, earlier)

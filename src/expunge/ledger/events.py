@@ -53,6 +53,8 @@ class Event:
         previous: the digest of the event before it.
         digest: of this event, as `linked` says.
         salt: 32 random hexadecimal digits.
+        earlier: the number of the event of the same request before it, 0 for the first: so that a pack cannot leave
+            out one between two that it shows.
     """
 
     seq: int
@@ -65,11 +67,13 @@ class Event:
     previous: str
     digest: str
     salt: str = ""
+    earlier: int = 0
 
     @property
     def inner(self) -> str:
-        """SHA-256 of the canonical JSON of ``[request, model, step, at, actor, body, salt]``, computed from them."""
-        return hashed([self.request, self.model, self.step, self.at, self.actor, self.body, self.salt])
+        """SHA-256 of the canonical JSON of ``[request, model, step, at, actor, body, salt, earlier]``."""
+        content = [self.request, self.model, self.step, self.at, self.actor, self.body, self.salt, self.earlier]
+        return hashed(content)
 
     @property
     def sound(self) -> bool:

@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TYPES: Mapping[str, Any] = {
     "seq": int, "request": str, "model": str | None, "step": str, "at": str, "actor": str, "body": dict,
-    "previous": str, "digest": str, "salt": str,
+    "previous": str, "digest": str, "salt": str, "earlier": int,
 }  # fmt: skip
 
 
@@ -175,8 +175,8 @@ def standing(folder: Path, key: Path | None = None, head: Head | None = None) ->
     if head is not None:
         return (
             f"{said} The head kept elsewhere is in the chain: the events up to it are those of the ledger, and the "
-            "account in record.json follows from the events shown. Whether the pack shows all events of the request, "
-            "the ledger alone can tell: an event that is left out looks like one of another request. What stands "
+            "account in record.json follows from the events shown, between which none of the request is left out. "
+            "Whether later ones are, the ledger alone can tell: they would look like those of others. What stands "
             "around the account (references, decay, limits, the page) is held by digests only, which whoever can "
             "rewrite the pack can rewrite."
         )
@@ -340,7 +340,13 @@ def _anchored(digests: Mapping[int, str], anchor: Head) -> list[Problem]:
 
 
 def _folded(folder: Path, own: tuple[Event, ...]) -> list[Problem]:
-    """Fold the request's steps again, and hold the record's account to them."""
+    """Follow the request's own events, fold its steps again, and hold the record's account to them."""
+    before = 0
+    for event in own:
+        if event.earlier != before:
+            got = f"event {event.earlier} of the same request, which it follows, is not shown"
+            return [Problem("chain", f"{EVENTS}, event {event.seq}", got)]
+        before = event.seq
     try:
         told = account(own)
     except UserError as error:
