@@ -15,7 +15,9 @@ def points(*values: float, first: float = 0.95, name: str = "accuracy/test", ste
     """Return the points of edits, so many requests apart."""
     before = (first, *values)
     return [
-        Point(f"v{at}", "2030", "edit", step * (at + 1), 0, value, before[at] - value, None, {name: value}, {name: first})
+        Point(
+            f"v{at}", "2030", "edit", step * (at + 1), 0, value, before[at] - value, None, {name: value}, {name: first}
+        )
         for at, value in enumerate(values)
     ]
 

@@ -102,6 +102,7 @@ def test_the_fall_of_test_accuracy_is_that_on_the_classes_that_stay(pets: Any) -
     assert body["fall"] == pytest.approx(falls[0])
     assert body["test_accuracy"]["before"] - body["test_accuracy"]["after"] == pytest.approx(falls[1])
     assert falls[0] < falls[1]
+    assert "label" not in body["groups"]  # the class that fell would be the one that was named
 
 
 def test_a_class_that_is_retrained_without_is_held_on_the_classes_that_stay(pets: Any) -> None:

@@ -104,7 +104,7 @@ def measure(
     )
     if scenario is None:
         scores = _staying(scores)
-    body: dict[str, Any] = {"metrics": _numbers(scores, name), "groups": _groups(scores, name, place, secret)}
+    body: dict[str, Any] = {"metrics": _numbers(scores, name), "groups": _groups(scores, name, place, secret, classes)}
     if name == REFERENCE:
         gaps = summary.numbers(scores)["gaps"].get("original", {})
         body["gaps"] = {k: v for k, v in gaps.items() if v.get("x") is not None}
@@ -130,13 +130,18 @@ def _numbers(scores: Scores, name: str) -> dict[str, Any]:
     return {at: {k: v for k, v in row.items() if "x" in v} for at, row in rows.items()}
 
 
-def _groups(scores: Scores, name: str, place: Project, secret: Collection[str]) -> dict[str, Any]:
-    """Return accuracy and its change by group, except by subject and of groups that a request names."""
+def _groups(
+    scores: Scores, name: str, place: Project, secret: Collection[str], classes: Collection[int]
+) -> dict[str, Any]:
+    """Return accuracy and its change by group, except by subject and of groups that a request names.
+
+    Where a class is forgotten there are none by class: the one that fell to nothing would say which.
+    """
     found: dict[str, Any] = {}
     subject, hidden = place.config.data.subject or "subject", set(secret)
     for key, places in scores.series.get(name, {}).items():
         family, column, *rest = key.split("/")
-        if family != "subgroups" or column == subject:
+        if family != "subgroups" or column == subject or (column == "label" and classes):
             continue
         what = "accuracy" if rest == ["accuracy"] else "change"
         for at, value in places.items():
