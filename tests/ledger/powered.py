@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from random import Random
 
-from writer import write
-
 
 def cut(folder, number, seed):
     """Write in a process of its own, until its power is cut; return how many writes to the disk that took."""
+    from writer import write  # beside this file, on the path of a script alone
+
     power, random = ctypes.CDLL(None), Random(seed)
     out, into = os.pipe()
     child = os.fork()
