@@ -125,9 +125,8 @@ def _pending(site: Site, wanted: set[str], how: How | None, what: How, failed: s
 
 
 def _along(site: Site, wanted: set[str]) -> list[Status]:
-    """Return requests besides those wanted that were edited and wait for a retraining: it leaves them out anyway."""
-    waiting = _pending(site, set(), None, "retrain", wanted)
-    return [s for s in waiting if (model := s.models.get(site.name)) is not None and "edit" in model.done]
+    """Return requests besides those wanted that wait for a retraining: the next is a whole cadence after this one."""
+    return list(_pending(site, set(), None, "retrain", wanted))
 
 
 def _attempted(site: Site, how: How, batch: Sequence[Target]) -> list[Outcome]:
