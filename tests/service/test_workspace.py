@@ -112,6 +112,10 @@ def test_what_was_forgotten_is_not_learned_again(pets: Any) -> None:
 
 def test_a_project_without_a_ledger_is_not_guarded(pets: Any, tmp_path: Path) -> None:
     shop: Shop = pets({"requests.workspace": "elsewhere"})
+    shop.ask("r1", "101")
+    shop.process()
+    with pytest.raises(UserError, match="got 1 of 1 samples"):
+        guard(shop.project, ["101"])
     (shop.folder / "elsewhere").rename(tmp_path / "away")
     guard(shop.project, ["101"])
 

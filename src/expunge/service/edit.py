@@ -17,7 +17,7 @@ from expunge.service.made import Made
 from expunge.service.site import Site
 from expunge.service.targets import Target
 from expunge.tensors import weights_digest
-from expunge.unlearn import prepare, unlearn
+from expunge.unlearn import unlearn
 
 
 def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
@@ -88,17 +88,7 @@ def _ready(site: Site, folder: Folder, model: nn.Module, left: Data) -> tuple[Me
     every, stale = site.policy.refresh_every, site.counters(folder)["stale"]
     if same and not (every and stale >= every and method.prepares.required()):
         return method, folder.state, {}
-    ready = prepare(
-        method,
-        model,
-        place.task,
-        train=left,
-        holdout=place.holdout,
-        recipe=place.recipe,
-        new_model=place.new_model,
-        runtime=site.working(),
-        seed=site.seed,
-    )
+    ready = site.prepare(method, model, place, left)
     if weights_digest(ready.model) != weights_digest(model):
         remedy = f"go on with {prepared}, or take the route retrain"
         raise UserError("a method whose preparation leaves the weights as they are", method.name, remedy)

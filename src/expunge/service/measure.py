@@ -114,7 +114,7 @@ def measure(
     if name in scores.flaws:
         body["flaw"] = f"Nothing is said of the new model: {scores.flaws[name]}."
     held, missed = _bounds(place, scores, name, here=scenario is not None)
-    drop, fallen = _drop(place, before, after, runtime, classes)
+    drop, fallen = _drop(place, scores, name, before, after, runtime, classes)
     unsaid = [body["flaw"]] if "flaw" in body and "original" not in scores.flaws else []
     return Measured(body | drop | {"bounds": held}, (*unsaid, *fallen, *missed))
 
@@ -172,17 +172,23 @@ def _bounds(place: Project, scores: Scores, name: str, here: bool) -> tuple[list
 
 
 def _drop(
-    place: Project, before: nn.Module, after: Model, runtime: Runtime, classes: Collection[int]
+    place: Project,
+    scores: Scores,
+    name: str,
+    before: nn.Module,
+    after: Model,
+    runtime: Runtime,
+    classes: Collection[int],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return test accuracy before and after, and a sentence where it fell further than the policy allows.
 
     The fall is that on the classes that stay, where one is forgotten.
     """
-    new = after if isinstance(after, nn.Module) else after.model
-    found = [folders.accuracy(m, place, runtime) for m in (before, new)]
-    body: dict[str, Any] = {"test_accuracy": dict(zip(("before", "after"), found, strict=True))}
-    bound, (old, now) = place.config.policy.accuracy_drop, found
+    old, now = (getattr(scores[model].get("accuracy/test"), "x", None) for model in ("original", name))
+    body: dict[str, Any] = {"test_accuracy": {"before": old, "after": now}}
+    bound = place.config.policy.accuracy_drop
     if classes:
+        new = after if isinstance(after, nn.Module) else after.model
         old, now = (folders.accuracy(m, place, runtime, classes) for m in (before, new))
     drop = None if old is None or now is None else old - now
     body["fall"] = drop

@@ -57,8 +57,8 @@ def process(
         place: the project, whose section ``[requests]`` is the policy.
         workspace: where versions are kept; default the one that the section names.
         only: ids of requests; default all.
-        how: ``edit`` for edits alone; ``retrain`` to retrain for all of them now, whatever their routes; what was
-            edited before and waits for a retraining is fulfilled by it too.
+        how: ``edit`` for edits alone; ``retrain`` to retrain for all of them now, whatever their routes; whatever else
+            waits for a retraining is fulfilled by it too.
         now: tells the time.
         runtime: device, batch size; default the project's.
         seed: of everything random.

@@ -19,7 +19,6 @@ from expunge.service.site import Site, refuse_learning_again
 from expunge.service.targets import Target, classes
 from expunge.tensors import weights_digest
 from expunge.train import fit, fresh
-from expunge.unlearn import prepare
 
 NOTE = "Trained anew without the forgotten samples, then prepared anew for further edits."
 
@@ -55,17 +54,7 @@ def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         trained = fit(start, place.task, rest, place.recipe, holdout=place.holdout, runtime=runtime, seed=site.seed)
         seconds = time.perf_counter() - began
         method = place.method()
-        ready = prepare(
-            method,
-            trained,
-            place.task,
-            train=rest,
-            holdout=place.holdout,
-            recipe=place.recipe,
-            new_model=place.new_model,
-            runtime=runtime,
-            seed=site.seed,
-        )
+        ready = site.prepare(method, trained, place, rest)
     total = time.perf_counter() - began
     proof = {
         "trained": facts.data(rest, site.ledger.keys.secret) | {"read": len(rest) - len(rest.unread)},

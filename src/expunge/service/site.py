@@ -8,16 +8,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from expunge.data import Data
 from expunge.errors import UserError
 from expunge.folders import Folder
 from expunge.ledger import Ledger, Status
 from expunge.ledger.steps import How
+from expunge.method import Method
 from expunge.project import Project
 from expunge.project.config import RequestsSection
 from expunge.runtime import Runtime
 from expunge.service.targets import Holding, Target, holding
 from expunge.service.workspace import Workspace
 from expunge.stamp import prepared
+from expunge.unlearn import Prepared, prepare
 
 COUNTERS: dict[str, Any] = {"requests": 0, "samples": 0, "stale": 0, "retrained": None, "seq": 0}
 
@@ -111,6 +116,30 @@ class Site:
     def working(self) -> Runtime:
         """Return the runtime for work that an interrupted process left, and that goes on in the workspace."""
         return replace(self.runtime, workdir=self.space.work(self.name))
+
+    def prepare(self, method: Method, model: nn.Module, place: Project, train: Data) -> Prepared:
+        """Prepare a method on weights and the training data that is left.
+
+        Args:
+            method: the method.
+            model: the network.
+            place: its project, opened.
+            train: without what was forgotten.
+
+        Returns:
+            The network and the state for edits.
+        """
+        return prepare(
+            method,
+            model,
+            place.task,
+            train=train,
+            holdout=place.holdout,
+            recipe=place.recipe,
+            new_model=place.new_model,
+            runtime=self.working(),
+            seed=self.seed,
+        )
 
     def wants(self, status: Status, how: How | None) -> How | None:
         """Return what is to be done for a request now or at the next cadence; None for nothing.
