@@ -17,11 +17,27 @@ from expunge.data import Data
 from expunge.errors import ExpungeError, MissingNeed, UndeclaredNeed
 from expunge.files import digest, jsonable
 from expunge.masks import Masks
+from expunge.part import Part, Reference, Search, option
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.task import Task
 from expunge.train import Recipe, fresh
 
+__all__ = [
+    "SETS",
+    "Method",
+    "MethodFault",
+    "Nature",
+    "Needs",
+    "Reference",
+    "Search",
+    "See",
+    "Session",
+    "State",
+    "needs_given",
+    "option",
+    "see",
+]
 SETS = ("train", "holdout", "forget", "retain")
 
 
@@ -94,33 +110,6 @@ class Needs:
                 text = f"{f.name}{shown[value]}" if isinstance(value, See) else plain
                 parts.append(text + (" (optional)" if f.name in self.optional else ""))
         return ", ".join(parts) or "-"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The source of a method.
-
-    Args:
-        title: of the paper.
-        authors: as "First Last and First Last".
-        year: of publication.
-        link: address of the paper.
-        venue: journal or conference.
-    """
-
-    title: str
-    authors: str
-    year: int
-    link: str
-    venue: str = ""
-
-    def bibtex(self, key: str) -> str:
-        """Return a BibTeX entry."""
-        rows = {"title": f"{{{self.title}}}", "author": self.authors, "year": self.year, "url": self.link}
-        if self.venue:
-            rows["booktitle"] = self.venue
-        body = ",\n".join(f"  {k} = {{{v}}}" for k, v in rows.items())
-        return f"@{'inproceedings' if self.venue else 'misc'}{{{key},\n{body}\n}}"
 
 
 @dataclass(frozen=True)
@@ -311,61 +300,20 @@ def see(data: Data | None, sight: See) -> Data | None:
     return {See.IDS: data.only_ids, See.INPUTS: data.unlabelled, See.LABELLED: lambda: data}[sight]()
 
 
-@dataclass(frozen=True)
-class Search:
-    """Where a hyper-parameter is looked for by `expunge tune`.
-
-    Args:
-        low: lower end.
-        high: upper end.
-        log: whether equal ratios count alike.
-        whole: whether it is a whole number.
-        choices: the values, instead of a range.
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-    whole: bool = False
-    choices: tuple[Any, ...] = ()
-
-
-def option(default: Any, *, symbol: str = "", unit: str = "", text: str, search: Search | None = None) -> Any:
-    """Declare a hyper-parameter: a dataclass field with the paper's symbol, its unit and one line of help.
-
-    Args:
-        default: its value where none is given.
-        symbol: in the paper.
-        unit: of its values.
-        text: one line of help.
-        search: where `expunge tune` looks for it; None leaves it at its value.
-
-    Returns:
-        The field.
-    """
-    return field(default=default, metadata={"symbol": symbol, "unit": unit, "text": text, "search": search})
-
-
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(Part, ABC):
     """An unlearning method: (model, state) → (model, state), settings in frozen fields.
 
     Only `expunge.unlearn` calls a method: it checks, copies, seeds, times and verifies. A method's name is the
     name of its file. Inside, raise `expunge.errors` and never touch anything outside the session.
     """
 
-    name: ClassVar[str]
     reference: ClassVar[Reference]
     example: ClassVar[dict[str, Any]] = {}
     distributed: ClassVar[bool] = False
     control: ClassVar[bool] = False
     prepared_by: ClassVar[frozenset[str] | None] = None  # fields that decide what prepare leaves; None for all
     nature: ClassVar[Nature] = Nature.EDIT
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        if "name" not in cls.__dict__:
-            cls.name = cls.__module__.rpartition(".")[2]
 
     @property
     def prepares(self) -> Needs:
@@ -407,13 +355,6 @@ class Method(ABC):
     def serve(self, model: nn.Module, state: State) -> nn.Module:
         """Return the module that answers requests, from the stored weights and state; default: the model."""
         return model
-
-    def settings(self) -> dict[str, Any]:
-        """Return the method as JSON that `expunge.methods.build` understands."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"name": self.name} | {
-            k: v.settings() if isinstance(v, Method) else jsonable(v) for k, v in values.items()
-        }
 
     def preparation(self) -> dict[str, Any]:
         """Return the settings that decide what `prepare` leaves, so that settings of the edit alone share it."""

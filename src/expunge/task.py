@@ -43,6 +43,25 @@ def check_targets(task: Task, outputs: Tensor, target: Tensor) -> None:
         check(outputs, target)
 
 
+def sample_losses(task: Task, outputs: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of each sample (B,), targets and shapes checked.
+
+    Args:
+        task: per-sample loss.
+        outputs: of the samples, (B, ...).
+        target: as the task takes them, (B, ...).
+
+    Raises:
+        UserError: the targets do not fit the outputs, or the loss is not one number a sample.
+    """
+    check_targets(task, outputs, target)
+    found = task.loss(outputs, target)
+    if found.shape != (len(target),):
+        got = f"shape {tuple(found.shape)} for {len(target)} samples"
+        raise UserError("a loss of shape (B,), one number a sample", got, "return it unreduced from Task.loss")
+    return found
+
+
 def output_tensor(value: Any) -> Tensor:
     """Return the output tensor (B, ...) of a model's return value.
 

@@ -25,7 +25,7 @@ from expunge.passes import Passes, check_data, whole
 from expunge.recipe import Penalty, Proximal, Recipe
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
-from expunge.task import Task, check_targets
+from expunge.task import Task, sample_losses
 
 __all__ = ["Penalty", "Recipe", "augment", "batch_orders", "fit", "fresh", "mean_loss", "share"]
 
@@ -391,12 +391,7 @@ def outputs_and_losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tens
     """
     assert batch.target is not None
     outputs, _ = task.forward(model, batch)
-    check_targets(task, outputs, batch.target)
-    losses = task.loss(outputs, batch.target)
-    if losses.shape != (len(batch),):
-        got = f"shape {tuple(losses.shape)} for {len(batch)} samples"
-        raise UserError("a loss of shape (B,), one number a sample", got, "return it unreduced from Task.loss")
-    return outputs, losses
+    return outputs, sample_losses(task, outputs, batch.target)
 
 
 def _loss(model: nn.Module, task: Task, batch: Batch, terms: Sequence[Penalty], runtime: Runtime) -> Tensor:

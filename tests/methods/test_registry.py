@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from expunge import methods
+from expunge import methods, registry
 from expunge.errors import UserError
 from skeletons import ClassOnly
 
@@ -25,7 +25,7 @@ class Entry:
 
 
 def test_methods_of_other_packages_come_from_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "entry_points", lambda group: [Entry("class_only", ClassOnly), Entry("odd", 3)])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry("class_only", ClassOnly), Entry("odd", 3)])
     assert methods.load("class_only") is ClassOnly
     assert methods.build({"name": "class_only"}) == ClassOnly()
     with pytest.raises(UserError, match="a Method class as 'odd', got int: set METHOD"):
@@ -33,7 +33,7 @@ def test_methods_of_other_packages_come_from_entry_points(monkeypatch: pytest.Mo
 
 
 def test_a_folder_member_wins_over_an_entry_point_of_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "entry_points", lambda group: [Entry("ssd", ClassOnly)])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry("ssd", ClassOnly)])
     assert methods.load("ssd") is not ClassOnly
     assert methods.names().count("ssd") == 1
 
@@ -94,6 +94,19 @@ def test_a_composition_takes_the_name_of_its_method_alone() -> None:
 def test_values_of_another_kind_are_refused(config: dict[str, object], text: str) -> None:
     with pytest.raises(UserError, match=text):
         methods.build(config)
+
+
+OPTIMIZED = [n for n in methods.names() if "optimizer" in {f.name for f in fields(methods.load(n))}]
+
+
+@pytest.mark.parametrize("name", OPTIMIZED)
+def test_a_method_that_steps_takes_every_optimiser_there_is(name: str) -> None:
+    for optimizer in ("sgd", "adam", "adamw"):
+        method = methods.build({"name": name, "optimizer": optimizer})
+        assert method == methods.load(name)(optimizer=optimizer)
+        assert method.settings()["optimizer"] == optimizer
+    with pytest.raises(UserError, match=f"a value that fits {name}.optimizer, got 'lion'"):
+        methods.build({"name": name, "optimizer": "lion"})
 
 
 NUMBERS = ["finetune", "l1_sparse", "bad_teacher", "scrub", "unsir", "jit", "neg_grad_plus", "fisher_forgetting"]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Mapping
-from dataclasses import fields
-from importlib.metadata import entry_points
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import pydantic
-
-from expunge.errors import UserError, suggest
+from expunge.errors import UserError
 from expunge.method import Method
+from expunge.registry import Registry
 
 __all__ = ["build", "load", "names", "parse"]
+_METHODS = Registry(__name__, __path__, Method, word="method", held="METHOD", group="expunge.methods")  # type: ignore[type-abstract]
 
 
 def names(*, controls: bool = False) -> list[str]:
@@ -24,8 +20,7 @@ def names(*, controls: bool = False) -> list[str]:
     >>> "ssd" in names(), "no_op" in names(), "no_op" in names(controls=True)
     (True, False, True)
     """
-    own = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    found = sorted({*own, *(e.name for e in entry_points(group="expunge.methods"))})
+    found = _METHODS.names()
     return found if controls else [n for n in found if not load(n).control]
 
 
@@ -38,17 +33,7 @@ def load(name: str) -> type[Method]:
     Raises:
         UserError: no such method, or its module or entry point does not hold one.
     """
-    own = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    if name in own:
-        found = getattr(importlib.import_module(f"{__name__}.{name}"), "METHOD", None)
-    else:  # looked up last: it takes a hundred times as long
-        others = {e.name: e for e in entry_points(group="expunge.methods")}
-        if name not in others:
-            raise UserError("a known method", repr(name), suggest(name, [*own, *others]))
-        found = others[name].load()
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"a Method class as '{name}'", type(found).__name__, "set METHOD to the class in its file")
-    return found
+    return _METHODS.load(name)
 
 
 def build(config: Mapping[str, Any]) -> Method:
@@ -66,54 +51,7 @@ def build(config: Mapping[str, Any]) -> Method:
     >>> build({"name": "ssd", "alpha": 5}).alpha
     5.0
     """
-    values = dict(config)
-    if not isinstance(values.get("name"), str):
-        raise UserError("a mapping with the method's name under 'name'", repr(config), "add one")
-    return _instance(load(values.pop("name")), values)
-
-
-def _instance(cls: type[Method], values: dict[str, Any]) -> Method:
-    known = {f.name for f in fields(cls)}
-    hints = get_type_hints(cls)
-    for field, value in values.items():
-        if field not in known:
-            raise UserError(f"a field of {cls.name}", repr(field), suggest(field, known) if known else "it has none")
-        if hints[field] is Method or (Method in get_args(hints[field]) and value is not None):
-            values[field] = _inner(f"{cls.name}.{field}", value)
-            continue
-        if isinstance(value, Mapping) and "name" in value:
-            value = build(value)
-        try:
-            kind: Any = pydantic.TypeAdapter(hints[field], config={"arbitrary_types_allowed": True})
-            values[field] = kind.validate_python(value)
-            if _counted(value, values[field]):
-                got = f"{value!r:.80} (a yes or no is no number)"
-                raise UserError(f"a value that fits {cls.name}.{field}", got, f"see expunge methods {cls.name}")
-        except pydantic.ValidationError as error:
-            why = error.errors()[0]["msg"].lower()
-            text = f"a value that fits {cls.name}.{field}"
-            raise UserError(text, f"{value!r:.80} ({why})", f"see expunge methods {cls.name}") from None
-    return cls(**values)
-
-
-def _counted(value: Any, found: Any) -> bool:
-    """Return whether a truth value, or one in a list, was taken for a number."""
-    if isinstance(value, bool):
-        return isinstance(found, int | float) and not isinstance(found, bool)
-    both = isinstance(value, list | tuple) and isinstance(found, list | tuple)
-    return both and any(map(_counted, value, found))
-
-
-def _inner(field: str, value: Any) -> Method:
-    """Return the method that another one is given: built from its mapping, or from its name alone."""
-    if isinstance(value, str):
-        value = {"name": value}
-    if isinstance(value, Mapping) and "name" in value:
-        return build(value)
-    if not isinstance(value, Method):
-        remedy = "write its name, or {name = ..., FIELD = ...}; see expunge methods"
-        raise UserError(f"a method as {field}", f"{value!r:.80}", remedy)
-    return value
+    return _METHODS.build(config)
 
 
 def parse(settings: list[str]) -> dict[str, Any]:
