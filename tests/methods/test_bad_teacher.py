@@ -71,12 +71,12 @@ class Watching(Classification):
 )
 def test_the_loss_of_a_batch_is_that_of_the_formula(settings: dict[str, object], want: float):
     teacher = float64([TEACHER[0], UNTRAINED[1]])
-    assert float(BAD(**settings).distance(teacher, float64(STUDENT))) == pytest.approx(want, abs=1e-8)
+    assert float(BAD(**settings).objective.distance(teacher, float64(STUDENT))) == pytest.approx(want, abs=1e-8)
 
 
 def test_each_sample_counts_alike():
     teacher, student = float64([TEACHER[0], UNTRAINED[1]]), float64(STUDENT)
-    found = [float(BAD().distance(teacher[i : i + 1], student[i : i + 1])) for i in range(2)]
+    found = [float(BAD().objective.distance(teacher[i : i + 1], student[i : i + 1])) for i in range(2)]
     assert found == pytest.approx([0.00659059, 0.23977044], abs=1e-8)
 
 

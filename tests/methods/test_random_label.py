@@ -16,7 +16,7 @@ from cases import blobs, deep
 from expunge.data import Data
 from expunge.errors import Declined, MissingNeed, NotFinite, UserError
 from expunge.methods import load
-from expunge.methods._labels import drawn_labels, uniform
+from expunge.objectives._labels import drawn_labels, uniform
 from expunge.task import Classification, Regression
 from expunge.train import Recipe, fit
 from expunge.unlearn import unlearn

@@ -311,9 +311,10 @@ def test_unset_it_is_random_relabelling_with_the_published_settings() -> None:
 
 
 def test_official_relabelling_may_draw_the_true_label() -> None:
-    assert SALUN().inner.exclude_true
-    assert not SALUN(compat="official").inner.exclude_true
-    assert SALUN(compat="official", method=build(SHORT)).inner.exclude_true  # a method that is named keeps its own
+    assert SALUN().inner.objective.exclude_true
+    assert not SALUN(compat="official").inner.objective.exclude_true
+    named = SALUN(compat="official", method=build(SHORT)).inner  # a method that is named keeps its own
+    assert named.objective.exclude_true
 
 
 def test_a_method_that_prepares_is_prepared_and_its_state_goes_on() -> None:

@@ -12,9 +12,10 @@ from expunge.data import Batch
 from expunge.errors import NotFinite, UserError
 from expunge.method import Session, option
 from expunge.methods._steps import Descent, Stepped, only_classes
+from expunge.objectives.ascent import Ascent
 from expunge.scenario import Scenario
 from expunge.task import Task
-from expunge.train import mean_loss, outputs_and_losses
+from expunge.train import mean_loss
 
 Until = float | Literal["chance"] | None
 
@@ -59,7 +60,7 @@ class Ascending(Stepped):
 
 
 class Ceiling:
-    """The loss on the forget set at which an ascent ends.
+    """The objective `ascent` on the forget set, and the loss at which it ends.
 
     Args:
         session: holds forget data with labels.
@@ -69,13 +70,15 @@ class Ceiling:
 
     def __init__(self, session: Session, descent: Descent, method: Ascending) -> None:
         self.session, self.descent, self.method = session, descent, method
+        self.objective = Ascent(capped=False)  # until looks at all samples after an epoch, a cap at each batch
+        self.context = self.objective.context(session)
         self.classes = 0
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch of forget samples, a scalar, and keep how many classes the outputs have."""
-        outputs, losses = outputs_and_losses(self.descent.model, self.descent.task, batch)
+        """Return minus the mean loss of a batch of forget samples, a scalar, and keep how many classes there are."""
+        outputs = self.descent.outputs(batch)
         self.classes = outputs.shape[1]
-        return self.descent.weighted(losses, batch).mean()
+        return self.objective.loss(outputs, batch, self.context)
 
     def reached(self) -> bool:
         """Count an epoch, and return whether the mean forget loss, in eval mode, is at the ceiling or above."""

@@ -7,25 +7,27 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from expunge.data import Batch
 from expunge.method import Needs, Search, See, Session, option
-from expunge.methods._labels import drawn_labels, uniform
 from expunge.methods._steps import Descent, Stepped, Taken, only_classes
+from expunge.objectives import Context
+from expunge.objectives.random_label import RandomLabel
 from expunge.scenario import Scenario
-from expunge.task import Task, check_targets
+from expunge.task import Task, check_targets, sample_losses
 from expunge.train import Recipe
 
 Order = Literal["forget_first", "mixed"]
 Compat = Literal["paper", "official"]
 
 
-def relabelled_loss(descent: Descent, taken: Taken, draws: Tensor, *, exclude_true: bool = True) -> Tensor:
+def mixed_loss(descent: Descent, taken: Taken, objective: RandomLabel, context: Context) -> Tensor:
     """Return the mean loss of a step's samples, those of source 0 under drawn labels, a scalar.
 
     Args:
         descent: model and task.
         taken: labelled samples; source 0 is the forget set.
-        draws: uniform numbers (n_f,), one a sample of the forget set.
-        exclude_true: whether the true class is never drawn.
+        objective: says which labels are drawn.
+        context: holds the draws.
     """
     batch = taken.batch
     assert batch.target is not None
@@ -33,32 +35,32 @@ def relabelled_loss(descent: Descent, taken: Taken, draws: Tensor, *, exclude_tr
     check_targets(descent.task, outputs, batch.target)
     own = taken.of(0)
     target = batch.target.long().clone()
-    u = draws[batch.index[own.to(batch.index.device)]]
-    target[own] = drawn_labels(u, target[own], outputs.shape[1], exclude_true=exclude_true)
-    return descent.weighted(descent.task.loss(outputs, target), batch).mean()
+    index = batch.index[own.to(batch.index.device)]
+    target[own] = objective.relabelled(target[own], index, outputs.shape[1], context)
+    return descent.weighted(sample_losses(descent.task, outputs, target), batch).mean()
 
 
 def relabelled_epoch(
-    session: Session, descent: Descent, draws: Tensor, *, order: Order, exclude_true: bool = True
+    session: Session, descent: Descent, objective: RandomLabel, context: Context, *, order: Order
 ) -> None:
     """Go once through the forget set under drawn labels and once through the retain set under its own.
 
     Args:
         session: holds forget and retain data with labels.
         descent: takes the steps.
-        draws: uniform numbers (n_f,), one a sample of the forget set; the same numbers give the same labels.
+        objective: of the forget set.
+        context: holds the draws; the same context gives the same labels.
         order: ``forget_first`` all batches of the forget set before those of the retain set, ``mixed`` one shuffle.
-        exclude_true: whether the true class is never drawn.
     """
 
-    def wrong(model: nn.Module, taken: Taken) -> Tensor:
-        return relabelled_loss(descent, taken, draws, exclude_true=exclude_true)
+    def wrong(batch: Batch) -> Tensor:
+        return objective.loss(descent.outputs(batch), batch, context)
 
     if order == "mixed":
-        descent.epoch([session.forget, session.retain], wrong)
+        descent.epoch([session.forget, session.retain], lambda _, now: mixed_loss(descent, now, objective, context))
     else:
-        descent.epoch([session.forget], wrong, name="forget_loss")
-        descent.epoch([session.retain], lambda model, taken: descent.losses(taken.batch).mean(), name="retain_loss")
+        descent.epoch([session.forget], lambda _, now: wrong(now.batch), name="forget_loss")
+        descent.epoch([session.retain], lambda _, now: descent.losses(now.batch).mean(), name="retain_loss")
     descent.ended()
 
 
@@ -106,14 +108,14 @@ class RandomLabelling(Relabelling):
         self.one_of("compat", *get_args(Compat))
 
     @property
-    def exclude_true(self) -> bool:
-        """Whether a sample's true class is never drawn for it."""
-        return self.compat == "paper"
+    def objective(self) -> RandomLabel:
+        """What is lowered on the forget set, under the labels of one draw."""
+        return RandomLabel(exclude_true=self.compat == "paper")
 
     def descend(self, session: Session, descent: Descent) -> None:
         """Train on for the epochs, the forget set's labels drawn from the session's seed."""
-        draws = uniform(len(session.forget))
+        context = self.objective.context(session)
         for epoch in range(self.epochs):
             if epoch and self.redraw:
-                draws = uniform(len(session.forget))
-            relabelled_epoch(session, descent, draws, order=self.order, exclude_true=self.exclude_true)
+                context = self.objective.context(session)
+            relabelled_epoch(session, descent, self.objective, context, order=self.order)

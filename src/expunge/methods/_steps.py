@@ -61,9 +61,9 @@ class Stepped(Checked):
 
     epochs: int = option(5, symbol="E", unit="epochs", text="how long")
     lr: float = option(0.01, symbol="η", unit="1", text="learning rate")
-    optimizer: Literal["sgd", "adam"] = option("sgd", unit="-", text="sgd or adam")
+    optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", unit="-", text="sgd, adam or adamw")
     momentum: float = option(0.9, symbol="μ", unit="1", text="of sgd")
-    weight_decay: float = option(5e-4, symbol="wd", unit="1", text="coupled L2")
+    weight_decay: float = option(5e-4, symbol="wd", unit="1", text="coupled L2; of adamw decoupled")
     batch_size: int | None = option(
         None, symbol="B", unit="samples", text=f"a step; unset, the recipe's, or {SIZE} without a recipe"
     )
@@ -76,12 +76,17 @@ class Stepped(Checked):
     )
 
     def __post_init__(self) -> None:
-        self.one_of("optimizer", "adam", "sgd")
+        self.one_of("optimizer", "adam", "adamw", "sgd")
         self.one_of("norm", "frozen", "moving")
         self.count("epochs", self.least_epochs)
         self.count("batch_size", 1)
         self.positive("lr", "clip")
         self.positive("momentum", "weight_decay", zero=True)
+
+    @property
+    def trains(self) -> bool:
+        """Whether steps are taken in train mode: with dropout, and BatchNorm as ``norm`` says."""
+        return True
 
     def sees(self, **sets: Any) -> Needs:
         """Return needs with what every such method may have: the recipe, and with ``keep_best`` holdout data."""
@@ -166,6 +171,7 @@ class Descent:
         beside: Sequence[Data] = (),
         size: int | None = None,
         beside_size: int | None = None,
+        others: Iterator[NDArray[np.int64]] | None = None,
         order: Tensor | None = None,
         rate: float | None = None,
         name: str = "loss",
@@ -179,6 +185,7 @@ class Descent:
             beside: data sets whose samples go in lockstep, begun again in a new order when they are used up.
             size: samples a step, instead of the method's.
             beside_size: samples of ``beside`` a step, instead of ``size``.
+            others: from `lockstep`, to go on in ``beside`` from epoch to epoch instead of in a new order.
             order: positions in the sources one after another, instead of a random order.
             rate: learning rate, instead of the method's.
             name: under which the mean is recorded.
@@ -195,7 +202,8 @@ class Descent:
         for group in self.optimizer.param_groups:
             group["lr"] = self.method.lr if rate is None else rate
         order = torch.randperm(sum(map(len, sources))) if order is None else order
-        others = _endless(beside, beside_size or size) if beside else None
+        if beside and others is None:
+            others = self.lockstep(beside, beside_size or size)
         total, seen = 0.0, 0
         for at in batch_orders(size, order):
             with whole(f"a batch of {len(at)} samples", f"lower {self.method.name}.batch_size"):
@@ -209,11 +217,23 @@ class Descent:
         self.session.record(name, mean, step=self.steps)
         return mean
 
+    def lockstep(self, sources: Sequence[Data], size: int | None = None) -> Iterator[NDArray[np.int64]]:
+        """Return positions in some sources, a batch after another, for ever; every pass is in a new order.
+
+        Args:
+            sources: counted one after another.
+            size: samples a batch, instead of the method's.
+
+        Returns:
+            The positions of each batch.
+        """
+        return _endless(sources, size or self.size)
+
     def step(self, loss: Callable[[], Tensor], samples: int) -> float:
         """Take one step down a loss.
 
         Args:
-            loss: computes the scalar, the model in train mode.
+            loss: computes the scalar, the model in train mode unless the method's `trains` says otherwise.
             samples: in the batch, the smaller one of two: BatchNorm in train mode refuses a single one.
 
         Returns:
@@ -249,6 +269,21 @@ class Descent:
         """Return losses of samples (B,), each times its weight where the batch has weights."""
         return losses if batch.weight is None else losses * batch.weight.to(losses)
 
+    def measured(self, data: Data) -> float:
+        """Return the mean loss over labelled samples, in eval mode.
+
+        Raises:
+            NotFinite: it is NaN or infinite; names the step, and the setting to lower.
+        """
+        self.model.eval()
+        try:
+            now = mean_loss(self.model, self.task, data, self.runtime)
+        except NotFinite as error:
+            want, got = f"a finite loss of {self.method.name} on {data.name}", f"none after step {self.steps}"
+            raise NotFinite(want, got, f"lower {self.method.name}.lr (now {self.method.lr:g})") from error
+        self.advance(len(data))
+        return now
+
     def ended(self) -> None:
         """Count an epoch; with ``keep_best`` keep its weights if the loss on holdout data is the lowest so far."""
         self.epochs += 1
@@ -280,7 +315,7 @@ class Descent:
         return self.model
 
     def _train(self, frozen: bool) -> None:
-        self.model.train()
+        self.model.train(self.method.trains)
         if frozen:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -307,6 +342,8 @@ class Descent:
             raise UserError("weights to train", "a model without trainable parameters", "unfreeze some of them")
         if method.optimizer == "adam":
             return torch.optim.Adam(params, lr=method.lr, weight_decay=method.weight_decay)
+        if method.optimizer == "adamw":
+            return torch.optim.AdamW(params, lr=method.lr, weight_decay=method.weight_decay)
         return torch.optim.SGD(params, lr=method.lr, momentum=method.momentum, weight_decay=method.weight_decay)
 
 
@@ -335,19 +372,3 @@ def _endless(sources: Sequence[Data], size: int) -> Iterator[NDArray[np.int64]]:
     """Yield positions of batches for ever, every pass in a new order."""
     while True:
         yield from batch_orders(size, torch.randperm(sum(map(len, sources))))
-
-
-def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return T²·KL(softmax(teacher/T) ‖ softmax(student/T)) of each sample (B,), in nats.
-
-    Args:
-        teacher: logits (B, K); no gradient flows into them.
-        student: logits (B, K).
-        temperature: T above 0.
-
-    Computed in float32 or wider, whatever the logits are in.
-    """
-    wide = torch.promote_types(student.dtype, torch.float32)  # what is left of two bf16 logarithms is mostly rounding
-    target = (teacher.detach().to(wide) / temperature).log_softmax(dim=1)
-    found = (student.to(wide) / temperature).log_softmax(dim=1)
-    return temperature**2 * (target.exp() * (target - found)).sum(dim=1)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from expunge.data import Data
 from expunge.errors import UserError
 from expunge.method import Needs, Reference, Search, See, Session, option
-from expunge.methods._steps import Descent, Stepped, Taken, divergence, only_classes
+from expunge.methods._steps import Descent, Stepped, Taken, only_classes
+from expunge.objectives import bad_teacher
+from expunge.references import CHUNDAWAT_2023
 from expunge.scenario import Scenario
 from expunge.task import Task
 from expunge.train import Recipe
@@ -22,8 +24,8 @@ class BadTeacher(Stepped):
     """Distil an untrained network's outputs on the forget set and the original's on a share of the retain set.
 
     L = 1/B Σ_x KL(p_t(x) ‖ p_S(x)), p = softmax(logits/T), without a factor T². The teacher t is the untrained network
-    for a sample to forget and the original for one that stays; both are frozen and in eval mode. Samples of both sets
-    are mixed in each batch, and the share of the retain set is drawn once.
+    for a sample to forget, which is the objective `bad_teacher`, and the original for one that stays; both are frozen
+    and in eval mode. Samples of both sets are mixed in each batch, and the share of the retain set is drawn once.
 
     Needs the inputs of both sets, no labels, and the untrained network; declines tasks without classes. In eval mode an
     untrained network with BatchNorm says almost the same of all samples, so the target is nearly a constant. An
@@ -35,13 +37,7 @@ class BadTeacher(Stepped):
     Published runs have 256 samples a step.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent Teacher",
-        "Vikram S Chundawat and Ayush K Tarun and Murari Mandal and Mohan Kankanhalli",
-        2023,
-        "https://arxiv.org/abs/2205.08096",
-        "AAAI",
-    )
+    reference: ClassVar[Reference] = CHUNDAWAT_2023
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
     epochs: int = option(
@@ -52,8 +48,8 @@ class BadTeacher(Stepped):
         search=Search(1, 10, whole=True),
     )
     lr: float = option(1e-4, symbol="η", unit="1", text="learning rate", search=Search(1e-5, 1e-2, log=True))
-    optimizer: Literal["sgd", "adam"] = option("adam", unit="-", text="sgd or adam")
-    weight_decay: float = option(0.0, symbol="wd", unit="1", text="coupled L2")
+    optimizer: Literal["sgd", "adam", "adamw"] = option("adam", unit="-", text="sgd, adam or adamw")
+    weight_decay: float = option(0.0, symbol="wd", unit="1", text="coupled L2; of adamw decoupled")
     retain_share: float = option(
         0.3, unit="share", text="of the retain set that is drawn, once, and learned from", search=Search(0.05, 1.0)
     )
@@ -82,31 +78,23 @@ class BadTeacher(Stepped):
         """Return the epochs over the forget set, and over the share of the retain set."""
         return self.reads(phase, forget=self.epochs, retain=self.epochs * self.retain_share)
 
-    def distance(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Return the loss of a batch: the mean over samples of KL(softmax(teacher/T) ‖ softmax(student/T)).
-
-        Args:
-            teacher: logits (B, K); no gradient flows into them.
-            student: logits (B, K).
-
-        Returns:
-            A scalar in nats; with ``compat="official"`` divided by K.
-        """
-        mean = divergence(teacher, student, self.temperature).mean() / self.temperature**2
-        return mean / student.shape[1] if self.compat == "official" else mean
+    @property
+    def objective(self) -> bad_teacher.BadTeacher:
+        """How far the student is from a teacher: on the forget set the objective, on the retain set the repair."""
+        return bad_teacher.BadTeacher(temperature=self.temperature, compat=self.compat)
 
     def descend(self, session: Session, descent: Descent) -> None:
         """Draw the share of the retain set, then take the epochs over it and the forget set together."""
-        competent = session.original
-        incompetent = session.new_model().eval().requires_grad_(False)
+        objective = self.objective
+        context = objective.context(session)
         kept = self._share(session.retain)
         session.record("retained", len(kept))
 
         def loss(model: nn.Module, now: Taken) -> Tensor:
             with torch.no_grad():
-                good = session.task.forward(competent, now.batch)[0]
-                bad = session.task.forward(incompetent, now.batch)[0]
-            return self.distance(torch.where(now.of(0)[:, None], bad, good), descent.outputs(now.batch))
+                good = session.task.forward(session.original, now.batch)[0]
+            teacher = torch.where(now.of(0)[:, None], context.taught(now.batch), good)
+            return objective.distance(teacher, descent.outputs(now.batch))
 
         for _ in range(self.epochs):
             descent.epoch([session.forget, kept], loss)

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.method import Reference, Search, Session, State, option
-from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._retain import TrainingOn
+from expunge.references import GOLATKAR_2020
 
 
 @dataclass(frozen=True, kw_only=True)

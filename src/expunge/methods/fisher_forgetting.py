@@ -15,9 +15,9 @@ from expunge.fisher import diagonal
 from expunge.fisher.checks import wide
 from expunge.method import Needs, Reference, Search, See, Session, State, option
 from expunge.methods._fields import Checked
-from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._steps import only_classes
 from expunge.recipe import Recipe
+from expunge.references import GOLATKAR_2020
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
 from expunge.task import Task

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from expunge.method import Needs, Reference, Search, See, Session, option
 from expunge.methods._ascent import Ascending, Ceiling
 from expunge.methods._steps import Descent
+from expunge.references import THUDI_2022
 from expunge.train import Recipe
 
 
@@ -15,10 +16,11 @@ from expunge.train import Recipe
 class GradientAscent(Ascending):
     """Raise the loss on the forget set by SGD: θ ← θ − η·∇(−mean loss on a forget batch), weight decay as in training.
 
-    The loss has no upper bound, so it stops once the mean forget loss, taken in eval mode after each epoch, reaches
-    ``until``: by default ln K, that of guessing among K classes. A sample's gradient is as large as 1 − p_y, its
-    doubt of its own class: memorised samples start slowly, and then go fast. Raise ``lr`` or ``epochs`` if nothing is
-    forgotten; ``clip`` (1, say) bounds the leap that may overshoot ``until`` by far within an epoch.
+    This is the objective `ascent` without its cap. The loss has no upper bound, so it stops once the mean forget loss,
+    taken in eval mode after each epoch, reaches ``until``: by default ln K, that of guessing among K classes. A
+    sample's gradient is as large as 1 − p_y, its doubt of its own class: memorised samples start slowly, and then go
+    fast. Raise ``lr`` or ``epochs`` if nothing is forgotten; ``clip`` (1, say) bounds the leap that may overshoot
+    ``until`` by far within an epoch.
 
     Needs the forget set with labels alone. BatchNorm is frozen by default, for the statistics of forget batches damage
     the rest at any rate; the published code lets them move, as ``norm="moving"``. Applies to all tasks; without
@@ -28,13 +30,7 @@ class GradientAscent(Ascending):
     ``until`` to be None, E over holdout.
     """
 
-    reference: ClassVar[Reference] = Reference(
-        "Unrolling SGD: Understanding Factors Influencing Machine Unlearning",
-        "Anvith Thudi and Gabriel Deza and Varun Chandrasekaran and Nicolas Papernot",
-        2022,
-        "https://arxiv.org/abs/2109.13398",
-        "EuroS&P",
-    )
+    reference: ClassVar[Reference] = THUDI_2022
     example: ClassVar[dict[str, object]] = {"epochs": 1}
 
     epochs: int = option(
@@ -59,7 +55,7 @@ class GradientAscent(Ascending):
         ceiling = Ceiling(session, descent, self)
         climbed = False
         for _ in range(self.epochs):
-            mean = descent.epoch([session.forget], lambda model, taken: -ceiling.loss(taken.batch))
+            mean = descent.epoch([session.forget], lambda model, taken: ceiling.loss(taken.batch))
             climbed = climbed or mean != 0
             if ceiling.reached():
                 break

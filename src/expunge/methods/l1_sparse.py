@@ -12,8 +12,8 @@ from expunge.data import Batch
 from expunge.errors import UserError, suggest
 from expunge.masks import Masks
 from expunge.method import Reference, Search, Session, State, option
-from expunge.methods._references import JIA_2023
 from expunge.methods._retain import TrainingOn
+from expunge.references import JIA_2023
 from expunge.tensors import parameters
 
 Schedule = Literal["constant", "decay", "growth"]

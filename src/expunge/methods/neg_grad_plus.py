@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from expunge.errors import UserError
 from expunge.method import Needs, Reference, Search, See, Session, option
 from expunge.methods._ascent import Ascending, Ceiling
-from expunge.methods._references import KURMANJI_2023
 from expunge.methods._steps import Descent, Taken
+from expunge.references import KURMANJI_2023
 from expunge.train import Recipe
 
 
@@ -19,11 +19,11 @@ from expunge.train import Recipe
 class NegGradPlus(Ascending):
     """Lower α·CE(B_r) − (1−α)·CE(B_f), a step a pair of a retain and a forget batch, CE the mean loss over a batch.
 
-    An epoch is one pass over the retain set; the forget set goes in lockstep, begun again in a new order, with new
-    augmentation, when it is used up. (The published code keeps its first pass and repeats it.) Its batches are of one
-    size, at most the retain set's, or larger where the forget set is the larger one: an epoch takes all of it. It
-    ends early once the mean forget loss, in eval mode after an epoch, reaches ``until``. Published values of α are
-    0.95 (small sets) and 0.9999; tune 1−α on a log grid.
+    −CE(B_f) is the objective `ascent` without its cap. An epoch is one pass over the retain set; the forget set goes in
+    lockstep, begun again in a new order, with new augmentation, when it is used up. (The published code keeps its first
+    pass and repeats it.) Its batches are of one size, at most the retain set's, or larger where the forget set is the
+    larger one: an epoch takes all of it. It ends early once the mean forget loss, in eval mode after an epoch, reaches
+    ``until``. Published values of α are 0.95 (small sets) and 0.9999; tune 1−α on a log grid.
 
     Needs forget and retain data with labels. Applies to all tasks; without classes ``until`` must be a number or
     None. BatchNorm statistics move with both batches, the retain batch first; a forget set of one sample freezes them.
@@ -40,7 +40,7 @@ class NegGradPlus(Ascending):
         5, symbol="E", unit="passes over the retain set", text="at most", search=Search(1, 10, whole=True)
     )
     lr: float = option(0.01, symbol="η", unit="1", text="learning rate", search=Search(1e-4, 1e-1, log=True))
-    weight_decay: float = option(0.0, symbol="wd", unit="1", text="coupled L2")
+    weight_decay: float = option(0.0, symbol="wd", unit="1", text="coupled L2; of adamw decoupled")
     alpha: float = option(
         0.95,
         symbol="α",
@@ -71,7 +71,7 @@ class NegGradPlus(Ascending):
         def loss(model: nn.Module, taken: Taken) -> Tensor:
             assert taken.beside is not None
             retain = descent.losses(taken.batch).mean()
-            return self.alpha * retain - (1 - self.alpha) * ceiling.loss(taken.beside.batch)
+            return self.alpha * retain + (1 - self.alpha) * ceiling.loss(taken.beside.batch)
 
         size = beside_size(len(session.retain), len(session.forget), descent.size)
         for _ in range(self.epochs):

@@ -18,8 +18,8 @@ from expunge.method import Method, Nature, Needs, Reference, Search, See, Sessio
 from expunge.methods import _pruning
 from expunge.methods._composed import Composed
 from expunge.methods._pruning import Layers, Scope, check_kept, cut, part, prunable
-from expunge.methods._references import JIA_2023
 from expunge.recipe import Recipe
+from expunge.references import JIA_2023
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
 from expunge.task import Task

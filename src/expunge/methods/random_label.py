@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from expunge.method import Reference
-from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._relabel import RandomLabelling
+from expunge.references import GOLATKAR_2020
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,9 @@ class RandomLabel(RandomLabelling):
     """Train on by SGD with CE on the forget set under random wrong labels and CE on the retain set under its own.
 
     Each label is uniform over the K−1 classes other than the sample's own and drawn anew in every epoch, or once for
-    all with ``redraw=False``. An epoch takes all forget batches and then all retain batches, or with
-    ``order="mixed"`` both sets in one shuffle. This is the loop of SalUn's code without its mask. There labels are
-    drawn from all K classes, so that one in K stays true: ``compat="official"``.
+    all with ``redraw=False``: the objective `random_label` under each draw. An epoch takes all forget batches and then
+    all retain batches, or with ``order="mixed"`` both sets in one shuffle. This is the loop of SalUn's code without its
+    mask. There labels are drawn from all K classes, so that one in K stays true: ``compat="official"``.
 
     Needs forget and retain data with labels, those of the forget set only to leave them out. Retain data is required:
     wrong labels alone leave nothing that holds the rest. Declines tasks without classes. BatchNorm statistics move.

@@ -15,10 +15,10 @@ from expunge.errors import NotFinite, UserError, listing
 from expunge.masks import Held, Masks
 from expunge.method import Method, Nature, Needs, Reference, Search, See, Session, State, option
 from expunge.methods._composed import Composed
-from expunge.methods._references import GOLATKAR_2020
 from expunge.methods._relabel import RandomLabelling
 from expunge.passes import Passes
 from expunge.recipe import Recipe
+from expunge.references import GOLATKAR_2020
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.task import Task

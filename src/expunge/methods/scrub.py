@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from expunge.data import Batch, Data
 from expunge.errors import UserError, listing
 from expunge.method import Needs, Reference, Search, See, Session, option
-from expunge.methods._references import KURMANJI_2023
-from expunge.methods._steps import Descent, Stepped, Taken, divergence, only_classes
+from expunge.methods._steps import Descent, Stepped, Taken, only_classes
+from expunge.objectives import Context
+from expunge.objectives._distances import divergence
+from expunge.objectives.scrub import Scrub
 from expunge.passes import Passes
+from expunge.references import KURMANJI_2023
 from expunge.scenario import Scenario
 from expunge.task import Task, check_targets
 from expunge.train import Recipe, outputs_and_losses
@@ -28,8 +31,9 @@ class SCRUB(Stepped):
     """Alternate epochs that raise the divergence from the original on the forget set and lower it on the retain set.
 
     d(x) = T²·KL(softmax(f_o/T) ‖ softmax(f/T)), the original f_o frozen and in eval mode. Each of the first
-    ``max_epochs`` epochs begins with a max-epoch over the forget set, loss −d; every epoch has a min-epoch over the
-    retain set, loss γ·CE + α·d; all are means over the batch. The rate is lr · decay^(milestones before the epoch).
+    ``max_epochs`` epochs begins with a max-epoch over the forget set, loss −d, which is the objective `scrub` without
+    its cap; every epoch has a min-epoch over the retain set, loss γ·CE + α·d; all are means over the batch. The rate is
+    lr · decay^(milestones before the epoch).
 
     At the start student and teacher agree, and there d has no gradient: without BatchNorm in training mode and dropout
     the first max-epoch moves weights by weight decay alone, which is then noted. d has no upper bound. More and smaller
@@ -64,8 +68,8 @@ class SCRUB(Stepped):
     lr: float = option(
         5e-4, symbol="η", unit="1", text="learning rate of the first epoch", search=Search(1e-5, 1e-2, log=True)
     )
-    optimizer: Literal["sgd", "adam"] = option("adam", unit="-", text="sgd or adam")
-    weight_decay: float = option(0.1, symbol="wd", unit="1", text="coupled L2")
+    optimizer: Literal["sgd", "adam", "adamw"] = option("adam", unit="-", text="sgd, adam or adamw")
+    weight_decay: float = option(0.1, symbol="wd", unit="1", text="coupled L2; of adamw decoupled")
     alpha: float = option(
         0.5, symbol="α", unit="1", text="weight of the divergence on the retain set", search=Search(1e-3, 1.0, log=True)
     )
@@ -117,17 +121,10 @@ class SCRUB(Stepped):
         """Return the learning rate of an epoch, counted from 1: lr · decay^#{milestone < epoch}."""
         return self.lr * self.decay ** sum(m < epoch for m in self.milestones)
 
-    def leaving(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Return the loss of a max-epoch's batch: −mean d.
-
-        Args:
-            teacher: logits (B, K); no gradient flows into them.
-            student: logits (B, K).
-
-        Returns:
-            A scalar in nats.
-        """
-        return -divergence(teacher, student, self.temperature).mean()
+    @property
+    def objective(self) -> Scrub:
+        """What a max-epoch lowers on the forget set: −mean d."""
+        return Scrub(temperature=self.temperature, capped=False)
 
     def following(self, teacher: Tensor, student: Tensor, losses: Tensor | None) -> Tensor:
         """Return the loss of a min-epoch's batch: mean γ·CE + α·d.
@@ -146,22 +143,24 @@ class SCRUB(Stepped):
     def descend(self, session: Session, descent: Descent) -> None:
         """Alternate max-epochs and min-epochs, and go back where that is asked."""
         past = _Past(session, descent) if self.rewind else None
+        context = self.objective.context(session)
         for epoch in range(1, self.epochs + 1):
             rate = self.rate(epoch)
             if epoch <= self.max_epochs:
-                self._leave(session, descent, rate, first=epoch == 1)
-            descent.epoch([session.retain], lambda _, now: self._follow(descent, now.batch), rate=rate, name="min_loss")
+                self._leave(descent, context, rate, first=epoch == 1)
+            self._follow(descent, context, rate)
             descent.ended()
             if past is not None:
                 past.keep(last=epoch == self.epochs)
         if past is not None:
             past.rewind()
 
-    def _leave(self, session: Session, descent: Descent, rate: float, first: bool) -> None:
+    def _leave(self, descent: Descent, context: Context, rate: float, first: bool) -> None:
         """Take a max-epoch, and note it where there was nothing to go up by."""
+        session, objective = descent.session, self.objective
 
         def loss(_: nn.Module, now: Taken) -> Tensor:
-            return self.leaving(_logits(session, now.batch), descent.outputs(now.batch))
+            return objective.loss(descent.outputs(now.batch), now.batch, context)
 
         mean = descent.epoch([session.forget], loss, size=self.forget_batch_size, rate=rate, name="max_loss")
         if first and -mean < SILENT:
@@ -170,19 +169,17 @@ class SCRUB(Stepped):
             more = "" if min(self.max_epochs, self.epochs) > 1 else "; take two max-epochs or more, or nothing is left"
             session.record("note", f"{why}, and {then}{more}.")
 
-    def _follow(self, descent: Descent, batch: Batch) -> Tensor:
-        """Return the loss of a min-epoch's batch."""
-        teacher = _logits(descent.session, batch)
-        if batch.target is None:
-            return self.following(teacher, descent.outputs(batch), None)
-        outputs, losses = outputs_and_losses(descent.model, descent.task, batch)
-        return self.following(teacher, outputs, descent.weighted(losses, batch))
+    def _follow(self, descent: Descent, context: Context, rate: float) -> None:
+        """Take a min-epoch."""
 
+        def loss(_: nn.Module, now: Taken) -> Tensor:
+            batch, teacher = now.batch, context.taught(now.batch)
+            if batch.target is None:
+                return self.following(teacher, descent.outputs(batch), None)
+            outputs, losses = outputs_and_losses(descent.model, descent.task, batch)
+            return self.following(teacher, outputs, descent.weighted(losses, batch))
 
-def _logits(session: Session, batch: Batch) -> Tensor:
-    """Return the teacher's logits (B, K)."""
-    with torch.no_grad():
-        return session.task.forward(session.original, batch)[0]
+        descent.epoch([descent.session.retain], loss, rate=rate, name="min_loss")
 
 
 @dataclass
