@@ -192,7 +192,8 @@ def choosing(method: Method) -> Method:
     return replace(method, keep_best=True, **({"until": None} if hasattr(method, "until") else {}))  # type: ignore[call-arg]
 
 
-CHOOSING = [(name, best) for name in NAMES for best in (False, True) if not best or hasattr(made(name), "keep_best")]
+BOTH = (False, True)
+CHOOSING = [(name, best) for name in NAMES for best in BOTH if not best or "keep_best" in made(name).settings()]
 
 
 @pytest.mark.parametrize(("name", "best"), CHOOSING)

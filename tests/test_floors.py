@@ -17,9 +17,11 @@ tensors processes copies runtime sources data task passes scenario identity cana
 fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention
 fisher/rules
 fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
-masks recipe checkpoints train signals evidence method metric
-objectives/_* objectives/* objectives/__init__ anchors/_* anchors/* anchors/__init__
-methods/_fields methods/_steps methods/_labels methods/_* methods/* methods/__init__ choice stamp phase unlearn
+masks recipe checkpoints train signals evidence part references registry method metric
+objectives/_labels objectives/_distances objectives/_base objectives/* objectives/__init__
+anchors/_base anchors/_settings anchors/_rules anchors/_flat anchors/_posterior anchors/_bgd anchors/_importance
+anchors/_learn anchors/_gaussian anchors/_* anchors/* anchors/__init__
+methods/_fields methods/_steps methods/_* methods/* methods/__init__ choice stamp phase unlearn
 plan shadows
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds summary twins evaluate
 tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
@@ -27,14 +29,16 @@ project/sections project/config project/template project/entry project/weights p
 project/samples
 project/__init__ selection folders steps kinds originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
-report/charts report/roc report/series report/page report/grids report/heat report/labels report/pareto
+report/labels report/recorded report/traces report/frontiers report/standalone
+report/charts report/roc report/series report/page report/grids report/heat report/pareto
 report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
 report/requestcharts report/requestpage report/requestcsv report/__init__
 ledger/events ledger/steps ledger/requests ledger/database ledger/keys ledger/book ledger/payloads ledger/marks
 ledger/check ledger/signing ledger/account ledger/pack ledger/__init__
 bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/rows bench/stages bench/runner
 bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
-bench/table bench/pages bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
+bench/table bench/pages bench/sweeps bench/shown bench/curves bench/planes bench/figures
+bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
 bench/__init__ qualify
 service/workspace service/lineage service/sealed service/archives service/leftovers service/rollback service/undo
 service/artefacts service/targets service/facts service/measure service/outcome service/site service/made service/edit
@@ -44,7 +48,7 @@ cli/_requests cli/_requests_input cli/_requests_lookup cli/_requests_words cli/_
 cli/* cli/__init__ __main__
 """
 ORDER = LAW.split()
-REGISTRIES = {"methods/__init__", "attacks/__init__", "metrics/__init__"}
+REGISTRIES = {"registry", "attacks/__init__", "metrics/__init__"}
 MODULES = {str(p.relative_to(ROOT).with_suffix("")): ast.parse(p.read_text()) for p in sorted(ROOT.rglob("*.py"))}
 FREE = [m for m in MODULES if m in ORDER[:5] or m.startswith(("report/", "ledger/"))]  # of torch
 LOADERS = {(m, "load") for m in REGISTRIES}

@@ -124,6 +124,16 @@ def test_a_pass_resumes_under_two_processes(both: Found) -> None:
     assert first["pass still"] == second["pass still"] == 0
 
 
+def test_the_learning_of_sigma_resumes_under_two_processes(both: Found) -> None:
+    first, second = (meta for _, meta in both)
+    assert first["sigma failed"] == second["sigma failed"] == "ValueError: process 1 fails"
+    assert first["sigma left"] == second["sigma left"] == 1  # process 0 writes for both
+    assert len({*first["sigma"], *second["sigma"]}) == 1
+    assert first["sigma fewer"]
+    assert second["sigma fewer"]
+    assert first["sigma still"] == second["sigma still"] == 0
+
+
 def test_training_resumes_under_two_processes(both: Found) -> None:
     first, second = (meta for _, meta in both)
     assert first["left"] == second["left"] == 1

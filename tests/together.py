@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge import fisher, processes, tensors
+from expunge.anchors._learn import prepared
+from expunge.anchors._settings import Learning
 from expunge.canaries import FILE, Canaries
 from expunge.data import Batch, Data
 from expunge.errors import ExpungeError, UserError
@@ -77,6 +79,32 @@ class Hungry(nn.Sequential):
         return super().forward(x)
 
 
+LEARNED = {
+    "two": {},
+    "follow": {"pairs": 3, "mean_rate": 2.0},
+    "lone": {"antithetic": False},
+    "model": {"importance": "fisher_model", "scale": "bgd"},
+    "uniform": {"importance": "uniform"},
+}
+
+
+def sigma(runtime: Runtime, task: Classification = TASK, **settings: Any) -> State:
+    """Return what a preparation of σ leaves, batches of eight samples and one of seven."""
+    needs = Needs(train=See.LABELLED, holdout=See.LABELLED)
+    session = Session(
+        task=task,
+        runtime=runtime,
+        seed=9,
+        method="kl_gaussian",
+        phase="prepare",
+        needs=needs,
+        source=network(),
+        given={"train": blobs(23), "holdout": blobs(9, "holdout")},
+    )
+    how = Learning(learn_batch=8, epochs=2, most_epochs=3, agreement=0.99, sigma0=0.2, **settings)
+    return prepared(how, session)[1]
+
+
 def numbers(runtime: Runtime) -> dict[str, Tensor]:
     """Return what must not depend on the number of processes, up to rounding."""
     found: dict[str, Tensor] = {}
@@ -93,6 +121,12 @@ def numbers(runtime: Runtime) -> dict[str, Tensor]:
         for n in (22, 23):  # a last batch of one, which joins the one before, and one of two
             trained = fit(model, TASK, blobs(n), recipe, holdout=holdout, runtime=runtime, seed=3)
             found |= {f"fit/{name}/{n}/{k}": v for k, v in trained.state_dict().items()}
+    for name, settings in LEARNED.items():
+        state = sigma(runtime, **settings)
+        found |= {f"sigma/{name}/{k}": v for k, v in state.tensors.items()}
+        facts = state.meta["posterior"]["facts"]
+        told = [facts[k] for k in ("clean_loss", "sampled_loss", "tau", "accuracy", "passes", *["epochs"] * 2)]
+        found[f"sigma/{name}/facts"] = torch.tensor([*told, *facts["agreement"]], dtype=D)
     found["mean_loss"] = torch.tensor(mean_loss(model, TASK, holdout, runtime), dtype=D)
     found["outputs"] = collect(model, TASK, data, runtime=runtime).outputs
     case = forget_class(data, 1)
@@ -230,6 +264,7 @@ def words(folder: Path) -> dict[str, Any]:
         **resumed(folder),
         **passed(folder),
         **planted(folder),
+        **learned(folder),
     }
 
 
@@ -281,6 +316,33 @@ def planted(folder: Path) -> dict[str, Any]:
     found = Canaries.load(folder / "planted" / FILE)
     sums = [float(v.sum()) for v in model.state_dict().values()]
     return {"saves": len(saved), "canaries": found.digest(), "planted": sums, "planted elsewhere": refused}
+
+
+def learned(folder: Path) -> dict[str, Any]:
+    """Return what became of the learning of σ that failed on one process in mid epoch and was resumed."""
+    kept = replace(RUN, workdir=folder / "learned", checkpoint_every=0)
+    (folder / "learned").mkdir(parents=True, exist_ok=True)
+
+    def run(runtime: Runtime, rank: int, after: int) -> str:
+        state = sigma(runtime, failing(rank, after))
+        return tensors.tensor_digest(torch.cat([v.flatten() for v in state.tensors.values()]))
+
+    whole, calls = run(RUN, 1, 10**6), Fails.calls
+    failed = said(lambda: run(kept, 1, calls // 2))
+    RUN.barrier()
+    left = len(list((folder / "learned").glob("kl_gaussian-*")))
+    RUN.barrier()
+    after = run(kept, 1, 10**6)
+    RUN.barrier()
+    still = len(list((folder / "learned").glob("kl_gaussian-*")))
+    fewer = Fails.calls < calls
+    return {
+        "sigma failed": failed,
+        "sigma left": left,
+        "sigma": [whole, after],
+        "sigma fewer": fewer,
+        "sigma still": still,
+    }
 
 
 def main(folder: Path) -> None:
