@@ -67,6 +67,18 @@ def test_what_cells_cost_is_kept_beside_the_fastest_retraining(finished: tuple[G
         assert after["prepare"] == before["prepare"]
 
 
+def test_what_edits_recorded_is_read_where_it_is_asked_for(finished: tuple[Grid, Store]) -> None:
+    grid, store = finished
+    assert not any(group.logs for group in groups(grid, store))
+    for group in groups(grid, store, logs=True):
+        assert set(group.logs) == {(seed, method) for seed in grid.seeds for method in grid.methods}
+        for key, log in group.logs.items():
+            edit = next(need for need in group.tasks[key].needs if need.stage == "unlearned")
+            assert log == store.read(edit, stages.RESULT)["log"]
+            assert log
+        assert group.when == 0.0
+
+
 @pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv", "json", "html"])
 def test_every_form_of_a_computed_grid(finished: tuple[Grid, Store], form: str) -> None:
     grid, store = finished

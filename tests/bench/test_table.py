@@ -819,3 +819,59 @@ def test_colours_are_explained_where_there_are_any(grid: Grid, form: str) -> Non
         row = re.search(r"<tr[^>]*>\s*<th scope=\"row\">ssd.*?</tr>", table.render(grid, [whole(grid)], form), re.S)
         assert row is not None
         assert re.findall(r'<td class="d(\d)"', row[0]) == ["0", "4", "4"]  # of the set forgotten, of test, of the AUC
+
+
+def logged(grid: Grid, seeds: int = 10) -> Group:
+    """Return a group in which finetune records a gap, three numbers step by step, and things that are no numbers."""
+    said = {"seen": "all", "whole": True, "lost": math.nan, "pair": [1, 2], "none": []}
+    own = {s: {"gap": 0.25 - s / 4, "loss": [[4, 1.0], [8, float(s)]], **said} for s in range(seeds)}
+    return whole(grid, seeds, logs={(s, "finetune"): log for s, log in own.items()} | {(0, "ssd"): {"kept": 2}})
+
+
+@pytest.mark.parametrize(
+    ("form", "head"),
+    [
+        ("rich", "log:"),
+        ("markdown", "| log: gap |"),
+        ("latex", "& log: gap "),
+        ("csv", ",log: gap,"),
+        ("json", '"logs": {"gap": {"x": '),
+        ("html", ">log: gap</th>"),
+    ],
+)
+def test_what_methods_record_gets_a_column_where_it_is_asked_for(grid: Grid, form: str, head: str) -> None:
+    found = logged(grid)
+    assert head not in shown(grid, [found], form)
+    assert head in shown(grid, [found], form, logs=["gap"])
+
+
+def test_a_logged_number_is_a_mean_over_seeds_and_the_last_of_a_row(grid: Grid) -> None:
+    found, asked = logged(grid), ["gap", "loss", "kept"]
+    gap, loss = interval([0.25 - s / 4 for s in range(10)]), interval(list(range(10)))
+    rows = markdown(table.render(grid, [found], "markdown", logs=asked))
+    assert rows["finetune"]["log: gap"] == f"−{-gap[0]:.3f} ± {gap[1]:.3f}"
+    assert rows["finetune"]["log: loss"] == f"{loss[0]:.2f} ± {loss[1]:.2f}"
+    assert (rows["finetune"]["log: kept"], rows["ssd"]["log: kept"]) == ("–", "2.00")
+    assert all(rows[m][f"log: {n}"] == "–" for m in ("original", "retrained", "no\\_op", "floor") for n in asked)
+    lines = records(table.render(grid, [found], "csv", logs=asked))
+    assert float(lines["finetune", "log: gap"]["value"]) == pytest.approx(gap[0])
+    assert float(lines["finetune", "log: gap"]["high"]) == pytest.approx(sum(gap))
+    assert (lines["ssd", "log: kept"]["n"], lines["ssd", "log: kept"]["low"]) == ("1", "")
+    assert ("ssd", "log: gap") not in lines
+    told = json.loads(table.render(grid, [found], "json", logs=asked))["groups"][0]
+    logs = {row["model"]: row["logs"] for row in told["rows"]}
+    assert logs["finetune"]["gap"]["x"] == pytest.approx(gap[0])
+    assert logs["ssd"] == {"kept": {"x": 2.0, "low": None, "high": None, "n": 1}}
+    assert logs["retrained"] == {}
+    assert any(note.startswith("Columns of a log") for note in told["notes"])
+
+
+@pytest.mark.parametrize("name", ["seen", "whole", "lost", "pair", "none", "gaps"])
+def test_what_no_method_records_as_a_number_is_no_column(grid: Grid, name: str) -> None:
+    with pytest.raises(UserError, match=f"a number that a method of the grid records, got '{name}': (did|choose)"):
+        table.render(grid, [logged(grid)], "markdown", logs=[name])
+
+
+def test_without_any_log_it_is_said(grid: Grid) -> None:
+    with pytest.raises(UserError, match="got 'gap': leave it out: no method here records any"):
+        table.render(grid, [whole(grid)], "markdown", logs=["gap"])

@@ -96,6 +96,18 @@ def test_a_table_names_every_model_and_a_file_holds_the_same(folder: Path) -> No
     assert expunge("--yes", *words, cwd=folder)[0] == 0
 
 
+def test_a_table_has_a_column_of_what_methods_record(folder: Path) -> None:
+    words = ("bench", "table", "grid.toml", "-s", "store", "--log", "steps")
+    assert expunge(*words, "-o", "table.md", cwd=folder)[0] == 0
+    assert "| log: steps |" in (folder / "table.md").read_text()
+    _, out, _ = expunge("--json", *words, cwd=folder)
+    logs = {row["model"]: row["logs"] for row in json.loads(out)["groups"][0]["rows"]}
+    assert logs["finetune"]["steps"]["n"] == 2
+    assert logs["finetune"]["steps"]["x"] > 0
+    assert logs["ssd at 5"] == logs["retrained"] == {}
+    assert "did you mean 'steps'" in refused(folder, *words[:-1], "stepps")
+
+
 def test_a_report_has_an_index_and_a_page_a_request(folder: Path, whole_reports: None) -> None:
     code, out, _ = expunge("bench", "report", "grid.toml", "-s", "store", "-o", "report", cwd=folder)
     assert code == 0

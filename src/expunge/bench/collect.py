@@ -52,7 +52,7 @@ class Group:
             ``total``), of all ``edits`` so far, and of measuring (``measure``); by seed under ``""``: of the fastest
             retraining (``retrain``) and of measuring what all methods share.
         versions: that the rows were made with.
-        logs: by seed and method: what the last edit recorded; with details only.
+        logs: by seed and method: what the last edit recorded; with details or logs only.
         when: when the last row was written, in seconds since 1970; 0 without details.
     """
 
@@ -107,20 +107,21 @@ def states(grid: Grid, store: Store) -> dict[tuple[Place, int, str], Gap]:
     return found
 
 
-def groups(grid: Grid, store: Store, *, details: bool = False) -> list[Group]:
+def groups(grid: Grid, store: Store, *, details: bool = False, logs: bool = False) -> list[Group]:
     """Read what a grid asks for and a store has.
 
     Args:
         grid: which cells.
         store: where they are.
-        details: read also what reports need beside the numbers: curves, samples, series.
+        details: read also what reports need beside the numbers: curves, samples, series, and what edits recorded.
+        logs: read what edits recorded without the rest.
 
     Returns:
         A group a place and step, in the grid's order.
     """
     with uncollected():
         return [
-            _group(grid, store, at, step, cell, details)
+            _group(grid, store, at, step, cell, details, logs or details)
             for at, cell in grid.places.items()
             for step in cell.asked.measured
         ]
@@ -138,7 +139,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: bool) -> Group:
+def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: bool, logged: bool) -> Group:
     runs, gaps, tasks = dict[int, Scores](), dict[tuple[int, str], Gap](), dict[tuple[int, str], Task]()
     costs, versions = dict[tuple[int, str], dict[str, float]](), dict[str, set[str]]()
     asked: dict[str, Any] = {}
@@ -160,9 +161,10 @@ def _group(grid: Grid, store: Store, at: Place, step: int, cell: Cell, details: 
             if row is not None:
                 parts.append(row.renamed(str(settings["name"]), method))
         runs[seed] = _together(parts)
-        if details:
-            there = {m: tasks[seed, m] for m in ("", *grid.methods) if (seed, m) not in gaps}
+        there = {m: tasks[seed, m] for m in ("", *grid.methods) if (seed, m) not in gaps}
+        if logged:
             logs |= {(seed, m): _log(store, task) for m, task in there.items() if m}
+        if details:
             when = max(when, *((store.folder(task) / DONE).stat().st_mtime for task in there.values()))
     text, classes = str(asked.get("text", "")), tuple(asked.get("classes", ()))
     seen = {k: frozenset(v) for k, v in versions.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,6 +111,7 @@ class Comparison:
         published: numbers from papers on this place.
         numbers: the columns.
         least: seeds that a ranking takes.
+        logged: values that methods record, in columns of their own.
     """
 
     group: Group
@@ -118,6 +120,7 @@ class Comparison:
     published: tuple[Source, ...]
     numbers: tuple[str, ...]
     least: int
+    logged: tuple[str, ...] = ()
 
     @cached_property
     def section(self) -> Mapping[str, Any] | None:
@@ -152,6 +155,12 @@ class Comparison:
         measured = (v.unit for found in every if isinstance(v := found.get(number), Value))
         return next(measured, UNITS.get(number) or UNITS.get(_family(number), "1"))
 
+    def log(self, model: str, name: str) -> stats.Interval | None:
+        """Return the mean over seeds of a value that a method's edits recorded; None where none did."""
+        found = [_last(self.group.logs.get((seed, model), {}).get(name)) for seed in sorted(self.group.runs)]
+        there = [x for x in found if x is not None]
+        return stats.mean_t(there) if there else None
+
     def published_here(self, number: str) -> list[tuple[int, Source]]:
         """Return the papers that have a number, numbered from 1."""
         every = enumerate(self.published, 1)
@@ -181,7 +190,9 @@ class Comparison:
         return Cost(parts, retrain, ratio, sum(part.x for part in parts.values()))
 
 
-def compare(grid: Grid, group: Group, names: Sequence[str] | None, *, every: bool = False) -> Comparison:
+def compare(
+    grid: Grid, group: Group, names: Sequence[str] | None, *, every: bool = False, logs: Sequence[str] = ()
+) -> Comparison:
     """Return what a table of a group compares.
 
     Args:
@@ -189,6 +200,7 @@ def compare(grid: Grid, group: Group, names: Sequence[str] | None, *, every: boo
         group: its finished cells.
         names: numbers and families of numbers, as `check` accepts them; None for a short choice.
         every: where none are named, all numbers instead of that choice.
+        logs: values that methods record, as `check_logs` accepts them.
 
     Returns:
         The comparison.
@@ -197,7 +209,8 @@ def compare(grid: Grid, group: Group, names: Sequence[str] | None, *, every: boo
     rows = _rows(grid, group, published)
     kept = _numbers(list(group.runs.values()), published, names, every)
     scores = _pooled(group, rows, kept)
-    return Comparison(group, rows, scores, published, kept, needed(grid.places[group.place].network))
+    least = needed(grid.places[group.place].network)
+    return Comparison(group, rows, scores, published, kept, least, tuple(dict.fromkeys(logs)))
 
 
 def check(groups: Sequence[Group], names: Sequence[str] | None) -> None:
@@ -212,6 +225,28 @@ def check(groups: Sequence[Group], names: Sequence[str] | None) -> None:
         there = name in numbers | within if numbers else _family(name) in within
         if not there:
             raise UserError("a number or a family of numbers", repr(name), suggest(name, numbers | within))
+
+
+def check_logs(groups: Sequence[Group], names: Sequence[str]) -> None:
+    """Refuse what no edit of any group recorded as a number; groups must be read with what edits recorded.
+
+    Raises:
+        UserError: an unknown name; says which one may be meant.
+    """
+    every = (log for group in groups for log in group.logs.values())
+    known = {name for log in every for name, value in log.items() if _last(value) is not None}
+    for name in names:
+        if name not in known:
+            remedy = suggest(name, known) if known else "leave it out: no method here records any"
+            raise UserError("a number that a method of the grid records", repr(name), remedy)
+
+
+def _last(value: Any) -> float | None:
+    """Return a recorded number, the last of those recorded step by step; None for what is no finite number."""
+    if isinstance(value, list) and value and isinstance(value[-1], list) and len(value[-1]) == 2:
+        value = value[-1][1]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number else None
 
 
 def _numbers(

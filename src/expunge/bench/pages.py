@@ -16,6 +16,7 @@ from expunge.bench.remarks import warned
 from expunge.files import atomic, check_free, write_document
 from expunge.report.gridpage import INDEX, pages
 from expunge.report.grids import DONE, Book, Cell, Leaf, Published
+from expunge.report.recorded import series
 from expunge.scores import Scores
 from expunge.summary import section
 
@@ -84,7 +85,7 @@ def _leaf(grid: Grid, group: Group, number: int) -> Leaf:
         runs={seed: _section(group, _bare(run)) for seed, run in group.runs.items()},
         cells={(seed, method): _cell(group, seed, method) for seed in grid.seeds for method in ("", *grid.methods)},
         versions={name: ", ".join(sorted(versions)) for name, versions in sorted(group.versions.items())},
-        short=_short(grid, group.place),
+        short=short(grid, group.place),
         warnings=warned(grid, compare(grid, group, ())),
         published=[
             Published(p.source, p.differences, p.values)
@@ -95,8 +96,16 @@ def _leaf(grid: Grid, group: Group, number: int) -> Leaf:
     )
 
 
-def _short(grid: Grid, at: Place) -> str:
-    """Return a place's name without what all places of the grid have in common."""
+def short(grid: Grid, at: Place) -> str:
+    """Return a place's name without what all places of the grid have in common.
+
+    Args:
+        grid: the grid.
+        at: one of its places.
+
+    Returns:
+        The name; in full where there is no other place.
+    """
     parts = ("data", "network", "scenario")
     own = [getattr(at, part) for part in parts if len({getattr(p, part) for p in grid.places}) > 1]
     return ", ".join(own) or str(at)
@@ -121,17 +130,19 @@ def _bare(scores: Scores) -> Scores:
 
 def _cell(group: Group, seed: int, method: str) -> Cell:
     gap, task = group.gaps.get((seed, method)), group.tasks.get((seed, method))
+    log = group.logs.get((seed, method), {})
     return Cell(
         status=DONE if gap is None else gap.status,
         reason="" if gap is None else gap.reason,
         name="" if task is None else task.name,
         seconds=dict(group.costs.get((seed, method), {})),
-        log={k: v for k, v in group.logs.get((seed, method), {}).items() if _single(v)},
+        log={k: v for k, v in log.items() if _single(v)},
+        series=series(log),
     )
 
 
 def _single(value: Any) -> bool:
-    """Return whether a recorded value is one number, text or mark; what was recorded at each step is not shown."""
+    """Return whether a recorded value is one number, text or mark; what was recorded step by step is drawn."""
     return isinstance(value, str | int | float | bool)
 
 

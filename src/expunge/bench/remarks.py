@@ -44,6 +44,7 @@ def under(grid: Grid, comparison: Comparison) -> list[str]:
         *([] if section is None else caveats(section)),
         *_seeds(comparison),
         *_floor(comparison),
+        *_logged(comparison),
         *_unmeasured(comparison),
         *_unranked(comparison),
         *_costs(comparison),
@@ -95,6 +96,14 @@ def _floor(comparison: Comparison) -> Iterator[str]:
         yield (
             "Floor: how far two retrained models of different seeds lie apart, the mean size of their difference. A "
             "gap no longer than that may be chance."
+        )
+
+
+def _logged(comparison: Comparison) -> Iterator[str]:
+    if comparison.logged:
+        yield (
+            "Columns of a log hold what methods themselves recorded of their last edit, of values recorded step by "
+            "step the last: means over seeds. The original and retrained models have none, so there are no gaps."
         )
 
 

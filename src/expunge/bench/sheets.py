@@ -18,7 +18,7 @@ from expunge.report.layout import unit
 from expunge.report.tables import head
 from expunge.stats import Interval
 
-FLOOR = "floor"
+FLOOR, LOG = "floor", "log: "
 MARKS = {"like": " ≈", "farther": " >", "nearer": " <", "": ""}
 HEADS = {PREPARE: "prepare", EDITS: "edits", "measure": "audit"}
 
@@ -138,13 +138,15 @@ def _main(grid: Grid, comparison: Comparison, compact: bool) -> Sheet:
                 if source is None
                 else _printed(comparison, row.model, number, source - 1)
                 for number, source in columns
-            ),
+            )
+            + tuple(_logged(comparison, row, name, compact) for name in comparison.logged),
             row.role,
             row.absent or _seeds(comparison, row),
         )
         for row in comparison.rows
     ]
     floors = [_floor(comparison, number, compact) if source is None else Cell() for number, source in columns]
+    floors += [Cell() for _ in comparison.logged]
     if any(floor.text != fmt.MISSING for floor in floors):
         lines.append(Line(FLOOR, tuple(floors), FLOOR))
     heads = tuple(
@@ -153,6 +155,7 @@ def _main(grid: Grid, comparison: Comparison, compact: bool) -> Sheet:
         else Head(f"{_label(comparison, number)} in [{source}]", f"[{source}]", tied=True)
         for number, source in columns
     )
+    heads += tuple(Head(LOG + name, f"log:\n{name}") for name in comparison.logged)
     notes = tuple(remarks.under(grid, comparison))
     return Sheet(comparison.group.name, comparison.group.text, "model", heads, tuple(lines), notes)
 
@@ -208,6 +211,14 @@ def cell(comparison: Comparison, row: Row, number: str, compact: bool = False) -
     shown = fmt.difference(gap, like=value["x"], compact=compact, ends=alone and not compact)
     distance = None if far is None else distance_class(far)
     return Cell(text, "" if metric["target"] == 0 else shown, title, distance)
+
+
+def _logged(comparison: Comparison, row: Row, name: str, compact: bool) -> Cell:
+    """Return what a method recorded of its edits, without a gap: original and retrained have no such thing."""
+    mean = comparison.log(row.model, name)
+    if mean is None:
+        return Cell(title=row.absent or f"it records no {name}")
+    return Cell(fmt.value(_entry(mean, ""), compact=compact, named=False), title=f"n = {fmt.count(mean.n, 'seed')}")
 
 
 def _cut(value: Entry) -> bool:
@@ -297,8 +308,8 @@ def _cost(cost: Cost) -> tuple[Cell, ...]:
     return (*parts, Cell(fmt.digits(cost.total, "s")), Cell(fmt.value(_entry(cost.retrain), named=False)), ratio)
 
 
-def _entry(found: Interval) -> dict[str, Any]:
-    return {"x": found.x, "low": found.low, "high": found.high, "n": found.n, "unit": "s"}
+def _entry(found: Interval, unit: str = "s") -> dict[str, Any]:
+    return {"x": found.x, "low": found.low, "high": found.high, "n": found.n, "unit": unit}
 
 
 def _decay(steps: Sequence[Comparison], compact: bool) -> list[Sheet]:

@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 
 from expunge.bench import forms, remarks
 from expunge.bench.collect import Group, uncollected
-from expunge.bench.comparison import Comparison, Cost, Row, check, compare
+from expunge.bench.comparison import Comparison, Cost, Row, check, check_logs, compare
 from expunge.bench.grid import Grid
 from expunge.bench.ranks import Ranking
-from expunge.bench.sheets import sheets
+from expunge.bench.sheets import LOG, sheets
 from expunge.errors import UserError, suggest
 from expunge.files import jsonable
 from expunge.metric import Unavailable, Value
@@ -31,7 +31,14 @@ COLUMNS = (
 )
 
 
-def render(grid: Grid, groups: Sequence[Group], form: str, *, metrics: Sequence[str] | None = None) -> Any:
+def render(
+    grid: Grid,
+    groups: Sequence[Group],
+    form: str,
+    *,
+    metrics: Sequence[str] | None = None,
+    logs: Sequence[str] = (),
+) -> Any:
     """Return the tables of a grid: one a place and step, with ranks, costs, and the decay over requests.
 
     Rows: the original, retrained models, controls, methods in the grid's order, and the floor. Columns: the numbers
@@ -44,23 +51,25 @@ def render(grid: Grid, groups: Sequence[Group], form: str, *, metrics: Sequence[
         groups: the finished ones, as `expunge.bench.collect.groups` returns them.
         form: ``rich``, ``markdown``, ``latex``, ``csv``, ``json`` or ``html``.
         metrics: numbers, such as ``accuracy/test``, and families of numbers, such as ``membership``, to take instead.
+        logs: numbers that methods record in their log, such as ``steps``, in columns of their own; of those recorded
+            step by step the last. The groups must be read with ``logs``.
 
     Returns:
         A list of things that rich prints for ``rich``, otherwise a text.
 
     Raises:
-        UserError: an unknown form or number.
+        UserError: an unknown form or number, or a log that no method has.
     """
     if form not in get_args(Form):
         raise UserError("a form of a table", repr(form), suggest(form, get_args(Form)))
     check(groups, metrics)
+    check_logs(groups, logs)
     with uncollected():
-        return _rendered(grid, groups, form, metrics)
+        every = form in ("csv", "json")
+        return _rendered(grid, [compare(grid, group, metrics, every=every, logs=logs) for group in groups], form)
 
 
-def _rendered(grid: Grid, groups: Sequence[Group], form: str, metrics: Sequence[str] | None) -> Any:
-    every = form in ("csv", "json")
-    found = [compare(grid, group, metrics, every=every) for group in groups]
+def _rendered(grid: Grid, found: Sequence[Comparison], form: str) -> Any:
     if form == "csv":
         return _csv(found)
     if form == "json":
@@ -146,6 +155,7 @@ def _row(comparison: Comparison, row: Row) -> dict[str, Any]:
         "intervals": of,
         "values": {number: _plain(values[number]) for number in comparison.numbers if number in values},
         "gaps": {n: {**_plain(gaps[n]), "distance": sizes[n]} for n in comparison.numbers if n in gaps},
+        "logs": {name: _interval(mean) for name in comparison.logged if (mean := comparison.log(model, name))},
     }
 
 
@@ -205,6 +215,7 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
         for row in comparison.rows:
             said = {"model": plain(row.model), "seeds": len(row.seeds)}
             lines = [line for number in comparison.numbers for line in _lines(comparison, row, number)]
+            lines += [_logged(mean, name) for name in comparison.logged if (mean := comparison.log(row.model, name))]
             writer.writerows(at | said | line for line in lines or [{"reason": plain(row.absent)}])
     return out.getvalue()
 
@@ -229,6 +240,16 @@ def _lines(comparison: Comparison, row: Row, number: str) -> list[dict[str, Any]
     printed = [_paper(source.name, source.values, row.model, number) for source in comparison.published]
     papers = [paper for paper in printed if paper]
     return [line | (papers[0] if papers else {}), *(base | paper for paper in papers[1:])]
+
+
+def _logged(mean: Interval, name: str) -> dict[str, Any]:
+    return {
+        "number": LOG + plain(name),
+        "value": mean.x,
+        "low": _blank(mean.low),
+        "high": _blank(mean.high),
+        "n": mean.n,
+    }
 
 
 def _paper(name: str, values: Mapping[str, Any], model: str, number: str) -> dict[str, Any]:

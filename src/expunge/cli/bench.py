@@ -17,7 +17,7 @@ bench = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Compare methods on a grid of data sets, networks, requests and seeds, beside truly retrained models.\n\n"
     "A grid is one file, see benchmarks/grids. [bold]run[/bold] fills it and goes on where it was interrupted; "
-    "[bold]table[/bold] and [bold]report[/bold] read what is there.",
+    "[bold]table[/bold], [bold]figure[/bold] and [bold]report[/bold] read what is there.",
 )
 app.add_typer(bench, name="bench")
 
@@ -143,23 +143,27 @@ def table(
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="Column, repeatable: accuracy/test, membership ...")
     ] = None,
+    log: Annotated[
+        list[str] | None, typer.Option("--log", help="Column of what methods record, repeatable: steps, tau_gap ...")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, instead of printing.")] = None,
 ) -> None:
     """Print a grid's tables: a row a model, mean and 95 % interval over seeds, gap to retrained, the floor.
 
     Raises:
-        UserError: nothing is there yet, or an unknown metric.
+        UserError: nothing is there yet, an unknown metric, or a log that no method has.
     """
     from expunge.bench import table as tables
     from expunge.files import write_text
 
     chosen = options(context)
-    asked, found = _read(grid, store, details=False)
-    shown = tables.render(asked, found, "json" if chosen.json else form, metrics=metric)
+    asked, found = _read(grid, store, details=False, logs=bool(log))
+    columns: dict[str, Any] = {"metrics": metric, "logs": log or ()}
+    shown = tables.render(asked, found, "json" if chosen.json else form, **columns)
     if output is not None:
         if form == "rich":
             form_of = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
-            shown = tables.render(asked, found, form_of.get(output.suffix, "markdown"), metrics=metric)
+            shown = tables.render(asked, found, form_of.get(output.suffix, "markdown"), **columns)
         _free(chosen, output)
         write_text(output, str(shown).rstrip("\n") + "\n")
         emit(chosen, {"file": str(output)}, f"Table: {output}")
@@ -191,7 +195,71 @@ def report(
     emit(chosen, {"report": str(index)}, f"Report: {index}")
 
 
-def _read(grid: Path, store: Path, details: bool) -> tuple[Any, Any]:
+@bench.command()
+def figure(
+    context: typer.Context,
+    grid: Grid,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png or .pdf.")],
+    store: Store = STORE,
+    of: Annotated[Literal["trace", "frontier"], typer.Option(help="What is drawn, see above.")] = "trace",
+    show: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Of a trace: names recorded, a panel for each --show; default all. Of a frontier: two numbers, across "
+            "and up; default accuracy on the forget set, and on what was to stay.",
+        ),
+    ] = None,
+    along: Annotated[
+        str | None,
+        typer.Option(metavar="SETTING", help="In which methods differ, as lam; default the only one there is."),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Name in the grid, or pattern as 'kl*', repeatable.")
+    ] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Part of a place's name, as 'class 3', repeatable.")
+    ] = None,
+    over: Annotated[Literal["steps", "epochs"], typer.Option(help="What a trace counts across.")] = "steps",
+    scale: Annotated[
+        Literal["auto", "linear", "log"], typer.Option(help="Upwards in a trace; auto: log where values span much.")
+    ] = "auto",
+    each: Annotated[
+        bool, typer.Option("--each", help="Of a trace a line for every seed, instead of the mean.")
+    ] = False,
+) -> None:
+    """Draw a figure over a grid's finished cells; nothing is computed, and what is missing is said.
+
+    A [bold]trace[/bold] shows what edits recorded while they took their steps, such as losses, thresholds and
+    divergences: means over seeds with their 95 % intervals. Methods that differ in one setting alone are lines of that
+    setting's values. A [bold]frontier[/bold] joins methods along such a setting, what is kept over what is forgotten,
+    beside the retrained model and the original.
+
+    The KL penalty over the steps, for each λ:  expunge bench figure GRID --show kl -o kl.svg
+
+    Retain against forget, along λ:  expunge bench figure GRID --of frontier --along lam -o frontier.svg
+
+    Losses and τ, α below them:  expunge bench figure GRID --show forget_loss,retain_loss,tau --show alpha -o trace.svg
+
+    Raises:
+        UserError: nothing is there yet; no such method, place, recorded name, number or setting; too many panels.
+    """
+    from expunge.bench import figures
+    from expunge.bench.shown import Wanted
+    from expunge.report import standalone
+
+    chosen = options(context)
+    standalone.check(output)
+    asked, found = _read(grid, store, details=False, logs=True)
+    panels = [[name.strip() for name in panel.split(",") if name.strip()] for panel in show or ()]
+    wanted = Wanted(of, panels, along, method or (), at or (), over, scale, each)
+    made = figures.make(asked, found, wanted)
+    _free(chosen, output)
+    made.write(output)
+    emit(chosen, {"file": str(output), "said": list(made.said)}, f"Figure: {output}", *made.said)
+
+
+def _read(grid: Path, store: Path, details: bool, logs: bool = False) -> tuple[Any, Any]:
     """Return a grid and its groups, where anything of it is there."""
     from expunge.bench import collect
     from expunge.bench import grid as grids
@@ -202,7 +270,7 @@ def _read(grid: Path, store: Path, details: bool) -> tuple[Any, Any]:
     asked = grids.load(grid)
     if there(store) is None:
         raise UserError(f"a store of results at {store}", "nothing there", f"run expunge bench run {grid} first")
-    found = collect.groups(asked, Results.open(store), details=details)
+    found = collect.groups(asked, Results.open(store), details=details, logs=logs)
     if not any(group.runs for group in found):
         tried = any(gap.status != "missing" for group in found for gap in group.gaps.values())
         remedy = (

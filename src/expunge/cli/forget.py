@@ -124,6 +124,7 @@ def _measured(
     from expunge.cli import _jobs
     from expunge.evaluate import evaluate
     from expunge.report import render
+    from expunge.report.recorded import series
     from expunge.summary import document, section
 
     if request.scenario is None:
@@ -149,6 +150,7 @@ def _measured(
         counts=selection.counts(case),
         classes=place.class_names,
     )
+    part["traces"] = {method.name: series(done.log)}
     lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
     if folders.idle(done):
         lead = f"{_nothing(request, method)} {done.note}"

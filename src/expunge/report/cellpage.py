@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from expunge.report import document as doc
 from expunge.report import format as fmt
-from expunge.report import layout, looks
+from expunge.report import layout, looks, traces
 from expunge.report.document import Section
 from expunge.report.grids import DONE, WORDS, Book, Cell, Leaf, told
 from expunge.report.page import ROLES, template
@@ -44,6 +44,7 @@ def render(book: Book, leaf: Leaf, look: Mapping[str, looks.Look], links: Sequen
         seeds=seeds,
         words=WORDS,
         models=models,
+        traced=traces.TEXT if len(seeds) > 1 else traces.ONE,
         marks=Markup(marks),
         ids=ids,
         versions=sorted(leaf.versions.items()),
@@ -72,6 +73,7 @@ def _model(book: Book, leaf: Leaf, name: str, seeds: Sequence[int]) -> dict[str,
         ],
         "gaps": leaf.gaps(shared),
         "facts": _facts(leaf, name, seeds, cells),
+        "trace": _trace(leaf, cells, f"{anchor}-trace"),
         "families": _families(leaf, name, anchor, dict(zip(seeds, cells, strict=True))) if any(done) else [],
     }
 
@@ -85,6 +87,13 @@ def _facts(leaf: Leaf, name: str, seeds: Sequence[int], cells: Sequence[Cell]) -
         rows[key] = [fmt.plain(shown(c.log[key]), LONGEST) if key in c.log else fmt.MISSING for c in cells]
     rows["note"] = [" ".join(_entry(leaf.runs.get(seed), name).get("notes") or []) for seed in seeds]
     return [(key, texts) for key, texts in rows.items() if any(t not in ("", fmt.MISSING) for t in texts)]
+
+
+def _trace(leaf: Leaf, cells: Sequence[Cell], key: str) -> Markup | None:
+    """Return what a model's edits recorded step by step as charts."""
+    units = [m["unit"] for m in (leaf.section or {"metrics": []})["metrics"] if m["name"].startswith("loss/")]
+    svg = traces.edit([cell.series for cell in cells if cell.series], key, str(units[0]) if units else "")
+    return None if svg is None else Markup(svg)
 
 
 def _entry(section: Section | None, name: str) -> Mapping[str, Any]:

@@ -101,6 +101,7 @@ def _section(section: Any, where: str) -> None:
     _curves(section.get("curves") or {}, models, where)
     _series(section.get("series") or {}, models, where)
     _listed(section.get("changed") or {}, models, "model", f"changed of {where}")
+    _traces(section.get("traces") or {}, models, where)
     for caveat in section.get("caveats") or ():
         if not isinstance(caveat, str):
             raise Incompatible(f"caveats of {where} as sentences", type(caveat).__name__, REMEDY)
@@ -148,6 +149,23 @@ def _series(series: Mapping[str, Any], models: list[str], where: str) -> None:
             for point in points:
                 _keys(point, {"at": str | int | float}, there)
                 _entry(point, str(point["at"]), there)
+
+
+def _traces(traces: Any, models: list[str], where: str) -> None:
+    """Refuse traces of unknown models, or whose points are no pairs of a step and a number or null."""
+    _keys(traces, {}, f"traces of {where}")
+    _listed(traces, models, "model", f"traces of {where}")
+    for model, found in traces.items():
+        for name, points in found.items():
+            there = f"trace {name} of {model!r} in {where}"
+            if not isinstance(points, list) or not all(_pair(point) for point in points):
+                raise Incompatible(f"pairs of a step and a number or null for {there}", repr(points)[:60], REMEDY)
+
+
+def _pair(point: Any) -> bool:
+    if not isinstance(point, list | tuple) or len(point) != 2 or not isinstance(point[0], int | float):
+        return False
+    return point[1] is None or (isinstance(point[1], int | float) and math.isfinite(point[1]))
 
 
 def _listed(names: Iterable[str], wanted: Iterable[str], what: str, where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from expunge.report import document as doc
 from expunge.report import format as fmt
 from expunge.report.document import Section
+from expunge.report.recorded import Pairs
 
 DONE = "done"
 SHOWN = ("floor", "control", "method")  # roles of the rows that are compared with retrained
@@ -34,7 +35,8 @@ class Cell:
         reason: why it is not done, in words.
         name: of its folder in the store: stage and key.
         seconds: what it took, by part.
-        log: what its run recorded.
+        log: what its run recorded once.
+        series: what its run recorded step by step: step and value by name, None for what is not finite.
     """
 
     status: str
@@ -42,6 +44,7 @@ class Cell:
     name: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     log: Mapping[str, Any] = field(default_factory=dict)
+    series: Mapping[str, Pairs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

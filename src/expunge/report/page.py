@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from expunge.files import canonical, check_free, jsonable, write_text
-from expunge.report import charts, findings, layout, looks, roc, series, tables
+from expunge.report import charts, findings, layout, looks, roc, series, tables, traces
 from expunge.report import document as doc
 from expunge.report import format as fmt
 from expunge.report.distance import ALPHA, told
@@ -54,6 +54,7 @@ def render(
     sections = [_section(section, look, f"s{i}") for i, section in enumerate(document["sections"], 1)]
     few = [s["name"] for s in document["sections"] if s["seeds"] < findings.FEW_SEEDS]
     return template("page.html").render(
+        traced=traces.ONE,
         links=links,
         title=document["title"],
         lead=document["lead"],
@@ -150,8 +151,17 @@ def _charts(section: Section, look: Mapping[str, looks.Look], key: str) -> dict[
         "groups": [_series(c) for c in drawn if c.family == "subgroups"],
         "layers": [_series(c) for c in drawn if c.family == "weights"],
         "changed": _markup(charts.changed(section, f"{key}-changed")),
+        "traces": _traces(section, f"{key}-trace"),
         "legend": [m["name"] for m in doc.models(section) if not m.get("declined") and not m["flaw"]],
     }
+
+
+def _traces(section: Section, key: str) -> list[tuple[str, Markup]]:
+    """Return what edits recorded over their steps, a chart a model."""
+    unit = next((str(m["unit"]) for m in section["metrics"] if m["name"].startswith("loss/")), "")
+    found = section.get("traces") or {}
+    drawn = {name: traces.edit([found[name]], f"{key}{i}", unit) for i, name in enumerate(found)}
+    return [(name, Markup(svg)) for name, svg in drawn.items() if svg is not None]
 
 
 def _series(chart: series.Chart) -> dict[str, Any]:
