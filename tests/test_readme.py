@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge import attacks, choice, methods, metrics
+from expunge import anchors, attacks, choice, methods, metrics, objectives
 from expunge.bench import grid
 from expunge.data import Data
 from expunge.draws import Request
@@ -112,6 +112,18 @@ def test_the_page_on_the_methods_holds() -> None:
     data = Data.from_arrays(torch.randn(20, 4), torch.arange(20) % 3)
     done = unlearn(scope["TurnAway"](epochs=1), nn.Linear(4, 3), Classification(), forget=data.subset(data.ids[:5]))
     assert done.log["steps"] == 1
+
+
+def test_the_page_on_compositions_holds() -> None:
+    page = (ROOT / "docs/compositions.md").read_text()
+    assert [name for known in (objectives, anchors) for name in known.names() if f"| `{name}` |" not in page] == []
+    scope: dict[str, Any] = {"__name__": "flat"}
+    for code in blocks("docs/compositions.md", "python"):
+        exec(code, scope)
+    data = Data.from_arrays(torch.randn(20, 4), torch.arange(20) % 3)
+    method = methods.load("compose")(objective=scope["Flat"](), anchor="none", force=True)
+    done = unlearn(method, nn.Linear(4, 3), Classification(), forget=data.subset(data.ids[:5]))
+    assert done.log["objective"][-1][1] < done.log["objective"][0][1]
 
 
 def test_every_relative_link_leads_somewhere() -> None:
