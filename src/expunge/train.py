@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
 from expunge.task import Task, sample_losses
 
-__all__ = ["Penalty", "Recipe", "augment", "batch_orders", "fit", "fresh", "mean_loss", "share"]
+__all__ = ["Penalty", "Recipe", "augment", "batch_orders", "endless_orders", "fit", "fresh", "mean_loss", "share"]
 
 
 def augment(images: Tensor, crop: int, flip: bool) -> Tensor:
@@ -173,7 +174,7 @@ def fit(
         home = next(iter(model.parameters())).device
         work = private(model).to(runtime.torch_device)
         against = holdout if recipe.patience is not None else None
-        optimizer = _optimizer(work, recipe)
+        optimizer = optimizer_of(work, recipe)
         held = None if masks is None else masks.hold(work)
         saved = Checkpoint(runtime, model, task, data, against, recipe, seed, masks)
     if runtime.count > 1:
@@ -281,11 +282,39 @@ def mean_loss(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> flo
     return mean
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+class Optimizing(Protocol):
+    """Settings of an optimiser: a recipe, or a method or an anchor that takes steps."""
+
+    @property
+    def optimizer(self) -> str:
+        """``sgd``, ``adam`` or ``adamw``."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate."""
+
+    @property
+    def momentum(self) -> float:
+        """Of SGD."""
+
+    @property
+    def weight_decay(self) -> float:
+        """L2; decoupled with AdamW."""
+
+
+def optimizer_of(model: nn.Module, how: Optimizing) -> torch.optim.Optimizer:
+    """Return the optimiser of a model's trainable weights.
+
+    Raises:
+        UserError: it has none.
+    """
     params = list(tensors.parameters(model).values())
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(params, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if not params:
+        raise UserError("weights to train", "a model without trainable parameters", "unfreeze some of them")
+    if how.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
+    kind = torch.optim.Adam if how.optimizer == "adam" else torch.optim.AdamW
+    return kind(params, lr=how.lr, weight_decay=how.weight_decay)
 
 
 def batch_orders(size: int, order: Sequence[int] | Tensor) -> Iterator[NDArray[np.int64]]:
@@ -296,6 +325,12 @@ def batch_orders(size: int, order: Sequence[int] | Tensor) -> Iterator[NDArray[n
         starts.pop()
     for start, stop in zip(starts, [*starts[1:], len(at)], strict=True):
         yield at[start:stop]
+
+
+def endless_orders(size: int, count: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the positions of batches of ``count`` samples for ever, every pass in a new order."""
+    while True:
+        yield from batch_orders(size, torch.randperm(count))
 
 
 def _epoch(

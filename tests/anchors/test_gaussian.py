@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cases import CASES, QUIET, blobs, deep
 from expunge.anchors import _flat
 from expunge.anchors._flat import ALIGNED, noise_seed
-from expunge.anchors._gaussian import GaussianHold, deflated
+from expunge.anchors._gaussian import NOISE, GaussianHold, deflated
 from expunge.anchors._posterior import LEVELS, LOW, STEP, Posterior
 from expunge.anchors._rules import divergence, explicit, gradients, learned, literal, proximal, size_free
 from expunge.anchors._settings import Forgetting
@@ -248,7 +248,7 @@ class Slow:
         return float(value.detach()), self.flat(dict(zip(self.params, grads, strict=True)))
 
     def noise(self, pair: int) -> list[float]:
-        generator = torch.Generator().manual_seed(noise_seed(5, "kl", self.taken, pair))
+        generator = torch.Generator().manual_seed(noise_seed(5, NOISE, self.taken, pair))
         draw = torch.empty(self.length, dtype=torch.float64).normal_(generator=generator)
         return self.flat({n: draw[self.starts[n] : self.starts[n] + p.numel()] for n, p in self.params.items()})
 
@@ -641,6 +641,10 @@ def test_the_rate_is_halved_where_the_divergence_leaps():
         rates.append((hold.rate, hold.penalty() > 10 * before > 10 * 1e-4 * 400))
     assert rates == [(0.1, False)] * 4 + [(0.05, True), (0.05, False)]
     assert hold.session.log["rate"] == [[0, 0.1], [5, 0.05]]
+    text = "rose more than tenfold in a step, and the rate was halved once"
+    assert text not in " ".join(hold.session.log["note"])
+    hold.finish()
+    assert text in " ".join(hold.session.log["note"])
 
 
 def test_defaults_of_rate_and_steps():
@@ -724,6 +728,29 @@ def test_deflation_never_widens_beyond_what_was_known_before_any_sample():
         wide = value > math.log(0.03)
         assert torch.allclose(found.log_sigma[name][wide], value[wide], rtol=0, atol=1e-12)
         assert torch.allclose(found.log_sigma[name][~wide].exp(), torch.tensor(0.03, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("gone", ["sigma0", "passes"])
+def test_deflation_without_what_was_learned_is_refused(gone: str):
+    model, data = CASES["linear"].make()
+    found = posterior(model)
+    found = replace(found, facts={name: value for name, value in found.facts.items() if name != gone})
+    with pytest.raises(Incompatible, match=r"how often each sample went into σ.*: set deflate to false, or prepare"):
+        deflated(found, request(model, data))
+
+
+@pytest.mark.parametrize(("agreement", "told"), [([0.1, 0.3], True), ([0.1, 0.9], False), ([], False)])
+def test_a_noisy_preparation_is_told_again_with_every_request(agreement: list[float], told: bool):
+    model, data = CASES["linear"].make()
+    state = posterior(model, agreement=agreement, agreement_wanted=0.8).state()
+    notes = " ".join(held(model, data, How(), state=state).session.log["note"])
+    assert ("agreed by 0.30 in preparation, not by 0.8" in notes) == told
+
+
+def test_steps_are_planned_where_the_rate_is_known():
+    assert How(lam=0.5, rate=0.02).planned == 300
+    assert How(lam=0.5).planned is How(lam=0.5, rate=0.02, rule="adam").planned is How(literal=0.5, rate=0.1).planned
+    assert How().planned is None
 
 
 def test_deflation_by_all_that_was_learned_from_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from cases import Tied
 from expunge.anchors._base import Known
-from expunge.anchors._posterior import HIGH, LEVELS, LOW, WORST, Posterior, coded, decoded
+from expunge.anchors._posterior import HIGH, LEVELS, LOW, WORST, Posterior, coded, decoded, remembered
 from expunge.errors import Incompatible, MissingNeed
 from expunge.method import State
 from expunge.tensors import parameters
@@ -135,12 +136,38 @@ def test_sigma_that_is_not_positive_and_finite_is_refused(odd: float):
         Posterior.load(altered(state, "log_sigma/1.weight", value), model)
 
 
-@pytest.mark.parametrize("samples", [0.0, -1.0, math.nan])
-def test_sigma_of_no_samples_is_refused(samples: float):
+@pytest.mark.parametrize("samples", [0.0, -1.0, math.nan, "many", None, True])
+def test_sigma_of_no_samples_is_refused(samples: Any):
     state = posterior(network()).state()
     meta = {"posterior": {**state.meta["posterior"], "samples": samples}}
     with pytest.raises(Incompatible, match="σ learned from more than 0 samples, got .*: prepare again"):
         Posterior.load(State(state.tensors, meta), network())
+
+
+@pytest.mark.parametrize(
+    ("meta", "text"),
+    [
+        (3, "a state with n_eff and facts of its σ, got 3"),
+        ({"samples": 10.0}, "a state with n_eff and facts"),
+        ({"samples": 10.0, "facts": {"tau": "x"}}, "a number as tau of σ in the state, got 'x'"),
+        ({"samples": 10.0, "facts": {"requests": "x"}}, "a number as requests of σ in the state, got 'x'"),
+        ({"samples": 10.0, "facts": {"sigma0": None}}, "a number as sigma0 of σ in the state, got None"),
+        ({"samples": 10.0, "facts": {"passes": -1}}, "a number as passes of σ in the state, got -1"),
+        ({"samples": 10.0, "facts": {"agreement": 0.5}}, "numbers as agreement of σ in the state, got 0.5"),
+    ],
+)
+def test_facts_that_no_preparation_writes_are_refused(meta: Any, text: str):
+    state = State(posterior(network()).state().tensors, {"posterior": meta})
+    for read in (lambda: Posterior.load(state, network()), lambda: remembered(state)):
+        with pytest.raises(Incompatible, match=re.escape(text)):
+            read()
+
+
+def test_sigma_in_integers_off_the_grid_is_refused():
+    state = posterior(network()).state()
+    odd = state.tensors["log_sigma/1.weight"].to(torch.int64)
+    with pytest.raises(Incompatible, match=r"ln σ as floats, or in uint8 on the grid, got torch\.int64 of 1\.weight"):
+        Posterior.load(altered(state, "log_sigma/1.weight", odd), network())
 
 
 def test_a_state_without_a_preparation_is_refused():

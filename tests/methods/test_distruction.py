@@ -117,6 +117,17 @@ def test_a_state_that_tells_no_settings_where_it_should_is_refused(model: nn.Mod
             unlearn(DISTRUCTION(**SHORT), model, TASK, forget=FORGET, state=state, runtime=QUIET)
 
 
+def test_what_goes_wrong_names_the_methods_own_fields(model: nn.Module, ready: Prepared):
+    method = DISTRUCTION(**SHORT, rule="explicit", rate=1.0)
+    with pytest.raises(UserError, match=r"distruction\.rate·λ_n·σ_q²/σ_p² below 2 .*: set distruction\.rate below"):
+        unlearn(method, model, TASK, forget=FORGET, state=ready.state, runtime=QUIET)
+
+
+def test_a_plan_counts_the_steps_that_a_rate_decides():
+    found = [DISTRUCTION(lam=0.5, rate=rate, every=20).passes("unlearn", None)["forget"] for rate in (0.02, 0.01)]
+    assert found == [2 * 300 + 300 / 20 + 2, 2 * 600 + 600 / 20 + 2]
+
+
 def test_deflating_counts_among_the_passes(model: nn.Module, monkeypatch: pytest.MonkeyPatch):
     """Every step and every look reads the whole forget set, and so does what is taken out of σ first."""
     method = DISTRUCTION(**SHORT, deflate=True, sampling=False, sigma="frozen", steps=25, early="never")

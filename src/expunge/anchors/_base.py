@@ -43,6 +43,11 @@ class Anchor(Checks, ABC):
     retained: ClassVar[bool] = False  # whether a request needs retain data
 
     @property
+    def planned(self) -> int | None:
+        """The steps that it takes at most where a request names none; None where they depend on what was prepared."""
+        return None
+
+    @property
     def prepares(self) -> Needs:
         """What `prepare` reads; nothing by default."""
         return Needs()

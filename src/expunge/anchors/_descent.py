@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from expunge.anchors._base import Anchor, Hold, Lowered
 from expunge.data import Batch
-from expunge.errors import NotFinite, UserError
+from expunge.errors import NotFinite
 from expunge.method import Search, Session, State, option
-from expunge.tensors import parameters
-from expunge.train import stepped
+from expunge.train import optimizer_of, stepped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +38,10 @@ class Stepping(Anchor):
         self.positive("momentum", "weight_decay", zero=True)
         self.count("steps", 1)
 
-    def made(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimiser of a model's trainable weights.
-
-        Raises:
-            UserError: it has none.
-        """
-        params = list(parameters(model).values())
-        if not params:
-            raise UserError("weights to train", "a model without trainable parameters", "unfreeze some of them")
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(params, lr=self.lr, weight_decay=self.weight_decay)
+    @property
+    def planned(self) -> int:
+        """As many as its field says."""
+        return self.steps
 
 
 class Descent(Hold):
@@ -69,7 +59,7 @@ class Descent(Hold):
         self.session, self.state, self.lowered, self.anchor = session, state, lowered, anchor
         self.model, self.runtime = session.model, session.runtime
         self.steps = anchor.steps if steps is None else steps
-        self.optimizer = anchor.made(self.model)
+        self.optimizer = optimizer_of(self.model, anchor)
         self.held = None if session.masks is None else session.masks.hold(self.model)
 
     def with_rest(self, value: Tensor) -> Tensor:

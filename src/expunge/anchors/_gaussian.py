@@ -17,7 +17,7 @@ from expunge.anchors._posterior import Posterior, coded, decoded
 from expunge.anchors._rules import divergence, explicit, gradients, literal, proximal, settling, size_free
 from expunge.anchors._settings import Forgetting, Stored
 from expunge.data import Batch
-from expunge.errors import NotFinite, UserError
+from expunge.errors import Incompatible, NotFinite, UserError, listing
 from expunge.fisher import diagonal
 from expunge.method import Session, State
 
@@ -27,6 +27,7 @@ NARROW, WIDE = math.log(1 / 10), math.log(3)  # how far ln σ of q may be from t
 LEAP, SLIGHT = 10.0, 1e-4  # a KL that grows by this factor in a step halves η, unless it was below this a sample
 LOST = 0.01  # share of the pairs of a request whose objective may be NaN or infinite
 ADAM, ADAM_SIGMA = 1e-4, 100.0  # Adam's rate for μ, and that for ln σ as a multiple of it
+NOISE = "kl_gaussian"  # tag of the draws, the same under any name
 UNSTABLE = 2.0  # η·λ_n·σ_q²/σ_p² from which the explicit rule diverges
 
 
@@ -87,7 +88,7 @@ class GaussianHold(Hold):
         self.log_q = self.log_p.clone() if self.learned else self.log_p
         self.turn = self.flat.vector() if self.learned else None
         self.adam = self._adam() if how.rule == "adam" else None
-        self.taken = self.lost = 0
+        self.taken = self.lost = self.halved = 0
         self.kl = 0.0
         self._tell()
 
@@ -123,14 +124,18 @@ class GaussianHold(Hold):
 
     def _tell(self) -> None:
         """Record the weights of the objective in both spellings, and what a reader must know of precision and σ."""
-        record, samples = self.session.record, self.posterior.samples
+        record, samples, facts = self.session.record, self.posterior.samples, self.posterior.facts
         record("lam", self.lam)
         record("literal_lam", literal(self.lam, samples) if self.how.literal is None else self.how.literal)
         record("n_eff", samples)
         record("rate", self.rate, step=0)
         if self.learned and self.session.runtime.precision == "bf16":
             record("note", "Weights were drawn and gradients taken in float32: bf16 would round away what σ tells.")
-        if not self.how.deflate and self.posterior.facts.get("importance") != "uniform":
+        found, wanted = facts.get("agreement"), facts.get("agreement_wanted")
+        if found and wanted and found[-1] < wanted:
+            text = f"Two estimates of σ agreed by {found[-1]:.2f} in preparation, not by {wanted:g}: much of σ is noise"
+            record("note", f"{text}, and weights are held by it that training data did not tell apart.")
+        if not self.how.deflate and facts.get("importance") != "uniform":
             text = "σ, which the next request starts from, still carries the share of the samples forgotten here"
             record("note", f"{text}; deflate takes it out, and preparing again does.")
 
@@ -178,13 +183,14 @@ class GaussianHold(Hold):
 
     def _slower(self, before: float) -> None:
         self.rate /= 2
+        self.halved += 1
         for group in self.adam.param_groups if self.adam is not None else ():
             group["lr"] /= 2
         log.warning("KL rose from %.3g to %.3g in one step: η is halved to %.3g", before, self.kl, self.rate)
         self.session.record("rate", self.rate, step=self.taken)
 
     def _seed(self, pair: int) -> int:
-        return noise_seed(self.session.seed, self.name, self.taken, pair)
+        return noise_seed(self.session.seed, NOISE, self.taken, pair)
 
     def _pairs(self, batch: Batch) -> tuple[float, int]:
         """Take the gradients of every pair; one without a finite objective is left out, and the others taken again.
@@ -329,6 +335,10 @@ class GaussianHold(Hold):
 
     def finish(self) -> tuple[nn.Module, State]:
         """Return the model at μ, and q as the p of the next request."""
+        if self.halved:
+            times = "once" if self.halved == 1 else f"{self.halved} times"
+            text = f"The divergence rose more than tenfold in a step, and the rate was halved {times}: the edit may be "
+            self.session.record("note", f"{text}larger than KL tells; measure what is kept before serving it.")
         with self.mean():
             model = self.flat.released().eval()
         requests = int(self.posterior.facts.get("requests", 0)) + 1
@@ -348,9 +358,13 @@ def deflated(posterior: Posterior, session: Session) -> Posterior:
         session: the request, its forget set with labels.
 
     Raises:
+        Incompatible: the state does not say σ0, or how often each sample went in.
         UserError: nothing of what σ was learned from would be left.
     """
     forget, facts = session.forget, posterior.facts
+    if not {"sigma0", "passes"} <= facts.keys():
+        want = "a state that says σ0 and how often each sample went into σ, which deflate reads"
+        raise Incompatible(want, f"facts {listing(list(facts))}", "set deflate to false, or prepare again")
     sigma0, passes = float(facts["sigma0"]), float(facts["passes"])
     samples = posterior.samples - passes * len(forget)
     if samples <= 0:

@@ -236,6 +236,7 @@ def _facts(settings: Learning, session: Session, sigma0: float, found: Learned) 
         "passes": found.samples / len(session.train),
         "batch": settings.learn_batch,
         "agreement": list(found.agreement),
+        "agreement_wanted": settings.agreement,
         "seed": session.seed,
         "task": described(session.task),
         "transform": digest(_transforms(session.train.source))[:16],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -114,10 +114,10 @@ class Posterior:
             MissingNeed: there is no σ in the state.
             Incompatible: σ of other parameters or shapes, or one that is not positive and finite.
         """
-        meta = state.meta.get(_META)
-        if meta is None:
+        if _META not in state.meta:
             want = "ln σ of every weight, which a Gaussian anchor needs from its preparation"
             raise MissingNeed(want, "a state without it", "run prepare while the training data is at hand")
+        samples, facts = _told(state.meta[_META])
         found = {n.removeprefix(_PREFIX): state.tensors[n] for n in state.tensors if n.startswith(_PREFIX)}
         params = parameters(model)
         _check_names(found, params)
@@ -125,15 +125,55 @@ class Posterior:
         for name, p in params.items():
             wide = torch.promote_types(p.dtype, torch.float32)
             value = found[name].to(p.device)
+            _check_kind(name, value)
             log_sigma[name] = decoded(value, wide) if value.dtype == torch.uint8 else value.to(wide)
-        _check_positive(log_sigma, float(meta["samples"]))
-        return cls(log_sigma, float(meta["samples"]), dict(meta["facts"]))
+        _check_positive(log_sigma)
+        return cls(log_sigma, samples, facts)
 
 
 def remembered(state: State) -> Known:
     """Return what a state says of held-out data, its tensors left unread; nothing where no Gaussian was prepared."""
-    facts = state.meta.get(_META, {}).get("facts", {})
+    if _META not in state.meta:
+        return Known()
+    _, facts = _told(state.meta[_META])
     return Known(facts.get("tau"), facts.get("accuracy"))
+
+
+def _told(meta: object) -> tuple[float, dict[str, Any]]:
+    """Return n_eff and the facts of a state, refusing what no preparation writes.
+
+    Raises:
+        Incompatible: names the fact.
+    """
+    facts = meta.get("facts") if isinstance(meta, Mapping) else None
+    if not isinstance(meta, Mapping) or not isinstance(facts, Mapping):
+        raise Incompatible("a state with n_eff and facts of its σ", repr(meta)[:80], _AGAIN)
+    samples = meta.get("samples")
+    if not (_number(samples) and samples > 0):
+        raise Incompatible("σ learned from more than 0 samples", repr(samples), _AGAIN)
+    least = {"sigma0": 0.0, "passes": 0.0, "tau": -math.inf, "accuracy": -math.inf, "requests": -1.0}
+    for name in least.keys() & facts.keys():
+        value, optional = facts[name], name in ("tau", "accuracy")
+        if not (optional and value is None) and not (_number(value) and value > least[name]):
+            raise Incompatible(f"a number as {name} of σ in the state", repr(value), _AGAIN)
+    found = facts.get("agreement", [])
+    if not isinstance(found, list) or not all(map(_number, found)):
+        raise Incompatible("numbers as agreement of σ in the state", repr(found), _AGAIN)
+    return float(samples), dict(facts)
+
+
+def _number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_kind(name: str, value: Tensor) -> None:
+    """Refuse ln σ in another type than those it is kept in.
+
+    Raises:
+        Incompatible: names the parameter.
+    """
+    if not (value.dtype == torch.uint8 or value.dtype.is_floating_point):
+        raise Incompatible("ln σ as floats, or in uint8 on the grid", f"{value.dtype} of {name}", _AGAIN)
 
 
 def _check_names(found: Mapping[str, Tensor], params: Mapping[str, nn.Parameter]) -> None:
@@ -153,8 +193,8 @@ def _check_names(found: Mapping[str, Tensor], params: Mapping[str, nn.Parameter]
         raise Incompatible("σ of the weights that the model trains", got, remedy)
 
 
-def _check_positive(log_sigma: Mapping[str, Tensor], samples: float) -> None:
-    """Refuse ln σ that is NaN or infinite, or so far out that σ or 1/σ² is 0 or infinite; and n_eff below or at 0.
+def _check_positive(log_sigma: Mapping[str, Tensor]) -> None:
+    """Refuse ln σ that is NaN or infinite, or so far out that σ or 1/σ² is 0 or infinite.
 
     Raises:
         Incompatible: names the parameters.
@@ -167,5 +207,3 @@ def _check_positive(log_sigma: Mapping[str, Tensor], samples: float) -> None:
             bad.append(f"{odd} of {value.numel()} in {name}")
     if bad:
         raise Incompatible("positive finite σ of every weight", f"others: {listing(bad)}", _AGAIN)
-    if not (math.isfinite(samples) and samples > 0):
-        raise Incompatible("σ learned from more than 0 samples", f"{samples:g}", _AGAIN)

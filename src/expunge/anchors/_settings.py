@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from expunge.anchors._rules import settling
 from expunge.errors import UserError
 from expunge.method import Search, See, option
 from expunge.part import Checks
@@ -132,6 +133,15 @@ class Forgetting(Checks):
     deflate: bool = option(
         False, unit="-", text="take the forget set's share, n·F_f, out of 1/σ² first; asks for its labels"
     )
+
+    @property
+    def planned(self) -> int | None:
+        """Three time constants of the pull to p; None where they depend on the samples behind σ."""
+        if self.literal is not None:
+            return None
+        if self.rule == "adam" or self.rate is None:
+            return None
+        return settling(self.rate, self.lam)
 
     def check_forgetting(self) -> None:
         """Refuse what is out of range.

@@ -70,6 +70,15 @@ class Fisher(Anchor):
         self.positive("rate")
 
     @property
+    def planned(self) -> int | None:
+        """As of kl_gaussian."""
+        return self._forgetting.planned
+
+    @property
+    def _forgetting(self) -> Forgetting:
+        return Forgetting(lam=self.lam, rate=self.rate, sigma="frozen", sampling=False)
+
+    @property
     def _learning(self) -> Learning:
         own = {name: getattr(self, name) for name in ("importance", "sigma0", "epochs", "scale", "stored")}
         return _Learning(**own, most_epochs=max(self.epochs, Learning.most_epochs))
@@ -97,8 +106,7 @@ class Fisher(Anchor):
 
     def hold(self, session: Session, state: State, lowered: Lowered, steps: int | None) -> GaussianHold:
         """Return steps that the springs hold back."""
-        how = Forgetting(lam=self.lam, rate=self.rate, sigma="frozen", sampling=False)
-        return GaussianHold(session, state, lowered, how, steps, name=self.name, stored=self.stored)
+        return GaussianHold(session, state, lowered, self._forgetting, steps, name=self.name, stored=self.stored)
 
 
 ANCHOR = Fisher

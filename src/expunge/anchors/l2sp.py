@@ -52,6 +52,11 @@ class L2SP(Anchor):
         self.positive("strength", "lr")
         self.count("steps", 1)
 
+    @property
+    def planned(self) -> int:
+        """As many as its field says."""
+        return self.steps
+
     def hold(self, session: Session, state: State, lowered: Lowered, steps: int | None) -> L2SPHold:
         """Return steps that a spring holds back."""
         return L2SPHold(session, state, lowered, self, self.steps if steps is None else steps)

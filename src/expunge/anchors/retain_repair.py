@@ -20,9 +20,10 @@ from expunge.objectives._distances import divergence
 from expunge.passes import whole
 from expunge.recipe import Recipe
 from expunge.task import Classification, Task
-from expunge.train import outputs_and_losses
+from expunge.train import endless_orders, outputs_and_losses
 
 Keep = Literal["loss", "original", "both"]
+SMALLER = "lower retain_repair.budget, or raise steps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +96,16 @@ class _Repair(Descent):
     def _endless(self, size: int, times: int) -> Iterator[Batch]:
         """Yield batches of the retain set for ever, every pass in a new order, each batch some times in a row."""
         retain = self.session.retain
-        while True:
-            order = torch.randperm(len(retain)).numpy()
-            for start in range(0, len(order), size):
-                at = order[start : start + size]
-                with whole(f"a batch of {len(at)} samples", "lower retain_repair.budget"):
-                    batch = retain.read(at).to(self.runtime.torch_device)
-                yield from repeat(batch, times)
+        for at in endless_orders(size, len(retain)):
+            with whole(f"a batch of {len(at)} retain samples", SMALLER):
+                batch = retain.read(at).to(self.runtime.torch_device)
+            yield from repeat(batch, times)
 
     def with_rest(self, value: Tensor) -> Tensor:
         """Return (1−λ)·U + λ·R."""
-        return (1 - self.lam) * value + self.lam * self._rest(next(self.batches))
+        batch = next(self.batches)
+        with whole(f"a batch of {len(batch)} retain samples", SMALLER):
+            return (1 - self.lam) * value + self.lam * self._rest(batch)
 
     def _rest(self, batch: Batch) -> Tensor:
         if self.keep == "original":

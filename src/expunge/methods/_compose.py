@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -26,7 +27,7 @@ from expunge.passes import Passes, whole
 from expunge.recipe import Recipe
 from expunge.scenario import Scenario
 from expunge.task import Classification, Task
-from expunge.train import mean_loss
+from expunge.train import endless_orders, mean_loss
 
 log = logging.getLogger(__name__)
 WHOLE = 256  # forget samples of which each step sees all
@@ -121,7 +122,7 @@ class Composing(Checked):
         found = dict(anchor.passes(phase, recipe, self.steps))
         if phase == "prepare":
             return found | ({"holdout": 1.0} if self.prepares.holdout else {})
-        steps = self.steps or getattr(anchor, "steps", None) or PLANNED
+        steps = self.steps or anchor.planned or PLANNED
         aside = 3 if getattr(anchor, "deflate", False) else 2
         found["forget"] = found.get("forget", 1.0) * steps + steps / self.every + aside
         return found | ({"holdout": 2.0} if self.unlearns.holdout else {})
@@ -216,7 +217,8 @@ class _Course:
     def run(self, hold: Hold, size: int, steps: int) -> None:
         """Take the steps."""
         runtime, forget = self.session.runtime, self.session.forget
-        batches = _endless(forget, size)
+        every = itertools.repeat(np.arange(len(forget)))
+        batches = every if size >= len(forget) else endless_orders(size, len(forget))
         taken, level = 0, None
         with runtime.tracking(f"forgetting by {self.method.name}", steps * size) as advance:
             for taken in range(1, steps + 1):
@@ -360,14 +362,6 @@ def _known(session: Session, stored: Known) -> Known:
 
     with torch.no_grad(), runtime.autocast():
         return Known(tau, sum(Passes(runtime).over(holdout, right)) / len(holdout))
-
-
-def _endless(data: Data, size: int) -> Iterator[np.ndarray]:
-    """Yield positions of batches for ever, every pass in a new order; all in order where one batch holds them."""
-    while True:
-        order = np.arange(len(data)) if size >= len(data) else torch.randperm(len(data)).numpy()
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
 
 
 def _same_everywhere(session: Session, model: nn.Module, state: State) -> tuple[nn.Module, State]:

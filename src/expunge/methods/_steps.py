@@ -15,13 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.data import Batch, Data
-from expunge.errors import NotFinite, UserError
+from expunge.errors import NotFinite
 from expunge.method import Needs, See, Session, State, option
 from expunge.methods._fields import Checked
 from expunge.passes import whole
 from expunge.task import Classification, Task
-from expunge.tensors import changed, parameters
-from expunge.train import augmented, batch_orders, mean_loss, outputs_and_losses, stepped
+from expunge.tensors import changed
+from expunge.train import (
+    augmented,
+    batch_orders,
+    endless_orders,
+    mean_loss,
+    optimizer_of,
+    outputs_and_losses,
+    stepped,
+)
 
 SIZE = 64  # samples a step where neither the method nor a recipe says
 
@@ -152,7 +160,7 @@ class Descent:
         self.session, self.method, self.model, self.advance = session, method, model, advance
         self.task, self.runtime = session.task, session.runtime
         self.recipe = session.recipe if session.needs.recipe else None
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer_of(model, method)
         self.held = None if session.masks is None else session.masks.hold(model)
         self.steps = self.epochs = 0
         self._best, self._kept = math.inf, dict[str, Tensor]()
@@ -227,7 +235,7 @@ class Descent:
         Returns:
             The positions of each batch.
         """
-        return _endless(sources, size or self.size)
+        return endless_orders(size or self.size, sum(map(len, sources)))
 
     def step(self, loss: Callable[[], Tensor], samples: int) -> float:
         """Take one step down a loss.
@@ -336,16 +344,6 @@ class Descent:
                 origins += [i] * len(own)
         return Taken(joined(parts), torch.tensor(origins, device=self.runtime.torch_device), beside)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        method, params = self.method, list(parameters(self.model).values())
-        if not params:
-            raise UserError("weights to train", "a model without trainable parameters", "unfreeze some of them")
-        if method.optimizer == "adam":
-            return torch.optim.Adam(params, lr=method.lr, weight_decay=method.weight_decay)
-        if method.optimizer == "adamw":
-            return torch.optim.AdamW(params, lr=method.lr, weight_decay=method.weight_decay)
-        return torch.optim.SGD(params, lr=method.lr, momentum=method.momentum, weight_decay=method.weight_decay)
-
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """Return batches as one; targets are None unless all have them, weights are 1 where a batch has none."""
@@ -366,9 +364,3 @@ def joined(batches: Sequence[Batch]) -> Batch:
             [torch.ones(len(b), device=device) if w is None else w for b, w in zip(batches, weights, strict=True)]
         )
     return Batch(inputs, target, weight, torch.cat([b.index for b in batches]))
-
-
-def _endless(sources: Sequence[Data], size: int) -> Iterator[NDArray[np.int64]]:
-    """Yield positions of batches for ever, every pass in a new order."""
-    while True:
-        yield from batch_orders(size, torch.randperm(sum(map(len, sources))))

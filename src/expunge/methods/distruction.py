@@ -16,6 +16,13 @@ from expunge.references import ZENO_2018
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Gaussian(KLGaussian):
+    """The Gaussian, whose messages name the method's fields."""
+
+    name: ClassVar[str] = "distruction"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiStruction(Composing, Learning, Forgetting):
     """Lower an objective U on the forget set while a Gaussian over the weights stays near what training left.
 
@@ -59,7 +66,7 @@ class DiStruction(Composing, Learning, Forgetting):
     def pair(self) -> tuple[Objective, Anchor]:
         """The objective, and the Gaussian with this method's settings."""
         own = {f.name: getattr(self, f.name) for part in (Learning, Forgetting) for f in fields(part)}
-        return self.objective, KLGaussian(**own)
+        return self.objective, _Gaussian(**own)
 
 
 METHOD = DiStruction
