@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.data import Data
+from expunge.fisher.quantities import expects
 from expunge.runtime import Runtime
-from expunge.task import Classification, Regression, Task
+from expunge.task import Binary, Classification, MultiLabel, Quantile, Regression, Task
 
 N, K = 8, 3
 QUIET = Runtime(batch_size=3, progress=False)  # batches of 3, 3 and 2
@@ -313,6 +314,17 @@ class Dict(nn.Module):
         return self.head((self.norm(self.embedding(input_ids)) * shown).sum(dim=1) / shown.sum(dim=1))
 
 
+class Squeezed(nn.Module):
+    """One logit a sample without a column of its own, (B,)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).squeeze(1)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model with data for it; ``vmap`` says whether vmap can trace it."""
@@ -337,14 +349,23 @@ class Case:
                 nn.init.normal_(module.bias)
         x = self.x()
         x = {k: _cast(v, dtype) for k, v in x.items()} if isinstance(x, dict) else _cast(x, dtype)
-        regression = isinstance(self.task, Regression)
-        y = torch.randn(N, 2, dtype=dtype) if regression else torch.arange(N) % self.classes
+        y = self.targets(dtype)
         weight = torch.linspace(0.5, 2.0, N) if self.weighted else None
         return model.to(dtype).eval(), Data.from_arrays(x, y, weight=weight)
 
+    def targets(self, dtype: torch.dtype) -> Tensor:
+        """Return targets that fit the task, and outputs of two real numbers, two steps or K labels."""
+        if isinstance(self.task, Regression | Quantile):
+            return torch.randn(N, 2, dtype=dtype)
+        if isinstance(self.task, Binary):
+            return (torch.arange(N) % 2).to(dtype)
+        if isinstance(self.task, MultiLabel):
+            return torch.arange(N)[:, None] // 2 ** torch.arange(K) % 2
+        return torch.arange(N) % self.classes
+
     def quantities(self) -> tuple[str, ...]:
         """Return the quantities that are sums over samples and defined for the task."""
-        return ("loss", "sampled_loss", "output_norm") + (("true",) if isinstance(self.task, Classification) else ())
+        return ("loss", "sampled_loss", "output_norm") + (("true",) if expects(self.task) else ())
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -432,6 +453,12 @@ CASES: dict[str, Case] = {
     "linear_weighted": Case(mlp, flat, weighted=True),
     "linear_regression": Case(lambda: mlp(2), flat, task=Regression()),
     "linear_absolute": Case(lambda: mlp(2), flat, task=Regression(error="absolute"), weighted=True),
+    "binary": Case(lambda: mlp(1), flat, task=Binary(), classes=2),
+    "binary_flat": Case(lambda: Squeezed(mlp(1)), flat, task=Binary(), classes=2, weighted=True),
+    "multilabel": Case(mlp, flat, task=MultiLabel(), weighted=True),
+    "quantile_steps": Case(
+        lambda: nn.Sequential(mlp(6), nn.Unflatten(1, (2, 3))), flat, task=Quantile(quantiles=(0.05, 0.5, 0.8))
+    ),
     "linear_positions": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Positions(), nn.Linear(5, K)), sequence),
     "linear_grid": Case(
         lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(30, K)),

@@ -28,6 +28,7 @@ from expunge.unlearn import Unlearned, unlearn
 from worlds import CLASSES, QUIET, World, world
 
 QUICK: dict[str, dict[str, Any]] = {
+    "ain": {"cap": 4, "limit": 8},
     "relearn": {"cap": 4, "limit": 8, "few_steps": 1, "curve": (0, 1)},
     "robustness": {"steps": 1, "draws": 1, "limit": 8},
     "probe": {"draws": 2, "curve": (1,)},
@@ -329,5 +330,7 @@ def test_labels_that_do_not_fit_the_original_are_the_datas_fault(tiny: World) ->
     odd = Data.from_arrays(tiny.test.read(range(9)).inputs, torch.full((9,), 7), name="test")
     with pytest.raises(UserError, match="classes 0 to 2, got class 7: check the labels and the model's last layer"):
         measured(tiny, {"original": tiny.model}, test=odd)
-    with pytest.raises(UserError, match="real targets, got torch.int64: pass floats, or use Classification"):
+    with pytest.raises(
+        UserError, match="real targets, got torch.int64, targets that are classes: pass floats, or use Classification"
+    ):
         measured(tiny, {"original": tiny.model}, task=Regression())

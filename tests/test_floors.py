@@ -13,24 +13,31 @@ import expunge
 ROOT = Path(expunge.__file__).parent
 LAW = """
 __init__ errors files seeds stats extras
-tensors processes copies runtime sources data task passes scenario identity canaries poison
+tensors processes copies runtime sources data
+task/_base task/classification task/binary task/multilabel task/regression task/quantile task/__init__
+passes scenario identity canaries poison
 fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention
 fisher/rules
 fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
-masks recipe checkpoints train signals evidence part references registry method metric
+masks penalties recipe checkpoints train signals evidence
+influence/products influence/gram influence/solvers influence/woodbury influence/__init__
+part references registry method metric
 objectives/_labels objectives/_distances objectives/_base objectives/* objectives/__init__
-anchors/_base anchors/_settings anchors/_rules anchors/_flat anchors/_posterior anchors/_bgd anchors/_importance
+anchors/_base anchors/_rules anchors/_settings anchors/_flat anchors/_posterior anchors/_bgd anchors/_importance
 anchors/_learn anchors/_gaussian anchors/_* anchors/* anchors/__init__
 methods/_fields methods/_steps methods/_* methods/* methods/__init__ choice stamp phase unlearn
 plan shadows
-attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds summary twins evaluate
-tables/* tables/__init__ zoo/transformer zoo/networks zoo/recipes zoo/embedded zoo/named zoo/__init__
+attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds predicted summary twins
+evaluate
+tables/* tables/__init__ zoo/transformer zoo/forecast zoo/tabular zoo/networks zoo/recipes zoo/embedded zoo/cards
+zoo/named zoo/ett zoo/rows zoo/filed zoo/__init__
 project/sections project/config project/template project/entry project/weights project/pretrained project/networks
 project/samples
-project/__init__ selection folders steps kinds originals hardness draws trial
+project/__init__ kinds selection folders steps originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/labels report/recorded report/traces report/frontiers report/standalone
-report/charts report/roc report/series report/page report/grids report/heat report/pareto
+report/charts report/roc report/series report/predictions report/errors report/forecasts
+report/page report/grids report/heat report/pareto
 report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
 report/requestcharts report/requestpage report/requestcsv report/__init__
 ledger/events ledger/steps ledger/requests ledger/database ledger/keys ledger/book ledger/payloads ledger/marks

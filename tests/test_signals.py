@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge import signals
 from expunge.evidence import Outputs
-from expunge.signals import by_rows, is_probabilities
+from expunge.signals import by_rows, is_chance, is_probabilities
 from expunge.signals import signals as read
 
 LN = math.log
@@ -180,3 +180,20 @@ def test_outputs_work_them_out_once() -> None:
 )
 def test_what_looks_like_probabilities(outputs: Tensor, told: bool) -> None:
     assert is_probabilities(outputs) is told
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        ([0.9, 0.8, 0.1, 0.2], True),
+        ([0.1, 0.2, 0.0, 0.05], False),  # such as they are they fit no better than after a sigmoid
+        ([2.0, 1.0, -2.0, -1.0], False),
+        ([0.9, 1.1, 0.1, 0.2], False),
+        ([0.5, 0.5, 0.5, 0.5], False),  # an untrained network
+    ],
+)
+def test_chances_are_told_from_logits_by_the_labels(outputs, told):
+    values = torch.tensor(outputs)[:, None]
+    assert is_chance(values, torch.tensor([1, 1, 0, 0])) is told
+    assert is_chance(values, None) is False
+    assert is_chance(values[:0], torch.zeros(0)) is False

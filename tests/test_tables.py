@@ -211,6 +211,22 @@ def test_hashed_words_stay_in_the_vocabulary_and_forget_other_texts(texts, lengt
     assert torch.equal(found, torch.cat([words([t])["input_ids"] for t in texts]))
 
 
+def test_the_words_of_a_pair_stand_one_text_after_the_other():
+    words = hashed_words(4, 100)
+    found = words(["a b", "c"], ["d", "e f g h i"])
+    assert {k: tuple(v.shape) for k, v in found.items()} == dict.fromkeys(
+        ("input_ids", "attention_mask", "token_type_ids"), (2, 8)
+    )
+    for at, texts in ((slice(0, 4), ["a b", "c"]), (slice(4, 8), ["d", "e f g h i"])):
+        alone = words(texts)
+        assert all(torch.equal(found[k][:, at], v) for k, v in alone.items())
+    assert found["token_type_ids"].tolist() == [[0] * 4 + [1] * 4] * 2
+    data = to_data(
+        table(x=["a b", "c"], z=["d", "e"], y=["no", "yes"]), replace(ROWS, inputs=("x", "z"), text=hashed_words(4, 50))
+    )
+    assert data.read([0, 1]).inputs["input_ids"].shape == (2, 8)
+
+
 @pytest.mark.parametrize(("length", "vocabulary"), [(1, 100), (8, 2)])
 def test_hashed_words_want_room(length, vocabulary):
     with pytest.raises(UserError, match=f"length {length}, vocabulary {vocabulary}: raise them"):
@@ -287,7 +303,8 @@ def test_a_shuffled_table_is_read_in_its_order():
         ({"x": [1.0, float("nan"), float("nan")], "y": [0] * 3}, ("x",), "column 'x', got none in rows 1, 2"),
         ({"x": [1.0, float("inf")], "y": [0, 1]}, ("x",), "finite numbers in 'x', got others in row 1"),
         ({"x": [1, 2], "t": ["a", "b"], "y": [0, 1]}, ("x", "t"), "got a number in 'x', a text in 't': encode texts"),
-        ({"x": ["1", "2"], "t": ["a", "b"], "y": [0, 1]}, ("x", "t"), "one image, one text, numbers, or lists"),
+        ({"x": ["1", "2"], "t": ["a", "b"], "y": [0, 1]}, ("x", "t"), "texts of 'x', 't' into numbers, got none"),
+        (dict.fromkeys("xtz", ["a", "b"]) | {"y": [0, 1]}, ("x", "t", "z"), "one image, one text or two, numbers"),
         ({"x": [[1], [1, 2]], "y": [0, 1]}, ("x",), "lists of one length in 'x', got lengths 1, 2: pad or cut"),
         ({"x": [["a"], ["b"]], "y": [0, 1]}, ("x",), "lists of numbers in 'x', got lists of string"),
         ({"x": [[1], [None]], "y": [0, 1]}, ("x",), "lists of numbers in 'x', got missing values in them"),
@@ -726,3 +743,57 @@ def test_pictures_in_hidden_folders_are_no_samples(tmp_path):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_bytes(png(pixels(1)[0]))
     assert list(tables.read_images(tmp_path)["file"]) == ["cat/a.png", "dog/in/b.png"]
+
+
+LABELS = Columns(inputs=("x",), target="y", labels=True)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 1], [0.0, 1.0, 1.0], [False, True, True]])
+def test_labels_of_zero_and_one_are_whole_numbers(y):
+    found = to_data(table(x=[1.0, 2.0, 3.0], y=y), LABELS).targets()
+    assert found.dtype == torch.int64
+    assert found.tolist() == [0, 1, 1]
+
+
+def test_labels_may_be_the_names_of_two_classes():
+    data = to_data(table(x=[1.0, 2.0], y=["yes", "no"]), LABELS)
+    assert data.targets().tolist() == [1, 0]
+    assert data.column("y").tolist() == ["yes", "no"]
+    assert to_data(pictures(pixels(2)), replace(IMG, labels=True)).targets().tolist() == [0, 1]
+
+
+def test_several_labels_stand_in_a_list_or_side_by_side():
+    rows = table(x=[1.0, 2.0], a=[0, 1], b=[1.0, 0.0], both=[[0, 1], [1, 0]])
+    for target in ("both", ("a", "b")):
+        found = to_data(rows, replace(LABELS, target=target)).targets()
+        assert found.dtype == torch.int64
+        assert found.tolist() == [[0, 1], [1, 0]]
+    assert to_data(rows, replace(LABELS, target=("b",))).targets().tolist() == [[1], [0]]
+
+
+def test_several_real_targets_stand_side_by_side():
+    rows = table(x=[1.0, 2.0], a=[0.5, 1.5], b=[[1.0, 2.0], [3.0, 4.0]])
+    found = to_data(rows, Columns(inputs=("x",), target=("a", "b"), real=True)).targets()
+    assert found.tolist() == [[0.5, 1.0, 2.0], [1.5, 3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (LABELS, "labels 0 or 1 in 'y', got others in row 1, 2: correct or drop those rows"),
+        (replace(LABELS, target=("y", "t")), "labels 0 or 1 in 'y'"),
+        (replace(LABELS, target=("t",)), "labels 0 or 1 in 't', got string: encode them as 0 and 1 first"),
+        (replace(LABELS, target=("y", "gone")), "a column of train, got 'gone'"),
+        (replace(LABELS, target=("y", "x")), "inputs without the target, got 'x' as both"),
+        (Columns(inputs=("x",), target=("y", "t")), "one column of classes, got 'y', 't': set kind in"),
+    ],
+)
+def test_labels_that_cannot_be_used(columns, said):
+    rows = table(x=[1.0, 2.0, 3.0], y=[0, 2, 3], t=["a", "b", "c"])
+    with pytest.raises(UserError, match=re.escape(said)):
+        to_data(rows, columns)
+
+
+def test_several_labels_have_no_names_of_classes():
+    with pytest.raises(UserError, match="a column of classes, got several: name one as target"):
+        class_names(table(x=[1.0], a=[0], b=[1]), replace(LABELS, target=("a", "b")))

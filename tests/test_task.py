@@ -201,7 +201,11 @@ def test_classification_check(outputs, target, said):
 @pytest.mark.parametrize(
     ("outputs", "target", "said"),
     [
-        (torch.zeros(4, 1), torch.tensor([0, 1, 2, 0]), "real targets, got torch.int64: pass floats, or use Class"),
+        (
+            torch.zeros(4, 1),
+            torch.tensor([0, 1, 2, 0]),
+            "real targets, got torch.int64, targets that are classes: pass floats",
+        ),
         (torch.zeros(4, 2), torch.zeros(4), r"the outputs' shape, got \(4,\) for outputs \(4, 2\)"),
         (torch.zeros(4, 2), torch.zeros(2, 4), r"got \(2, 4\) for outputs \(4, 2\)"),
         (torch.zeros(4, 1), torch.tensor([0.0, math.nan, 0.0, 0.0]), "finite targets, got NaN or infinity"),

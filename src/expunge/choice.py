@@ -12,12 +12,18 @@ from expunge import methods
 from expunge.errors import UserError, suggest
 from expunge.method import SETS, Method, Needs, See
 from expunge.scenario import Kind, Scenario
-from expunge.task import Classification, Regression, Task
+from expunge.task import Binary, Classification, MultiLabel, Quantile, Regression, Task
 from expunge.train import Recipe
 
 STATE = "train-state"  # what prepare left while the training data was there
 SIGHTS = {"": See.LABELLED, "-inputs": See.INPUTS, "-ids": See.IDS}
-TASKS: Mapping[str, Task] = {"classification": Classification(), "regression": Regression()}
+TASKS: Mapping[str, Task] = {
+    "classification": Classification(),
+    "binary": Binary(),
+    "multilabel": MultiLabel(),
+    "regression": Regression(),
+    "quantile": Quantile(),
+}
 ALWAYS = {"fresh": 1, "scenario": 1}  # a network can be built anew, and who asks knows what is to be forgotten
 SHARE = 0.05  # of the training data that a request takes, where costs are compared
 CLASSES, EPOCHS = 10, 10  # of the task and of the recipe, where costs are compared
@@ -104,7 +110,7 @@ def choices(have: Mapping[str, int], *, task: str | None = None, kind: str | Non
 
     Args:
         have: from `had`.
-        task: ``classification`` or ``regression``; None for any.
+        task: a name of `TASKS`; None for any.
         kind: of request, as ``class``; None for any.
 
     Returns:

@@ -15,7 +15,7 @@ from expunge.errors import NotFinite, UserError
 from expunge.passes import Passes, check_data
 from expunge.runtime import Runtime
 from expunge.signals import Signals, signals
-from expunge.task import Task, check_targets
+from expunge.task import Classes, Task, check_targets
 from expunge.tensors import eval_mode
 
 
@@ -26,9 +26,10 @@ class Outputs:
     Args:
         outputs: (N, ...) raw outputs, float64.
         prediction: (N, ...) the task's predictions.
-        target: (N, ...) labels, or None.
+        target: (N, ...) labels, class indices as integers, or None.
         loss: (N,) per-sample loss, float64, or None without labels.
         features: tapped activations (N, ...) by tap.
+        classes: one logit a class (N, K), float64, where the outputs themselves are other numbers; see `logits`.
     """
 
     outputs: Tensor
@@ -36,14 +37,20 @@ class Outputs:
     target: Tensor | None = None
     loss: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    classes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.outputs)
 
+    @property
+    def logits(self) -> Tensor:
+        """One logit a class (N, K), of a task of exclusive classes."""
+        return self.outputs if self.classes is None else self.classes
+
     @cached_property
     def signals(self) -> Signals:
-        """What attacks read off logits (N, K), worked out once."""
-        return signals(self.outputs, self.target)
+        """What attacks read off class logits (N, K), worked out once."""
+        return signals(self.logits, self.target)
 
     def take(self, index: Tensor) -> Outputs:
         """Return the samples at these positions."""
@@ -53,6 +60,7 @@ class Outputs:
             None if self.target is None else self.target[index],
             None if self.loss is None else self.loss[index],
             {k: v[index] for k, v in self.features.items()},
+            None if self.classes is None else self.classes[index],
         )
 
 
@@ -112,16 +120,23 @@ def _said(model: nn.Module, task: Task, data: Data, batch: Batch, taps: Sequence
         loss = task.loss(outputs, batch.target).double().cpu()
     target = None if batch.target is None else batch.target.cpu()
     features = {k: v.float().cpu() for k, v in found.items()}
-    return Outputs(outputs.cpu(), task.predictions(outputs).cpu(), target, loss, features)
+    classes = None
+    if isinstance(task, Classes):
+        logits = task.class_logits(outputs)
+        classes = None if logits is outputs else logits.cpu()
+        target = target if target is None else target.long()
+    return Outputs(outputs.cpu(), task.predictions(outputs).cpu(), target, loss, features, classes)
 
 
 def _joined(rows: Sequence[Outputs]) -> Outputs:
     targets = [r.target for r in rows if r.target is not None]
     losses = [r.loss for r in rows if r.loss is not None]
+    classes = [r.classes for r in rows if r.classes is not None]
     return Outputs(
         torch.cat([r.outputs for r in rows]),
         torch.cat([r.prediction for r in rows]),
         torch.cat(targets) if targets else None,
         torch.cat(losses) if losses else None,
         {k: torch.cat([r.features[k] for r in rows]) for k in rows[0].features},
+        torch.cat(classes) if classes else None,
     )

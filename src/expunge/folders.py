@@ -25,7 +25,7 @@ from expunge.methods import build
 from expunge.project import Project
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
-from expunge.task import Classification
+from expunge.task import Classes
 from expunge.tensors import changed, weights_digest
 from expunge.unlearn import Unlearned, serve
 
@@ -267,7 +267,7 @@ def accuracy(model: nn.Module, place: Project, runtime: Runtime, but: Collection
         but: classes that are forgotten as a whole: a model that has forgotten them is to be wrong on their samples,
             which are left out.
     """
-    if place.test is None or not isinstance(place.task, Classification):
+    if place.test is None or not isinstance(place.task, Classes):
         return None
     said = collect(model, place.task, place.test, runtime=runtime)
     if said.target is None:

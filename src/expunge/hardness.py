@@ -12,7 +12,7 @@ from expunge.evidence import Outputs, collect
 from expunge.originals import original as trained
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
-from expunge.task import Classification
+from expunge.task import Classes
 from expunge.zoo import Problem
 
 FOLDS = 3
@@ -69,6 +69,6 @@ def _merit(problem: Problem, said: Outputs) -> NDArray[np.float64]:
     """Return the probability of the label, (N,), or less the loss where there are no classes."""
     if said.loss is None:
         raise UserError("labels, to tell the hardest samples", "none", "give targets when building the data")
-    chance = said.signals.confidence if isinstance(problem.task, Classification) else None
+    chance = said.signals.confidence if isinstance(problem.task, Classes) else None
     merit: NDArray[np.float64] = (-said.loss if chance is None else chance).numpy()
     return merit

@@ -20,7 +20,7 @@ from expunge.evidence import Evidence, Outputs
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.stats import Interval
-from expunge.task import Classification, Task
+from expunge.task import Classes, Task
 from expunge.train import Recipe
 
 SPLITS = {
@@ -245,7 +245,7 @@ def missing(needs: frozenset[str], audit: Audit) -> str | None:
 
 
 def _missing_task(needs: frozenset[str], audit: Audit) -> str | None:
-    if needs & {"classes", "logits"} and not isinstance(audit.task, Classification):
+    if needs & {"classes", "logits"} and not isinstance(audit.task, Classes):
         return "the task has no classes"
     return None
 

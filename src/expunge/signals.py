@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 BLOCK = 2**16  # numbers of logits worked on at once: what comes in between stays in the cache
 TINY = 1e-45  # floor of a probability before its logarithm
@@ -99,3 +100,21 @@ def is_probabilities(outputs: Tensor) -> bool:
     if outputs.dim() != 2 or outputs.shape[1] < 2 or len(outputs) == 0:
         return False
     return bool((outputs >= 0).all()) and bool(((outputs.sum(dim=1) - 1).abs() < 5e-3).all())
+
+
+def is_chance(outputs: Tensor, target: Tensor | None) -> bool:
+    """Return whether outputs of one number a sample look like the probability of class 1, and not like its logit.
+
+    All lie in [0, 1], and as probabilities they fit the labels much better than as logits: their cross-entropy is
+    below two thirds of what it is after a sigmoid. Logits of a trained model are on both sides of 0.
+
+    Args:
+        outputs: (N,) or (N, 1).
+        target: (N,) of 0 and 1, or None.
+    """
+    z = outputs.double().flatten()
+    if target is None or len(z) == 0 or not bool(((z >= 0) & (z <= 1)).all()):
+        return False
+    y = target.double().flatten()
+    as_chance = functional.binary_cross_entropy(z, y)
+    return bool(as_chance < functional.binary_cross_entropy_with_logits(z, y) * 2 / 3)

@@ -296,7 +296,7 @@ def _check_call(method: Method, model: nn.Module, task: Task) -> None:
     if not isinstance(model, nn.Module):
         raise UserError("a torch.nn.Module", type(model).__name__, "pass the trained network")
     if not isinstance(task, Task):
-        raise UserError("a task", type(task).__name__, "pass Classification() or Regression()")
+        raise UserError("a task", type(task).__name__, "pass Classification(), Regression() or another of expunge.task")
     check_made(model)
     tensors.check_weights(model, "weights", "restore the model from a good checkpoint")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from expunge.bench import rows, stages, table
 from expunge.bench.collect import groups, uncollected
@@ -15,7 +16,9 @@ from expunge.bench.grid import Grid, load
 from expunge.bench.runner import InProcess, plan, run
 from expunge.bench.stages import Setting
 from expunge.bench.store import Store
+from expunge.evidence import Outputs
 from expunge.metric import Unavailable
+from expunge.task import Binary
 
 GRID = """
 seeds = 2
@@ -43,6 +46,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Grid, S
     yield grid, store
     for kept in (stages._PROBLEMS, stages._PRINTS, stages._MODELS, stages._DRAWN, stages._REFERENCES):
         kept.found.clear()
+
+
+def test_evidence_keeps_class_logits_beside_the_outputs(tmp_path: Path) -> None:
+    z, y = torch.randn(4, 1, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    two = Binary().class_logits(z)
+    said = Outputs(z, Binary().predictions(z), y, Binary().loss(z, y), {"head": torch.ones(4, 2)}, two)
+    (tmp_path / "there").mkdir()
+    rows.save_evidence(tmp_path / "there", {"original": {"test": said, "forget": Outputs(two, y)}})
+    found = rows.load_evidence(tmp_path / "there")["original"]
+    assert torch.equal(found["test"].logits, two)
+    assert torch.equal(found["test"].signals.margin, said.signals.margin)
+    assert found["forget"].classes is None
+    assert torch.equal(found["forget"].logits, two)
 
 
 def test_what_cells_cost_is_kept_beside_the_fastest_retraining(finished: tuple[Grid, Store]) -> None:

@@ -35,7 +35,7 @@ def test_methods_and_citations_come_from_the_classes(run: Run) -> None:
     assert set(json.loads(out)) == set(names(controls=True))
     assert json.loads(out)["ssd"]["unlearn"] == "forget with labels"
     assert json.loads(out)["ssd"]["declines"] == "-"
-    hidden = "regression; forget sets of kind subclass, random, ids, subject, range"
+    hidden = "multilabel, regression, quantile; forget sets of kind subclass, random, ids, subject, range, dates"
     assert json.loads(out)["head_mask"]["declines"] == hidden
     code, out, _ = run("methods", "ssd")
     assert code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from expunge.data import Data
 from expunge.errors import Incompatible, NotFinite, UserError
 from expunge.fisher import Diagonal, diagonal, diagonals
 from expunge.runtime import Runtime
-from expunge.task import Classification, Regression
+from expunge.task import Classification, Quantile, Regression, Task
 from expunge.tensors import weights_digest
 
 ENGINES = ("auto", "layers", "batched", "reference")
+LEVELS = tuple(enumerate((0.05, 0.5, 0.8)))
 PAIRS = [(name, of) for name, case in CASES.items() for of in case.quantities()]
 
 
@@ -37,6 +39,29 @@ def rows(x: Any, at: int) -> Any:
     return {k: v[at : at + 1] for k, v in x.items()} if isinstance(x, dict) else x[at : at + 1]
 
 
+def every(case: Case, f: Tensor) -> list[Tensor]:
+    """Return every target that a sample may have."""
+    if isinstance(case.task, Classification):
+        return list(torch.arange(len(f)))
+    return [torch.tensor(y, dtype=f.dtype) for y in itertools.product((0, 1), repeat=f.numel())]
+
+
+def loss_of(task: Task, f: Tensor, y: Tensor, chance: bool = False) -> Tensor:
+    """Return the loss of one sample's outputs, or the chance that the model gives its target."""
+    if isinstance(task, Regression):
+        error = f - y
+        return (error.abs() if task.error == "absolute" else error**2).sum() / len(f)
+    if isinstance(task, Quantile):
+        return sum(max(q * (y[t] - f[t, i]), (q - 1) * (y[t] - f[t, i])) for t in range(2) for i, q in LEVELS) / 2
+    if isinstance(task, Classification):
+        logs = f.log_softmax(0)[int(y)]
+    else:  # labels that are independent of each other
+        logs = torch.stack(
+            [(p.log() if b else (1 - p).log()) for p, b in zip(f.ravel().sigmoid(), y.ravel(), strict=True)]
+        )
+    return logs.sum().exp() if chance else -logs.mean()
+
+
 def brute(case: Case, model: nn.Module, data: Data, of: str) -> dict[str, Tensor]:
     """Return the diagonal by one autograd call a sample and scalar, from the formulas alone."""
     batch = data.read(range(len(data)))
@@ -48,13 +73,12 @@ def brute(case: Case, model: nn.Module, data: Data, of: str) -> dict[str, Tensor
         if of == "output_norm":
             scalars = [(1.0, (f * f).sum())]
         elif of == "true":
-            p = f.detach().softmax(0)
-            scalars = [(float(p[c]), -f.log_softmax(0)[c]) for c in range(len(f))]
-        elif isinstance(case.task, Regression):
-            error = f - batch.target[s]
-            scalars = [(1.0, (error.abs() if case.task.error == "absolute" else error**2).sum() / len(f))]
+            scalars = [
+                (float(loss_of(case.task, f.detach(), y, chance=True)), loss_of(case.task, f, y))
+                for y in every(case, f)
+            ]
         else:
-            scalars = [(1.0, -f.log_softmax(0)[int(batch.target[s])])]
+            scalars = [(1.0, loss_of(case.task, f, batch.target[s]))]
         for share, q in scalars:
             grads = torch.autograd.grad(weight * q, list(params.values()), retain_graph=True, allow_unused=True)
             for (name, _), g in zip(params.items(), grads, strict=True):

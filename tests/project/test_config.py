@@ -55,7 +55,7 @@ def said(folder: Path, text: str | bytes) -> str:
         ("[data]\nformat = 'json'", "(should be 'auto', 'parquet', 'csv', 'images' or 'python')"),
         ("[data.image]\nsize = [1]", "data.image.size in line 2 of expunge.toml"),
         ("[data.text]\nlength = 99999999999", "(should be less than or equal to 1048576)"),
-        ("[task]\nkind = 'classificaton'", "(should be 'classification' or 'regression')"),
+        ("[task]\nkind = 'classificaton'", "(should be 'classification', 'binary', 'multilabel', 'regression'"),
         ("[method]\nalpha = 2020-01-01", "alpha holds a date or time; write a number or a text"),
         ("[method]\nalpha = nan", "alpha holds nan; write a finite number"),
         ("[method]\n[method.inner.more]\nz = inf", "inner.more.z holds inf; write a finite number"),

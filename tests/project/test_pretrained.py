@@ -186,6 +186,11 @@ def test_tokens_are_cut_at_what_the_network_can_take(text_project: Path) -> None
     assert checkpoint.tokens(999).length == 16
     assert checkpoint.tokens(4)(["the film was good"])["input_ids"].shape == (1, 4)
     assert isinstance(checkpoint.tokens(4), Tokens)
+    pair = checkpoint.tokens(9)(["the film was good"], ["it was bad"])
+    first = checkpoint.tokens(9)(["the film was good"])
+    assert pair["input_ids"].shape == (1, 9)
+    assert int(pair["attention_mask"].sum()) > int(first["attention_mask"].sum())
+    assert pair["token_type_ids"].unique().tolist() == [0, 1]
 
 
 # What is missing or broken.

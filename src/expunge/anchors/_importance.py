@@ -11,19 +11,20 @@ from torch import Tensor
 from expunge.anchors._flat import Flat
 from expunge.anchors._settings import Importance
 from expunge.fisher import Quantity, diagonal
+from expunge.fisher.quantities import expects
 from expunge.method import Session
 from expunge.runtime import Runtime
-from expunge.task import Classification, Task
+from expunge.task import Task
 
 
 def quantity(importance: Importance, task: Task) -> Quantity:
     """Return what the Fisher information is taken of: the expectation over the model's own labels, or the true ones.
 
-    A task without classes has no finite expectation: there one label a sample is drawn from the model.
+    Over real targets the expectation is no finite sum: there one target a sample is drawn from the model.
     """
     if importance == "fisher_emp":
         return "loss"
-    return "true" if isinstance(task, Classification) else "sampled_loss"
+    return "true" if expects(task) else "sampled_loss"
 
 
 def measured(importance: Importance, session: Session, runtime: Runtime) -> Mapping[str, Tensor]:

@@ -25,7 +25,7 @@ from expunge.files import digest
 from expunge.identity import described
 from expunge.method import See, Session, State
 from expunge.runtime import Runtime
-from expunge.task import Classification
+from expunge.task import Classes
 from expunge.train import mean_loss
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Trial:
     @property
     def slack(self) -> float:
         """How much higher the loss of a draw may be than that of the weights, in the loss's unit."""
-        return SLACK * (1.0 if isinstance(self.session.task, Classification) else max(1.0, abs(self.clean)))
+        return SLACK * (1.0 if isinstance(self.session.task, Classes) else max(1.0, abs(self.clean)))
 
 
 def started(settings: Learning, trial: Trial, session: Session) -> float:
@@ -308,7 +308,7 @@ def _held_out(session: Session, model: nn.Module, data: Data | None, runtime: Ru
         found = collect(model, session.task, data, runtime=runtime)
         assert found.loss is not None
         assert found.target is not None
-        hits = found.prediction == found.target if isinstance(session.task, Classification) else None
+        hits = found.prediction == found.target if isinstance(session.task, Classes) else None
         return {
             "tau": float(found.loss.mean()),
             "tau_sd": float(found.loss.std(correction=0)),

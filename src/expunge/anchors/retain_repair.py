@@ -19,7 +19,7 @@ from expunge.method import Needs, Search, See, Session, State, option
 from expunge.objectives._distances import divergence
 from expunge.passes import whole
 from expunge.recipe import Recipe
-from expunge.task import Classification, Task
+from expunge.task import Classes, Task, class_logits
 from expunge.train import endless_orders, outputs_and_losses
 
 Keep = Literal["loss", "original", "both"]
@@ -71,7 +71,7 @@ class RetainRepair(Stepping):
 
     def declines(self, task: Task, model: object) -> str | None:
         """Decline to compare probabilities where there are none."""
-        if self.keep != "loss" and not isinstance(task, Classification):
+        if self.keep != "loss" and not isinstance(task, Classes):
             return f"the anchor retain_repair with keep {self.keep!r} compares probabilities, and this task has none"
         return None
 
@@ -120,7 +120,8 @@ class _Repair(Descent):
         """Return the mean KL from what the original says."""
         with torch.no_grad():
             before = self.session.task.forward(self.session.original, batch)[0]
-        return divergence(before, outputs).mean()
+        task = self.session.task
+        return divergence(class_logits(task, before), class_logits(task, outputs)).mean()
 
 
 ANCHOR = RetainRepair

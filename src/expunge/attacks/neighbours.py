@@ -102,7 +102,7 @@ class Neighbours(Attack):
 
     def _probability(self, outputs: Outputs) -> Tensor:
         """Return the probability of the nearest class, (N, 1)."""
-        return by_rows(lambda z: z.double().softmax(dim=1)[:, [self.nearest]], outputs.outputs)
+        return by_rows(lambda z: z.double().softmax(dim=1)[:, [self.nearest]], outputs.logits)
 
 
 def _labels(outputs: Outputs) -> Tensor:
@@ -116,7 +116,7 @@ def _nearest(audit: Audit) -> int:
     alike = other is not None and other.outputs.shape == own.outputs.shape and "retrained" not in audit.flaws
     role = "retrained" if alike else "model"
     like = audit.outputs("test_forget", role)
-    logits = (audit.said("forget", role) if like is None or len(like) == 0 else like).outputs
+    logits = (audit.said("forget", role) if like is None or len(like) == 0 else like).logits
     rest = [c for c in range(logits.shape[1]) if c != audit.scenario.target]
     sums = [part[:, rest].softmax(dim=1).sum(dim=0) for part in logits.double().split(BLOCK)]
     return rest[int(torch.stack(sums).sum(dim=0).argmax())]

@@ -11,7 +11,7 @@ from torch import Tensor
 from expunge.errors import UserError
 from expunge.evidence import Evidence, Outputs
 from expunge.metric import Attack, Audit
-from expunge.task import Classification
+from expunge.task import Classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,13 @@ class Paired(Attack):
         """Return why not: without classes it compares losses, and one of retrained's is not finite."""
         said = [audit.outputs(split, "retrained") for split in ("forget", "test", "test_forget")]
         losses = [o.loss for o in said if o is not None and o.loss is not None]
-        if isinstance(audit.task, Classification) or all(bool(loss.isfinite().all()) for loss in losses):
+        if isinstance(audit.task, Classes) or all(bool(loss.isfinite().all()) for loss in losses):
             return None
         return "a loss of retrained is infinite or not a number"
 
     def fit(self, audit: Audit, shadows: Sequence[Evidence] = ()) -> Paired:
         """Learn whether the task has classes."""
-        return replace(self, margins=isinstance(audit.task, Classification))
+        return replace(self, margins=isinstance(audit.task, Classes))
 
     def score(self, outputs: Outputs, before: Outputs | None = None) -> Tensor:
         """Return the difference of margins, or of losses, (N,).

@@ -99,7 +99,13 @@ def save_evidence(folder: Path, outputs: Mapping[str, Mapping[str, Outputs]]) ->
     flat: dict[str, Any] = {}
     for model, splits in outputs.items():
         for split, said in splits.items():
-            parts = {"outputs": said.outputs, "prediction": said.prediction, "target": said.target, "loss": said.loss}
+            parts = {
+                "outputs": said.outputs,
+                "prediction": said.prediction,
+                "target": said.target,
+                "loss": said.loss,
+                "classes": said.classes,
+            }
             parts |= {f"feature\n{tap}": value for tap, value in said.features.items()}
             flat |= {f"{model}\n{split}\n{k}": v for k, v in parts.items() if v is not None}
     tensors.save(folder / EVIDENCE, flat, {})
@@ -117,7 +123,8 @@ def load_evidence(folder: Path) -> dict[str, dict[str, Outputs]]:
 
 def _outputs(parts: Mapping[str, Any]) -> Outputs:
     features = {k.partition("\n")[2]: v for k, v in parts.items() if k.startswith("feature\n")}
-    return Outputs(parts["outputs"], parts["prediction"], parts.get("target"), parts.get("loss"), features)
+    target, loss, classes = (parts.get(k) for k in ("target", "loss", "classes"))
+    return Outputs(parts["outputs"], parts["prediction"], target, loss, features, classes)
 
 
 def _plain(value: Value | Unavailable) -> Plain:

@@ -21,8 +21,12 @@ def methods(
             "with -inputs without them, with -ids their ids alone; recipe; train-state, what prepare left.",
         ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="classification or regression.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Of request: class, subclass, random, ids, subject, range.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification, binary, multilabel, regression or quantile.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Of request: class, subclass, random, ids, subject, range, dates.")
+    ] = None,
 ) -> None:
     """List the methods: what each needs and costs; with a NAME, its settings; with --have, which of them remain.
 
@@ -127,8 +131,8 @@ def _declines(method: Any) -> str:
 
     from torch import nn
 
+    from expunge.choice import TASKS
     from expunge.scenario import Kind, Scenario
-    from expunge.task import Classification, Regression
 
     def refused(task: Any) -> list[str]:
         cases: dict[Kind, Scenario] = {
@@ -137,10 +141,11 @@ def _declines(method: Any) -> str:
         return [kind for kind, case in cases.items() if method.declines(task, case, nn.Identity())]
 
     every = list(get_args(Kind))
-    tasks = {"classification": refused(Classification()), "regression": refused(Regression())}
+    tasks = {name: refused(task) for name, task in TASKS.items()}
     whole = [name for name, kinds in tasks.items() if kinds == every]
     kinds = [k for k in every if any(k in found for name, found in tasks.items() if name not in whole)]
-    return "; ".join([*whole, *([f"forget sets of kind {', '.join(kinds)}"] if kinds else [])]) or "-"
+    said = [", ".join(whole), f"forget sets of kind {', '.join(kinds)}" if kinds else ""]
+    return "; ".join(filter(None, said)) or "-"
 
 
 @app.command()

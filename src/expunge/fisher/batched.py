@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 from expunge.data import Batch
 from expunge.fisher.checks import warn_underflow, wide
 from expunge.fisher.kernels import raised
-from expunge.fisher.quantities import power, scalars, verify
+from expunge.fisher.quantities import count, power, scalars, verify
 from expunge.runtime import Runtime
 from expunge.task import Task
 
@@ -49,10 +49,34 @@ def sums(
         RuntimeError: vmap cannot trace the model (in-place code, data-dependent branches).
     """
     total = {n: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for n, p in params.items()}
+    for _, grads in rows(model, task, batch, params, of, runtime, probe):
+        for name, g in grads.items():
+            if power(of) == 2 and not probe:
+                warn_underflow(g, name)
+            total[name] += raised(g, power(of)).sum(dim=0)
+    return total
+
+
+def rows(
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    params: Mapping[str, nn.Parameter],
+    of: str,
+    runtime: Runtime,
+    probe: bool = False,
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Yield the gradients themselves, of some samples at a time: which, and (b, *shape) by parameter.
+
+    Of the quantity ``true`` every sample comes once a class.
+
+    Raises:
+        RuntimeError: vmap cannot trace the model (in-place code, data-dependent branches).
+    """
     with torch.no_grad(), runtime.autocast():
         outputs, _ = task.forward(model, batch)
         verify(of, task, outputs, batch)
-    picks = outputs.shape[1] if of == "true" and not probe else 1
+    picks = 1 if probe else count(of, task, outputs)
     width = 3 * max(1, sum(p.numel() * p.element_size() for p in params.values()))
     room = runtime.budget() if outputs.is_cuda else min(runtime.budget(), _CACHED)
     chunk = max(1, min(len(batch), room // width))
@@ -66,15 +90,11 @@ def sums(
 
         mapped = vmap(grad(value), in_dims=(None, 0, _axis(batch.target), _axis(batch.weight)), randomness="error")
         for start in range(0, len(batch), chunk):
-            some = batch.part(slice(start, start + chunk))
+            at = slice(start, min(start + chunk, len(batch)))
+            some = batch.part(at)
             with torch.no_grad():  # or the parameters that were not asked for would keep a graph over all batches
                 grads = mapped(inner, some.inputs, some.target, some.weight)
-            for name in params:
-                g = wide(grads[f"model.{name}"])
-                if power(of) == 2 and not probe:
-                    warn_underflow(g, name)
-                total[name] += raised(g, power(of)).sum(dim=0)
-    return total
+            yield at, {name: wide(grads[f"model.{name}"]) for name in params}
 
 
 def _axis(tensor: Tensor | None) -> int | None:

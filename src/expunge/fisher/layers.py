@@ -279,8 +279,7 @@ class _Pass:
 
     def add(self, name: str, gradient: Gradient) -> None:
         """Add the powers of one parameter's gradients."""
-        with self.sums.open(name) as total:
-            gradient.add(total, self.power, self.budget)
+        self.sums.receive(name, gradient, self.power, self.budget)
 
     def finish(self, leaves: Mapping[str, Tensor]) -> None:
         """Add what had to wait for the end of a backward pass."""

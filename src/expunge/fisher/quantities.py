@@ -13,7 +13,7 @@ from expunge.data import Batch, Data
 from expunge.errors import UserError, suggest
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
-from expunge.task import Classification, Task, check_targets
+from expunge.task import Binary, Classes, MultiLabel, Task, check_targets, class_count
 
 Quantity = Literal["loss", "sampled_loss", "true", "output_norm", "batch_mean", "batch_mean_norm"]
 QUANTITIES: tuple[Quantity, ...] = ("loss", "sampled_loss", "true", "output_norm", "batch_mean", "batch_mean_norm")
@@ -23,16 +23,50 @@ _UNLABELLED = ("output_norm", "true", "batch_mean_norm")
 
 
 def check_quantity(of: str, task: Task) -> None:
-    """Refuse an unknown quantity, and the expectation over classes for a task without classes.
+    """Refuse an unknown quantity, and the expectation over labels for a task that has neither classes nor labels.
 
     Raises:
         UserError: says which.
     """
     if of not in QUANTITIES:
         raise UserError("a known quantity", repr(of), suggest(of, QUANTITIES))
-    if of == "true" and not isinstance(task, Classification):
+    if of == "true" and not expects(task):
         remedy = "use 'sampled_loss', which draws targets from the model"
         raise UserError("a classification task for 'true'", type(task).__name__, remedy)
+
+
+def expects(task: Task) -> bool:
+    """Return whether the expectation over the model's own targets is a sum: of classes, or of independent labels."""
+    return isinstance(task, Classes | MultiLabel)
+
+
+def expected(task: Task, outputs: Tensor) -> list[Tensor]:
+    """Return scalars (B,) whose squared gradients sum to the expectation over the model's targets of (∂ℓ/∂θ)².
+
+    Of classes they are √p_c(x)·ℓ(x, c), p without gradient. Of a label with logit z, (p − y)·∂z/∂θ is the gradient and
+    p(1 − p) the expectation of (p − y)², so √(p(1 − p))·z will do for both its values; of K independent labels, whose
+    loss is the mean, the products of two vanish in expectation, and each has √(p_k(1 − p_k))·z_k/K.
+
+    Args:
+        task: one that `expects`.
+        outputs: (B, ...).
+    """
+    if isinstance(task, Binary | MultiLabel):
+        z = outputs.reshape(len(outputs), -1)
+        at = z.detach()
+        return list(((at.sigmoid() * (-at).sigmoid()).sqrt() * z / z.shape[1]).unbind(dim=1))
+    assert isinstance(task, Classes)
+    root = task.class_logits(outputs.detach()).softmax(dim=1).sqrt()
+    return [
+        root[:, c] * task.loss(outputs, torch.full_like(root[:, 0], c, dtype=torch.long)) for c in range(root.shape[1])
+    ]
+
+
+def count(of: str, task: Task, outputs: Tensor) -> int:
+    """Return how many scalars a sample has."""
+    if of != "true":
+        return 1
+    return outputs[:1].numel() if isinstance(task, Binary | MultiLabel) else class_count(task, outputs)
 
 
 def power(of: str) -> int:
@@ -54,27 +88,23 @@ def unfused() -> Iterator[None]:
 def scalars(of: str, task: Task, outputs: Tensor, batch: Batch, probe: bool = False) -> list[Tensor]:
     """Return the scalars (B,) of each sample; their squared gradients are summed over the list.
 
-    ``true`` gives √p_c(x)·ℓ(x, c) for every class c, p without gradient, so that the squares sum to
+    ``true`` gives those of `expected`, so that the squares sum to E_y (∂ℓ(x, y)/∂θ)², y drawn by the model: of classes
     Σ_c p_c (∂ℓ(x, c)/∂θ)².
 
     With ``probe`` a fixed combination of the outputs is added, so that a trial sees gradients where the loss has none.
 
     Returns:
-        One tensor (B,), or one a class.
+        One tensor (B,), or one a class or label.
 
     Raises:
         UserError: the quantity needs labels and the batch has none.
     """
     if probe and of == "true":
-        each = [torch.zeros_like(outputs[:, 0])]
+        each = [torch.zeros_like(outputs.flatten(1)[:, 0])]
     elif of in ("output_norm", "batch_mean_norm"):
         each = [outputs.flatten(1).square().sum(dim=1)]
     elif of == "true":
-        root = outputs.detach().softmax(dim=1).sqrt()
-        each = [
-            root[:, c] * task.loss(outputs, torch.full_like(outputs[:, 0], c, dtype=torch.long))
-            for c in range(outputs.shape[1])
-        ]
+        each = expected(task, outputs)
     else:
         if batch.target is None:
             raise UserError(f"labels for the quantity '{of}'", "none", "use output_norm, true or sampled_loss")

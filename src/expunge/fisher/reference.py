@@ -32,7 +32,7 @@ def sums(
         Float64 tensors in the parameters' shapes.
     """
     total = {n: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for n, p in params.items()}
-    for _, _, found in _each(model, task, batch, params, of, runtime):
+    for _, _, found in rows(model, task, batch, params, of, runtime):
         for name, grad in found:
             total[name] += raised(grad, power(of))
     return total
@@ -49,7 +49,7 @@ def tried(
     total = {n: sample(torch.zeros(p.shape, dtype=torch.float64, device=p.device)) for n, p in params.items()}
     shares = {n: [0.0] * len(batch) for n in params}
     outputs: list[Tensor] = []
-    for row, out, found in _each(model, task, batch, params, of, runtime, probe=True):
+    for row, out, found in rows(model, task, batch, params, of, runtime, probe=True):
         outputs.append(out)
         for name, grad in found:
             term = raised(sample(grad), power(of)).double()
@@ -58,7 +58,7 @@ def tried(
     return torch.cat(outputs), total, shares
 
 
-def _each(
+def rows(
     model: nn.Module,
     task: Task,
     batch: Batch,
@@ -67,7 +67,11 @@ def _each(
     runtime: Runtime,
     probe: bool = False,
 ) -> Iterator[tuple[int, Tensor, list[tuple[str, Tensor]]]]:
-    """Yield, for each sample and each of its scalars, row, outputs and gradients, float32 or wider."""
+    """Take the gradients of each scalar of each sample, float32 or wider.
+
+    Yields:
+        The sample's row, its outputs, and gradients by parameter; those that it does not use are left out.
+    """
     for row in range(len(batch)):
         one = batch.part(slice(row, row + 1))
         with torch.enable_grad(), runtime.autocast():

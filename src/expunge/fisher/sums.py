@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from expunge.fisher.checks import wide
+from expunge.fisher.kernels import Budget, Gradient
 
 WINDOW = 256
 """Samples, or one batch if that is more, that are summed in float32 before the sum goes to float64."""
@@ -81,6 +82,11 @@ class Sums:
             self._recent[name] = recent.zero_()
         self._used.add(name)
         yield self._recent[name]
+
+    def receive(self, name: str, gradient: Gradient, power: int, budget: Budget) -> None:
+        """Take the gradients of one parameter over a batch: add their powers to the window's sum."""
+        with self.open(name) as total:
+            gradient.add(total, power, budget)
 
     def window(self) -> dict[str, Tensor]:
         """Return the window's sums of those parameters that have any, and zeros of the others."""

@@ -14,7 +14,7 @@ from expunge.method import Session, option
 from expunge.methods._steps import Descent, Stepped, only_classes
 from expunge.objectives.ascent import Ascent
 from expunge.scenario import Scenario
-from expunge.task import Task
+from expunge.task import Task, class_count
 from expunge.train import mean_loss
 
 Until = float | Literal["chance"] | None
@@ -77,7 +77,7 @@ class Ceiling:
     def loss(self, batch: Batch) -> Tensor:
         """Return minus the mean loss of a batch of forget samples, a scalar, and keep how many classes there are."""
         outputs = self.descent.outputs(batch)
-        self.classes = outputs.shape[1]
+        self.classes = class_count(self.descent.task, outputs)
         return self.objective.loss(outputs, batch, self.context)
 
     def reached(self) -> bool:

@@ -26,7 +26,7 @@ from expunge.objectives.tau_hinge import TauHinge
 from expunge.passes import Passes, whole
 from expunge.recipe import Recipe
 from expunge.scenario import Scenario
-from expunge.task import Classification, Task
+from expunge.task import Classes, Task, class_count
 from expunge.train import endless_orders, mean_loss
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Composing(Checked):
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline what the objective or the anchor declines."""
         objective, anchor = self.pair
-        if self.accuracy is not None and not isinstance(task, Classification):
+        if self.accuracy is not None and not isinstance(task, Classes):
             return f"{self.name}.accuracy is a share of classes told right, and this task has no classes"
         return objective.declines(task) or anchor.declines(task, model)
 
@@ -306,17 +306,19 @@ class _Course:
     def _measured(self, model: nn.Module) -> Level:
         """Return how much of the forget set a model in eval mode still knows."""
         session, runtime = self.session, self.session.runtime
-        task, classes, labels = session.task, isinstance(session.task, Classification), session.forget.labelled
+        task, labels = session.task, session.forget.labelled
 
         def work(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
             here = batch.to(runtime.torch_device)
             outputs = task.forward(model, here)[0]
             each = self.objective.values(outputs, here, self.context).double().cpu()
             loss = task.loss(outputs, here.target).double().cpu() if labels and here.target is not None else None
-            entropy = -negative_entropy(outputs).double().cpu() if classes else None
-            predicted = task.predictions(outputs).cpu() if classes else None
+            entropy = predicted = None
+            if isinstance(task, Classes):
+                entropy = -negative_entropy(task.class_logits(outputs)).double().cpu()
+                predicted = task.predictions(outputs).cpu()
             target = None if here.target is None else here.target.cpu()
-            return each, loss, entropy, predicted, target, outputs.shape[1] if classes else 0
+            return each, loss, entropy, predicted, target, class_count(task, outputs)
 
         model.eval()
         with torch.no_grad(), runtime.autocast():
@@ -352,7 +354,7 @@ def _known(session: Session, stored: Known) -> Known:
         return stored
     runtime, task = session.runtime, session.task
     tau = mean_loss(session.model, task, holdout, runtime)
-    if not isinstance(task, Classification):
+    if not isinstance(task, Classes):
         return Known(tau, None)
 
     def right(batch: Batch) -> int:

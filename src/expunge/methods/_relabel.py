@@ -13,7 +13,7 @@ from expunge.methods._steps import Descent, Stepped, Taken, only_classes
 from expunge.objectives import Context
 from expunge.objectives.random_label import RandomLabel
 from expunge.scenario import Scenario
-from expunge.task import Task, check_targets, sample_losses
+from expunge.task import Task, check_targets, class_count, sample_losses
 from expunge.train import Recipe
 
 Order = Literal["forget_first", "mixed"]
@@ -36,7 +36,7 @@ def mixed_loss(descent: Descent, taken: Taken, objective: RandomLabel, context: 
     own = taken.of(0)
     target = batch.target.long().clone()
     index = batch.index[own.to(batch.index.device)]
-    target[own] = objective.relabelled(target[own], index, outputs.shape[1], context)
+    target[own] = objective.relabelled(target[own], index, class_count(descent.task, outputs), context)
     return descent.weighted(sample_losses(descent.task, outputs, target), batch).mean()
 
 

@@ -15,7 +15,7 @@ from expunge.methods._steps import Descent, Stepped, Taken, only_classes
 from expunge.objectives import bad_teacher
 from expunge.references import CHUNDAWAT_2023
 from expunge.scenario import Scenario
-from expunge.task import Task
+from expunge.task import Task, class_logits
 from expunge.train import Recipe
 
 
@@ -92,9 +92,9 @@ class BadTeacher(Stepped):
 
         def loss(model: nn.Module, now: Taken) -> Tensor:
             with torch.no_grad():
-                good = session.task.forward(session.original, now.batch)[0]
+                good = class_logits(session.task, session.task.forward(session.original, now.batch)[0])
             teacher = torch.where(now.of(0)[:, None], context.taught(now.batch), good)
-            return objective.distance(teacher, descent.outputs(now.batch))
+            return objective.distance(teacher, context.logits(descent.outputs(now.batch)))
 
         for _ in range(self.epochs):
             descent.epoch([session.forget, kept], loss)

@@ -13,6 +13,7 @@ from expunge.data import Batch
 from expunge.errors import UserError
 from expunge.fisher import diagonal
 from expunge.fisher.checks import wide
+from expunge.fisher.quantities import expects
 from expunge.method import Needs, Reference, Search, See, Session, State, option
 from expunge.methods._fields import Checked
 from expunge.methods._steps import only_classes
@@ -20,7 +21,7 @@ from expunge.recipe import Recipe
 from expunge.references import GOLATKAR_2020
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
-from expunge.task import Task
+from expunge.task import Task, class_count
 from expunge.tensors import parameters
 
 Form = Literal["quartic", "variance"]
@@ -75,7 +76,7 @@ def variances(
 
 
 def head_of(model: nn.Module, task: Task, batch: Batch, *, by_shape: bool = False) -> tuple[set[str], int]:
-    """Return the names of the parameters that give the logits, and the number K of classes.
+    """Return the names of the parameters that give the logits, and the number K of logits.
 
     A parameter is the head's where it has K rows and row c moves logit c alone, which the gradients of a few samples
     show; of a model that ends in a softmax there is none.
@@ -120,10 +121,12 @@ class FisherForgetting(Checked):
     around 0 with a variance of 10⁻³. The head is what gives one logit a row; ``compat="official"`` takes every tensor
     whose first dimension is K for it, as the code does.
 
+    Where one logit tells two classes none has a row of its own, and none is drawn around 0.
+
     Needs inputs of the retain set, no labels, and nothing of the forget set. Passes: the retain set once, with one
-    backward pass a class. Declines tasks without classes. BatchNorm statistics stay, and weights that masks hold. The
-    noise comes from the seed and the number of requests before. The paper's λσ_h² is not known to us; the default
-    gives the noise that the code has where it begins to cap, a deviation of 0.032 at F = 10⁻³.
+    backward pass a class, or a label of several. Declines tasks without either. BatchNorm statistics stay, and weights
+    that masks hold. The noise comes from the seed and the number of requests before. The paper's λσ_h² is not known to
+    us; the default gives the noise that the code has where it begins to cap, a deviation of 0.032 at F = 10⁻³.
     """
 
     distributed: ClassVar[bool] = True
@@ -162,8 +165,9 @@ class FisherForgetting(Checked):
         return {name: times * (1 + 2 * classes) / 3 for name, times in self.passes(phase, recipe).items()}
 
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
-        """Decline tasks without classes."""
-        return only_classes(task, "it takes the Fisher information over the model's classes")
+        """Decline tasks whose targets are no classes or labels, over which an expectation is a sum."""
+        why = "it takes the Fisher information over the model's classes"
+        return None if expects(task) else only_classes(task, why)
 
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """One pass over the retain set for F, then the noise; the next request draws another."""
@@ -202,13 +206,19 @@ class FisherForgetting(Checked):
         """Return the names of the head's parameters, the class to forget, and whether a whole class is forgotten."""
         few = session.retain.read(range(min(PROBED, len(session.retain)))).to(session.runtime.torch_device)
         head, k = head_of(session.model, session.task, few, by_shape=self.compat == "official")
+        with torch.no_grad():
+            outputs = session.task.forward(session.model, few)[0]
         session.record("head", sorted(head))
         scenario = session.scenario
         if scenario is None or scenario.kind != "class":
             return head, None, False
-        label = int(scenario.target)
-        if not 0 <= label < k:
-            raise UserError(f"a class from 0 to {k - 1} to forget", str(label), "name a class of the model")
+        label, classes = int(scenario.target), class_count(session.task, outputs)
+        if not 0 <= label < classes:
+            raise UserError(f"a class from 0 to {classes - 1} to forget", str(label), "name a class of the model")
+        if k != classes:
+            text = f"One logit tells both classes, so class {label} has no row of its own, and none is drawn around 0."
+            session.record("note", text)
+            return head, None, True
         if not head:
             text = f"No layer gives one logit a row, so the row of class {label} was not found, and not drawn around 0."
             session.record("note", text)

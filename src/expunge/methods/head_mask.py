@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from expunge.errors import UserError
 from expunge.method import Method, Nature, Needs, Reference, Session, State, option
 from expunge.scenario import Scenario
-from expunge.task import Classification, Task, output_tensor
+from expunge.task import Classes, Task, output_tensor
 
 
 class LowerLogit:
@@ -45,11 +45,15 @@ class LowerLogit:
         return value
 
     def lower(self, logits: Tensor) -> Tensor:
-        """Return logits (B, K) with the class's one lowered.
+        """Return logits (B, K) with the class's one lowered; of a single logit of two classes (B,) or (B, 1), ∓margin.
 
         Raises:
             UserError: the model has no such class.
         """
+        if logits.shape[1:] in ((), (1,)):
+            if self.label not in (0, 1):
+                raise UserError("a class from 0 to 1", str(self.label), "name a class of the model")
+            return logits * 0 + (-self.margin if self.label else self.margin)  # the gradient is 0, and there
         if not 0 <= self.label < logits.shape[1]:
             raise UserError(f"a class from 0 to {logits.shape[1] - 1}", str(self.label), "name a class of the model")
         here = torch.arange(logits.shape[1], device=logits.device) == self.label
@@ -61,7 +65,8 @@ class LowerLogit:
 class HeadMask(Method):
     """Lower the forgotten class's logit below all others by a forward hook; no weight changes.
 
-    f_c(x) ← min_{k≠c} f_k(x) − margin.
+    f_c(x) ← min_{k≠c} f_k(x) − margin. Of two classes told by a single logit that leaves a constant, −margin for
+    class 1 and margin for class 0: with one class hidden all samples are of the other.
     """
 
     unlearns = Needs(scenario=True)
@@ -79,7 +84,7 @@ class HeadMask(Method):
 
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline tasks without classes and forget sets that are no class."""
-        if not isinstance(task, Classification):
+        if not isinstance(task, Classes):
             return "it masks a class's logit, and this task has no classes"
         if scenario is not None and scenario.kind != "class":
             return f"it masks one class, and the forget set is of kind '{scenario.kind}'"

@@ -18,7 +18,7 @@ from expunge.methods._steps import Descent, Stepped, Taken
 from expunge.objectives._base import Context, Level
 from expunge.objectives.tau_hinge import Hinge, Reduction, TauHinge
 from expunge.references import TRIPPA_2024
-from expunge.task import Classification
+from expunge.task import Classes, class_count
 from expunge.train import Recipe, batch_orders, outputs_and_losses
 
 log = logging.getLogger(__name__)
@@ -316,11 +316,11 @@ class _Aim:
 
     def _classes(self) -> int:
         """Return K, or 0 of a task without classes."""
-        if not isinstance(self.session.task, Classification):
+        if not isinstance(self.session.task, Classes):
             return 0
         batch = self.session.holdout.read([0]).to(self.session.runtime.torch_device)
         with torch.no_grad():
-            return self.descent.outputs(batch).shape[1]
+            return class_count(self.session.task, self.descent.outputs(batch))
 
     def refresh(self) -> None:
         """Take τ anew."""

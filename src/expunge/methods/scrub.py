@@ -175,9 +175,9 @@ class SCRUB(Stepped):
         def loss(_: nn.Module, now: Taken) -> Tensor:
             batch, teacher = now.batch, context.taught(now.batch)
             if batch.target is None:
-                return self.following(teacher, descent.outputs(batch), None)
+                return self.following(teacher, context.logits(descent.outputs(batch)), None)
             outputs, losses = outputs_and_losses(descent.model, descent.task, batch)
-            return self.following(teacher, outputs, descent.weighted(losses, batch))
+            return self.following(teacher, context.logits(outputs), descent.weighted(losses, batch))
 
         descent.epoch([descent.session.retain], loss, rate=rate, name="min_loss")
 

@@ -22,10 +22,11 @@ from expunge.metric import Audit, Unavailable, Value, missing
 from expunge.passes import out_of_memory
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
-from expunge.task import Classification, Task
+from expunge.task import Classes, Task
 
 T = TypeVar("T")
 Order = Iterator[NDArray[np.int64]]
+Build = Callable[[nn.Module], torch.optim.Optimizer]
 UNDEFINED = (
     "the model itself was not given",
     "no copy of the model can be made",
@@ -101,11 +102,16 @@ class Part:
         return Part(replace(self.data, positions=self.data.positions[at]), self.at[at])
 
     def order(self, size: int, *names: object) -> Order:
-        """Yield positions in the part, ``size`` at a time: one seeded permutation of it after another, without end."""
-        generator = np.random.default_rng(named_seed(*names))
-        endless = itertools.chain.from_iterable(generator.permutation(len(self)) for _ in itertools.count())
-        while True:
-            yield np.fromiter(endless, np.int64, size)
+        """Yield positions in the part, ``size`` at a time, see `endless`."""
+        return endless(len(self), size, *names)
+
+
+def endless(n: int, size: int, *names: object) -> Order:
+    """Yield positions below n, ``size`` at a time: one permutation, seeded by names, after another, without end."""
+    generator = np.random.default_rng(named_seed(*names))
+    every = itertools.chain.from_iterable(generator.permutation(n) for _ in itertools.count())
+    while True:
+        yield np.fromiter(every, np.int64, size)
 
 
 def some(audit: Audit, split: str, limit: int, *names: object) -> Part:
@@ -123,15 +129,16 @@ def some(audit: Audit, split: str, limit: int, *names: object) -> Part:
 
 
 def training(
-    model: nn.Module, task: Task, sources: Sequence[tuple[Part, Order]], lr: float, runtime: Runtime
+    model: nn.Module, task: Task, sources: Sequence[tuple[Part, Order]], how: float | Build, runtime: Runtime
 ) -> Iterator[int]:
-    """Train a copy in place by plain SGD on the unweighted mean loss; yield the number of steps done: 0, 1, 2, ...
+    """Train a copy in place on the unweighted mean loss; yield the number of steps done: 0, 1, 2, ...
 
     Args:
         model: the copy; its mode is kept.
         task: outputs and per-sample loss.
-        sources: samples with the order in which they are taken; each step takes one batch of each.
-        lr: learning rate.
+        sources: samples with the order in which they are taken; each step takes one batch of each, which may be empty
+            of all but one.
+        how: learning rate of plain SGD, or what builds the optimiser of a model.
         runtime: device, precision.
 
     Yields:
@@ -143,10 +150,11 @@ def training(
     params = list(tensors.parameters(model).values())
     if not params:
         raise Stopped("the model has no trainable parameters")
-    optimizer = torch.optim.SGD(params, lr=lr)
+    optimizer = how(model) if callable(how) else torch.optim.SGD(params, lr=how)
     for count in itertools.count():
         yield count
-        batches = [part.data.read(next(order)).to(runtime.torch_device) for part, order in sources]
+        picks = [(part, next(order)) for part, order in sources]
+        batches = [part.data.read(pick).to(runtime.torch_device) for part, pick in picks if len(pick)]
         total = sum(len(batch) for batch in batches)
         optimizer.zero_grad(set_to_none=True)
         moved = False
@@ -179,14 +187,14 @@ def judged(said: Outputs, task: Task) -> NDArray[np.float64]:
     """Return the same of outputs that were collected, labels being there."""
     assert said.target is not None
     assert said.loss is not None
-    right = said.prediction.eq(said.target).double() if isinstance(task, Classification) else said.loss
+    right = said.prediction.eq(said.target).double() if isinstance(task, Classes) else said.loss
     found: NDArray[np.float64] = right.numpy()
     return found
 
 
-def before(audit: Audit, part: Part, role: str = "model") -> NDArray[np.float64]:
-    """Return what a role answered on forget samples before anything was changed, from the evidence."""
-    return judged(audit.said("forget", role).take(torch.from_numpy(part.at)), audit.task)
+def before(audit: Audit, part: Part, role: str = "model", split: str = "forget") -> NDArray[np.float64]:
+    """Return what a role answered on samples of a split before anything was changed, from the evidence."""
+    return judged(audit.said(split, role).take(torch.from_numpy(part.at)), audit.task)
 
 
 def value(answers: NDArray[np.float64], task: Task) -> Value:
@@ -195,7 +203,7 @@ def value(answers: NDArray[np.float64], task: Task) -> Value:
     Answers that are shares themselves, means over draws, vary less than those that are 0 or 1 with the same mean:
     for them Wilson's interval, from the counts around theirs, is wide enough.
     """
-    if not isinstance(task, Classification):
+    if not isinstance(task, Classes):
         return Value.of(stats.mean_t(answers), "loss")
     n, total = len(answers), float(answers.sum())
     few, many = int(np.floor(total + 1e-9)), int(np.ceil(total - 1e-9))
@@ -216,7 +224,7 @@ def gap(audit: Audit, name: str, own: NDArray[np.float64], other: Callable[[], N
     found = tried(other)
     if isinstance(found, Unavailable):
         return
-    shares = isinstance(audit.task, Classification)
+    shares = isinstance(audit.task, Classes)
     binary = shares and bool(np.isin(own, (0, 1)).all() and np.isin(found, (0, 1)).all())
     between = stats.paired_proportions(own, found) if binary else stats.paired(own, found)
     audit.kept.gaps[name] = Value.of(between, "1" if shares else "loss")
@@ -243,7 +251,7 @@ def once(audit: Audit, role: str, what: Hashable, work: Callable[[str], T]) -> T
     model = audit.models.get(role)
     if model is None or model is not audit.models.get("retrained"):
         return work(role)
-    parts = [audit.data[split] for split in ("forget", "retain") if split in audit.data]
+    parts = [audit.data[split] for split in ("forget", "retain", "test_forget") if split in audit.data]
     samples = tuple((weakref.ref(part.source), part.positions.tobytes()) for part in parts)
     where = (audit.runtime.precision, audit.runtime.torch_device, id(audit.task))
     trained = tuple(p.requires_grad for p in model.parameters())

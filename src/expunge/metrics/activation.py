@@ -83,7 +83,7 @@ class Activation(Metric):
         pair = beside(audit, split, self.needs)
         if isinstance(pair, Unavailable):
             return pair
-        p, q = (said.outputs for said in pair)
+        p, q = (said.logits for said in pair)
         limits, unit = (0.0, _LIMIT[self.convention]), _LABELS[self.convention]
         if self.convention == "rms":  # the root of the mean square, and of the ends of its interval
             square = within(stats.mean_t(l2(p, q).square().numpy()), (0.0, limits[1] ** 2))

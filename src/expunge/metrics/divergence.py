@@ -62,7 +62,7 @@ class Divergence(Metric):
         pair = beside(audit, split, self.needs)
         if isinstance(pair, Unavailable):
             return pair
-        p, q = (said.outputs for said in pair)
+        p, q = (said.logits for said in pair)
         if self.compat:
             return mean(js_compat(p, q), (0.0, math.inf), "nats per class")
         return mean(js(p, q, self.base), (0.0, LIMIT[self.base]), self.base)

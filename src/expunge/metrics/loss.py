@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from expunge import stats
 from expunge.metric import SPLITS, Audit, Found, Goal, Metric, Number, Unavailable, Value, missing
-from expunge.task import Classification
+from expunge.task import Classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,12 @@ class Loss(Metric):
 
     def measure(self, audit: Audit) -> Found:
         """Return the mean loss on each split."""
-        unit = "nats" if isinstance(audit.task, Classification) else "loss"
+        unit = "nats" if isinstance(audit.task, Classes) else "loss"
         return {f"loss/{split}": self._one(audit, split, unit) for split in SPLITS}
 
     def _one(self, audit: Audit, split: str, unit: str) -> Value | Unavailable:
         reason = missing(frozenset({split, "labels"}), audit)
-        if reason is None and isinstance(audit.task, Classification):
+        if reason is None and isinstance(audit.task, Classes):
             reason = audit.flaws.get("model")
         if reason:
             return Unavailable(reason)

@@ -10,7 +10,7 @@ from expunge import stats
 from expunge.metric import Audit, Found, Goal, Metric, Number, Unavailable, Value, missing
 from expunge.metrics._distance import mean
 from expunge.stats import Interval
-from expunge.task import Classification, Regression
+from expunge.task import Classes, Quantile, Regression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Paired(Metric):
         }
 
     def _gap(self, audit: Audit) -> Value | Unavailable:
-        if not isinstance(audit.task, Classification):
+        if not isinstance(audit.task, Classes):
             return Unavailable("the task has no classes")
         own, other = (audit.said("forget", role).signals.confidence for role in ("model", "retrained"))
         assert own is not None
@@ -87,15 +87,15 @@ class Paired(Metric):
         return mean((own - other).abs(), (0.0, 1.0), "1")
 
     def _distance(self, audit: Audit) -> Value | Unavailable:
-        if not isinstance(audit.task, Regression):
+        if not isinstance(audit.task, Regression | Quantile):
             return Unavailable("it is a distance of regression")
-        own, other = (audit.said("forget", role).outputs for role in ("model", "retrained"))
-        return mean((own - other).abs().flatten(1).mean(dim=1), (0.0, math.inf), "target units")
+        own, other = (audit.said("forget", role).prediction for role in ("model", "retrained"))
+        return mean((own - other).abs().reshape(len(own), -1).mean(dim=1), (0.0, math.inf), "target units")
 
     def _shift(self, audit: Audit, split: str) -> Interval | Unavailable:
         """Return the mean shift on a split."""
         own, other = audit.said(split), audit.said(split, "retrained")
-        if isinstance(audit.task, Classification):
+        if isinstance(audit.task, Classes):
             a, b = own.signals.margin, other.signals.margin
             assert a is not None
             assert b is not None
@@ -118,7 +118,7 @@ class Paired(Metric):
         return stats.difference(there, beyond)
 
     def _valued(self, found: Interval | Unavailable, audit: Audit) -> Value | Unavailable:
-        unit = "nats" if isinstance(audit.task, Classification) else "loss"
+        unit = "nats" if isinstance(audit.task, Classes) else "loss"
         return found if isinstance(found, Unavailable) else Value.of(found, unit)
 
 

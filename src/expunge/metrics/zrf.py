@@ -116,12 +116,12 @@ class Zrf(Metric):
         said = audit.once(name, lambda: untrained(template, audit, split, self.draws))
         if isinstance(said, Unavailable):
             return said
-        own = audit.said(split).outputs
+        own = audit.said(split).logits
         if said[0].shape != own.shape:
             return Unavailable("the untrained network has other outputs than the model")
         apart = self._apart(own, said)
         if missing(frozenset({split, "retrained"}), audit) is None:
-            between = zrf(1 + apart - self._apart(audit.said(split, "retrained").outputs, said))
+            between = zrf(1 + apart - self._apart(audit.said(split, "retrained").logits, said))
             audit.kept.gaps[self._name(split)] = Value.of(between, self._unit)
         low = -math.inf if self.compat else 1 - LIMIT[self.base]
         return Value.of(within(zrf(apart), (low, 1.0)), self._unit)
@@ -161,7 +161,7 @@ def untrained(template: nn.Module, audit: Audit, split: str, draws: int) -> list
             return Unavailable(f"the untrained network's weights hardly depend on the seed: it is {why}")
         if draw < draws:
             try:
-                said.append(collect(made, audit.task, audit.data[split], runtime=audit.runtime).outputs)
+                said.append(collect(made, audit.task, audit.data[split], runtime=audit.runtime).logits)
             except NotFinite:
                 return Unavailable("the untrained network's outputs hold NaN or infinity")
     return said

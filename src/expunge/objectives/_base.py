@@ -15,7 +15,7 @@ from expunge.errors import UserError
 from expunge.method import Needs, Reference, See, Session
 from expunge.objectives._labels import uniform
 from expunge.part import Checks
-from expunge.task import Classification, Task, sample_losses
+from expunge.task import Classes, Task, class_count, class_logits, sample_losses
 
 GONE = 0.01  # of a class: the share of its samples that may still be told right
 
@@ -40,11 +40,23 @@ class Context:
     accuracy: float | None = None
     whole_class: bool = False
 
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return one logit a class, (B, K), of a network's outputs (B, ...).
+
+        Raises:
+            UserError: the task has no exclusive classes.
+        """
+        return class_logits(self.task, outputs, "this objective")
+
+    def count(self, outputs: Tensor) -> int:
+        """Return the number of classes K, 0 where there are none."""
+        return class_count(self.task, outputs)
+
     def taught(self, batch: Batch) -> Tensor:
-        """Return the teacher's outputs (B, K), without gradients."""
+        """Return the teacher's class logits (B, K), without gradients."""
         assert self.teacher is not None
         with torch.no_grad():
-            return self.task.forward(self.teacher, batch)[0]
+            return self.logits(self.task.forward(self.teacher, batch)[0])
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Objective(Checks, ABC):
 
     def declines(self, task: Task) -> str | None:
         """Return why a task has no such objective, or None."""
-        if self.classes and not isinstance(task, Classification):
+        if self.classes and not isinstance(task, Classes):
             return f"the objective {self.name} is of classes, and this task has none"
         return None
 
@@ -131,7 +143,7 @@ class Objective(Checks, ABC):
         """Return U of each sample (B,), before any cap.
 
         Args:
-            outputs: of the model that forgets, (B, K).
+            outputs: of the model that forgets, (B, ...).
             batch: samples of the forget set.
             context: of the request.
         """
@@ -140,7 +152,7 @@ class Objective(Checks, ABC):
         """Return what a step on a batch lowers, a scalar: the mean of `values`, without gradient past the cap.
 
         Args:
-            outputs: of the model that forgets, (B, K).
+            outputs: of the model that forgets, (B, ...).
             batch: samples of the forget set.
             context: of the request.
         """
@@ -148,14 +160,14 @@ class Objective(Checks, ABC):
         if self.weighed and batch.weight is not None:
             values = values * batch.weight.to(values)
         mean = values.mean()
-        return mean.detach() if self.past(mean.detach(), outputs) else mean
+        return mean.detach() if self.past(mean.detach(), context.count(outputs)) else mean
 
-    def past(self, mean: Tensor, outputs: Tensor) -> bool:
+    def past(self, mean: Tensor, classes: int) -> bool:
         """Return whether a batch's mean is past the cap.
 
         Args:
             mean: of its values, a scalar.
-            outputs: of the model, (B, K).
+            classes: K, or 0 where there are none.
         """
         return False
 

@@ -11,7 +11,7 @@ from expunge.data import Batch
 from expunge.objectives._base import Context, Level, Objective, level_cap, loss_words, losses
 from expunge.part import Reference, option
 from expunge.references import THUDI_2022
-from expunge.task import Classification, Task
+from expunge.task import Classes, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Ascent(Objective):
 
     def declines(self, task: Task) -> str | None:
         """Decline a cap of ln K where there are no classes."""
-        if self.cap is None and not isinstance(task, Classification):
+        if self.cap is None and not isinstance(task, Classes):
             return "the objective ascent is capped at 2·ln K of K classes, and this task has none: set its cap"
         return None
 
@@ -51,9 +51,9 @@ class Ascent(Objective):
         """Return minus the task's loss of each sample (B,)."""
         return -losses(outputs, batch, context)
 
-    def past(self, mean: Tensor, outputs: Tensor) -> bool:
+    def past(self, mean: Tensor, classes: int) -> bool:
         """Return whether a batch's mean loss is at the cap or above."""
-        return self.capped and -float(mean) >= level_cap(self.cap, outputs.shape[-1])
+        return self.capped and -float(mean) >= level_cap(self.cap, classes)
 
     def reached(self, level: Level, context: Context) -> bool:
         """Return whether the mean loss is at the cap or above."""

@@ -46,11 +46,12 @@ class BadTeacher(Objective):
 
     def values(self, outputs: Tensor, batch: Batch, context: Context) -> Tensor:
         """Return KL(t ‖ p) of each sample (B,), in nats."""
-        return self._scaled(divergence(context.taught(batch), outputs, self.temperature), outputs.shape[1])
+        student = context.logits(outputs)
+        return self._scaled(divergence(context.taught(batch), student, self.temperature), student.shape[1])
 
     def loss(self, outputs: Tensor, batch: Batch, context: Context) -> Tensor:
         """Return the mean of KL(t ‖ p) over a batch, a scalar."""
-        return self.distance(context.taught(batch), outputs)
+        return self.distance(context.taught(batch), context.logits(outputs))
 
     def distance(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Return the mean over a batch of KL(softmax(teacher/T) ‖ softmax(student/T)), whoever teaches.

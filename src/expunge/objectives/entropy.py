@@ -29,7 +29,7 @@ class Entropy(Objective):
 
     def values(self, outputs: Tensor, batch: Batch, context: Context) -> Tensor:
         """Return Σ_k p_k·ln p_k of each sample (B,)."""
-        return negative_entropy(outputs)
+        return negative_entropy(context.logits(outputs))
 
     def reached(self, level: Level, context: Context) -> bool:
         """Return whether the mean entropy is at the target or above."""

@@ -45,7 +45,7 @@ class RandomLabel(Objective):
         """Return the task's loss under the drawn labels, (B,)."""
         own = targets(batch)
         check_targets(context.task, outputs, own)
-        wrong = self.relabelled(own, batch.index, outputs.shape[1], context)
+        wrong = self.relabelled(own, batch.index, context.count(outputs), context)
         return sample_losses(context.task, outputs, wrong)
 
     def relabelled(self, labels: Tensor, index: Tensor, classes: int, context: Context) -> Tensor:

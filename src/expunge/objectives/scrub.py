@@ -42,11 +42,11 @@ class Scrub(Objective):
 
     def values(self, outputs: Tensor, batch: Batch, context: Context) -> Tensor:
         """Return −T²·KL(p_o ‖ p) of each sample (B,), in nats."""
-        return -divergence(context.taught(batch), outputs, self.temperature)
+        return -divergence(context.taught(batch), context.logits(outputs), self.temperature)
 
-    def past(self, mean: Tensor, outputs: Tensor) -> bool:
+    def past(self, mean: Tensor, classes: int) -> bool:
         """Return whether a batch's mean divergence, without T², is at the cap or above."""
-        return self.capped and -float(mean) / self.temperature**2 >= level_cap(self.cap, outputs.shape[1])
+        return self.capped and -float(mean) / self.temperature**2 >= level_cap(self.cap, classes)
 
     def reached(self, level: Level, context: Context) -> bool:
         """Return whether the mean divergence is at the cap or above."""

@@ -13,7 +13,6 @@ from expunge.errors import UserError
 from expunge.objectives._base import Context, Level, Objective, loss_words, losses
 from expunge.part import Reference, option
 from expunge.references import TRIPPA_2024
-from expunge.task import Classification
 
 Hinge = Literal["one_sided", "two_sided"]
 Reduction = Literal["auto", "batch", "sample"]
@@ -81,12 +80,12 @@ class TauHinge(Objective):
 
     def values(self, outputs: Tensor, batch: Batch, context: Context) -> Tensor:
         """Return the hinge on the loss of each sample (B,)."""
-        return self.hinged(losses(outputs, batch, context), self.level(_classes(outputs, context), context))
+        return self.hinged(losses(outputs, batch, context), self.level(context.count(outputs), context))
 
     def loss(self, outputs: Tensor, batch: Batch, context: Context) -> Tensor:
         """Return the hinge on the batch's mean loss, or the mean over samples, a scalar."""
         found = losses(outputs, batch, context)
-        return self.of(found, self.level(_classes(outputs, context), context), each=self.each(context))
+        return self.of(found, self.level(context.count(outputs), context), each=self.each(context))
 
     def of(self, losses: Tensor, tau: float, *, each: bool) -> Tensor:
         """Return U of a batch, a scalar.
@@ -115,10 +114,6 @@ class TauHinge(Objective):
         """Return in words how far it is."""
         assert level.loss is not None
         return loss_words(level.loss, "mean loss", self.level(level.classes, context))
-
-
-def _classes(outputs: Tensor, context: Context) -> int:
-    return outputs.shape[1] if isinstance(context.task, Classification) else 0
 
 
 OBJECTIVE = TauHinge

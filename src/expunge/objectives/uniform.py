@@ -29,8 +29,9 @@ class Uniform(Objective):
 
     def values(self, outputs: Tensor, batch: Batch, context: Context) -> Tensor:
         """Return KL(1/K ‖ p) of each sample (B,), in nats."""
-        logs = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).log_softmax(dim=1)
-        return -math.log(outputs.shape[1]) - logs.mean(dim=1)
+        logits = context.logits(outputs)
+        logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+        return -math.log(logits.shape[1]) - logs.mean(dim=1)
 
     def reached(self, level: Level, context: Context) -> bool:
         """Return whether the mean entropy is at the target or above."""

@@ -20,13 +20,14 @@ from expunge.errors import ExpungeError, UserError, listing, suggest
 from expunge.files import jsonable, there
 from expunge.method import Method
 from expunge.methods import build
-from expunge.project.config import NAME, Config, DataSection, ModelSection, RuntimeSection, read
+from expunge.project.config import NAME, Config, DataSection, ModelSection, RuntimeSection, TaskSection, read
 from expunge.project.entry import is_entry
 from expunge.project.networks import WEIGHTS, Built, Network, Pretrained, open_network
 from expunge.project.samples import Samples, matches
 from expunge.project.template import template
+from expunge.recipe import fields_of
 from expunge.runtime import Runtime
-from expunge.task import Classification, Regression, Task, check_targets
+from expunge.task import Binary, Classification, MultiLabel, Quantile, Regression, Task, check_targets, class_count
 from expunge.tensors import eval_mode
 from expunge.train import Recipe, fit, fresh
 from expunge.zoo import Problem
@@ -129,7 +130,7 @@ class Project:
         """The reader of the project's own files."""
         checkpoint = self.network.checkpoint if isinstance(self.network, Pretrained) else None
         section = self.config.data
-        return Samples(section, self.folder, self.config.task.kind == "regression", checkpoint)
+        return Samples(section, self.folder, self.config.task.kind, checkpoint)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -139,7 +140,7 @@ class Project:
     @cached_property
     def _named_samples(self) -> Samples:
         section = self.config.data.model_copy(update={"classes": list(self.classes)})
-        return Samples(section, self.folder, self.samples.real, self.samples.checkpoint)
+        return Samples(section, self.folder, self.samples.task, self.samples.checkpoint)
 
     @cached_property
     def full_train(self) -> Data:
@@ -246,8 +247,7 @@ class Project:
         """What is predicted."""
         if self.zoo is not None:
             return self.zoo.task
-        section = self.config.task
-        return Classification() if section.kind == "classification" else Regression(error=section.error)
+        return task_of(self.config.task)
 
     @property
     def recipe(self) -> Recipe | None:
@@ -259,8 +259,7 @@ class Project:
         given = self.config.recipe
         if given is None:
             return None if self.zoo is None else self.zoo.recipe
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return Recipe(**plain)
+        return Recipe(**fields_of(given))
 
     @property
     def new_model(self) -> Callable[[], nn.Module] | None:
@@ -377,11 +376,13 @@ class Project:
 
     def _check_names(self, outputs: torch.Tensor) -> None:
         """Refuse class names that are not one an output: labels would be taken for other classes without a word."""
-        names = self.class_names
-        if names and isinstance(self.task, Classification) and outputs.dim() == 2 and outputs.shape[1] != len(names):
+        names, count = self.class_names, class_count(self.task, outputs) if outputs.dim() == 2 else 0
+        if names and count and count != len(names):
             got = f"{len(names)} names: {listing(names)}"
+            if isinstance(self.task, Binary):
+                raise UserError("names of two classes for a task of kind binary", got, "set kind to classification")
             remedy = "list them in [data] classes, in the order of the outputs"
-            raise UserError(f"a class name for each of the network's {outputs.shape[1]} outputs", got, remedy)
+            raise UserError(f"a class name for each of the network's {count} outputs", got, remedy)
 
     def like(self, other: Project) -> str | None:
         """Return what differs between two projects that must agree on model and task, or None."""
@@ -402,6 +403,24 @@ class Project:
         if (mine.recipe or {}).get("canaries", 0) != (theirs.recipe or {}).get("canaries", 0):
             return "recipe.canaries"
         return None
+
+
+def task_of(section: TaskSection) -> Task:
+    """Return the task that ``[task]`` of a project file says.
+
+    Raises:
+        UserError: it sets a key of another kind of task.
+    """
+    for key, kind in (("error", "regression"), ("quantiles", "quantile")):
+        if key in section.model_fields_set and section.kind != kind:
+            want, got = f"kind = '{kind}' in [task] beside {key}", f"kind = '{section.kind}'"
+            raise UserError(want, got, f"take {key} out, or change the kind")
+    if section.kind == "quantile":
+        return Quantile(quantiles=tuple(section.quantiles))
+    if section.kind == "regression":
+        return Regression(error=section.error)
+    kinds: dict[str, Task] = {"classification": Classification(), "binary": Binary(), "multilabel": MultiLabel()}
+    return kinds[section.kind]
 
 
 def _tried(work: Callable[[], T], expected: str) -> T:

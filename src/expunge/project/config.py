@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from expunge.errors import UserError, suggest
 from expunge.project import sections
 from expunge.project.sections import LARGEST, Count, Free, Pixels, Section, Word, Words
-from expunge.recipe import Recipe
+from expunge.recipe import KEYS
+from expunge.task import Quantile
 
 NAME = "expunge.toml"
+_WORD: TypeAdapter[str] = TypeAdapter(Word)
+_WORDS: TypeAdapter[list[str]] = TypeAdapter(Words)
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}")
 
 
@@ -31,6 +33,17 @@ class ModelSection(Section):
     network: str = ""
     weights: Word | None = None
     base: Word | None = None
+
+
+def _columns(value: Any) -> str | list[str] | None:
+    """Refuse what is neither the name of a column nor a list of some."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _WORD.validate_python(value)
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise ValueError("should be a column or a list of columns")
+    return _WORDS.validate_python(value)
 
 
 class ImageSection(Section):
@@ -72,7 +85,7 @@ class DataSection(Section):
         holdout: validation samples.
         test: test samples.
         inputs: columns that the network is given.
-        target: column of labels.
+        target: column of labels; several stand side by side, of several labels or real targets a sample.
         id: column of unique, stable ids.
         subject: column that names the person or customer.
         subclass: column of finer classes.
@@ -90,7 +103,7 @@ class DataSection(Section):
     holdout: Word | None = None
     test: Word | None = None
     inputs: Words = []
-    target: Word | None = None
+    target: Annotated[Any, AfterValidator(_columns)] = None
     id: Word | None = None
     subject: Word | None = None
     subclass: Word | None = None
@@ -101,16 +114,27 @@ class DataSection(Section):
     text: TextSection = TextSection()
 
 
+def _levels(value: list[float]) -> list[float]:
+    """Refuse levels that no quantiles have."""
+    try:
+        Quantile(quantiles=tuple(value))
+    except UserError as error:
+        raise ValueError(f"{error.expected} were expected") from error
+    return value
+
+
 class TaskSection(Section):
     """What the network predicts.
 
     Args:
-        kind: ``classification`` or ``regression``.
+        kind: ``classification``, ``binary``, ``multilabel``, ``regression`` or ``quantile``.
         error: of regression, ``squared`` or ``absolute``.
+        quantiles: of the kind quantile, the levels in the order of the network's outputs, rising.
     """
 
-    kind: Literal["classification", "regression"] = "classification"
+    kind: Literal["classification", "binary", "multilabel", "regression", "quantile"] = "classification"
     error: Literal["squared", "absolute"] = "squared"
+    quantiles: Annotated[list[float], AfterValidator(_levels)] = [0.1, 0.5, 0.9]
 
 
 class RuntimeSection(Section):
@@ -192,7 +216,7 @@ class Config(Section):
         model: network and weights.
         data: samples and columns.
         task: what is predicted.
-        recipe: how the network was trained, fields of `expunge.train.Recipe`; for retraining.
+        recipe: how the network was trained, as `expunge.recipe.fields_of` reads it; for retraining.
         method: name and fields of the method.
         runtime: how work runs.
         policy: what a request may do.
@@ -226,13 +250,12 @@ def read(path: Path) -> Config:
 
 
 def check_recipe(given: Free, path: Path, text: str, tables: list[str]) -> None:
-    """Refuse keys of a recipe's table that are no fields of `expunge.train.Recipe`.
+    """Refuse keys of a recipe's table that `expunge.recipe.fields_of` does not know.
 
     Raises:
         UserError: one is not; names the line.
     """
-    known = [f.name for f in fields(Recipe) if f.name != "penalties"]
     for key in given:
-        if key not in known:
+        if key not in KEYS:
             at = sections.place(path, text, tables, key)
-            raise UserError(f"known keys in {at}", f"'{'.'.join([*tables, key])}'", suggest(key, known))
+            raise UserError(f"known keys in {at}", f"'{'.'.join([*tables, key])}'", suggest(key, KEYS))

@@ -245,16 +245,16 @@ class Tokens:
 
     Args:
         tokenizer: of transformers.
-        length: tokens kept of a text.
+        length: tokens kept of a text, or of a pair of them together.
     """
 
     tokenizer: Any
     length: int
 
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """Return input_ids, attention_mask and what else the tokenizer gives, each (N, L)."""
+    def __call__(self, texts: list[str], seconds: list[str] | None = None) -> dict[str, Tensor]:
+        """Return input_ids, attention_mask and what else the tokenizer gives, each (N, L), of texts or pairs."""
         pad = {"padding": "max_length"} if self.tokenizer.pad_token is not None else {}
-        found = self.tokenizer(texts, truncation=True, max_length=self.length, return_tensors="pt", **pad)
+        found = self.tokenizer(texts, seconds, truncation=True, max_length=self.length, return_tensors="pt", **pad)
         return dict(found)
 
 

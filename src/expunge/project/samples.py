@@ -40,14 +40,42 @@ class Samples:
     Args:
         section: ``[data]`` of the project file.
         folder: that relative paths start from.
-        real: whether targets are real numbers.
+        task: kind of ``[task]``: what targets are.
         checkpoint: whose tokenizer or image processor prepares the inputs, or None.
     """
 
     section: DataSection
     folder: Path
-    real: bool
+    task: str
     checkpoint: Checkpoint | None = None
+
+    @property
+    def real(self) -> bool:
+        """Whether targets are real numbers."""
+        return self.task in ("regression", "quantile")
+
+    @property
+    def labels(self) -> bool:
+        """Whether targets are 0 or 1."""
+        return self.task in ("binary", "multilabel")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns of labels that ``[data]`` names."""
+        named = self.section.target
+        return (named,) if isinstance(named, str) else tuple(named or ())
+
+    @property
+    def _target(self) -> str | tuple[str, ...] | None:
+        named = self.section.target
+        return named if isinstance(named, str) else tuple(named) if named else None
+
+    def _one(self, place: str) -> str | None:
+        """Return the one column of labels, which samples that are no table have."""
+        if isinstance(self._target, tuple):
+            remedy = "return a datasets.Dataset, or samples with all labels in one target"
+            raise UserError(f"one [data] target for '{place}'", listing(self._target), remedy)
+        return self._target
 
     def split(self, name: str) -> Data | None:
         """Return ``train``, ``holdout`` or ``test``; None where the project file names none."""
@@ -82,7 +110,7 @@ class Samples:
             return ()
         table = self._table(kind, place, "train")
         columns = self._columns(table, kind)
-        if columns.target is None or not _named(table, columns.target):
+        if not isinstance(columns.target, str) or not _named(table, columns.target):
             return ()
         found = class_names(table, columns)
         if all(name.isascii() and name.isdigit() for name in found):  # "10" comes after "9"
@@ -131,7 +159,7 @@ class Samples:
     def _known(self, table: datasets.Dataset, inputs: Sequence[str], name: str) -> None:
         """Refuse columns that the table does not have, by the key that names them."""
         s = self.section
-        named = {"inputs": inputs, "target": [s.target]}
+        named: dict[str, Sequence[str | None]] = {"inputs": inputs, "target": self.targets}
         if name not in ("holdout", "test"):
             named |= {"id": [s.id], "subject": [s.subject], "subclass": [s.subclass], "columns": s.columns}
         for key, names in named.items():
@@ -160,13 +188,14 @@ class Samples:
         )
         return Columns(
             inputs=tuple(inputs),
-            target=s.target or ("label" if kind == "images" else None),
+            target=self._target or ("label" if kind == "images" else None),
             id=own,
             keep=tuple(keep),
             classes=tuple(s.classes),
             image=image,
             text=self._tokens(table, inputs),
             real=self.real,
+            labels=self.labels,
         )
 
     def _tokens(self, table: datasets.Dataset, inputs: Sequence[str]) -> Any:
@@ -209,7 +238,7 @@ class Samples:
             remedy = "return expunge.data.Data with ids= and columns=, or a datasets.Dataset"
             raise UserError(f"data with {listing(wants)} from '{place}'", got, remedy)
         try:
-            return _filled(Data.from_torch(found, target=s.target, name=name), place)
+            return _filled(Data.from_torch(found, target=self._one(place), name=name), place)
         except ExpungeError as error:
             if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
                 raise

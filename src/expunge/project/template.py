@@ -47,12 +47,15 @@ network = {network}
 # vocabulary = 8192        # of the hashing tokeniser; hf: folders bring their own tokenizer
 
 [task]
+# kind: classification (one of K classes, K logits), binary (one logit, targets 0 or 1), multilabel (K logits, K targets
+# 0 or 1), regression, or quantile (one output a level).
 kind = "{kind}"
-
+{task}
 # How the network was trained: retraining, fine-tuning and the audit use it. optimizer: sgd or adamw; schedule: cosine,
 # constant, linear or multistep.
 {recipe}
 # canaries = 50            # with weights = "train": samples trained on under a random label, and as many kept out
+# gradient_norm = 0.005    # for iau: 0.005 times the norm of the loss's gradient is added to it, in retraining too
 
 [method]
 name = "{method}"            # expunge methods shows what there is; its fields may follow here
@@ -86,6 +89,8 @@ name = "{method}"            # expunge methods shows what there is; its fields m
 # search = "../search/expunge.toml"
 """
 
+TASK = {"regression": '# error = "squared"        # or "absolute"\n', "quantile": "quantiles = [0.1, 0.5, 0.9]\n"}
+
 
 def template(
     *,
@@ -95,7 +100,7 @@ def template(
     name: str | None = None,
     test: str | None = None,
     inputs: tuple[str, ...] = ("image",),
-    target: str = "label",
+    target: str | tuple[str, ...] = "label",
     ids: str | None = "id",
     kind: str = "classification",
     method: str = "ssd",
@@ -112,7 +117,7 @@ def template(
         name: of a named data set.
         test: test samples.
         inputs: input columns.
-        target: label column.
+        target: label column, or several.
         ids: id column; None leaves the key out.
         kind: of task.
         method: its name.
@@ -125,7 +130,8 @@ def template(
     """
     rows = [f"name = {_text(name)}"] if name else [f"train = {_text(train)}"]
     rows.append(f"test = {_text(test)}" if test else '# test = "test.parquet"')
-    columns = [f"inputs = {_text(list(inputs))}", f"target = {_text(target)}"]
+    label = target if isinstance(target, str) or len(target) > 1 else target[0]
+    columns = [f"inputs = {_text(list(inputs))}", f"target = {_text(label)}"]
     columns.append(f"id = {_text(ids)}" if ids else '# id = "id"')
     if name:
         columns = [f"# {row}" for row in columns]
@@ -137,6 +143,7 @@ def template(
         data="\n".join(rows + ['# holdout = "holdout.parquet"']),
         columns="\n".join(columns),
         kind=kind,
+        task=TASK.get(kind, ""),
         method=method,
         base=f"base = {_text(base)}" if base else '# base = "hf:pretrained-folder"',
         subject=f"subject = {_text(subject)}" if subject else '# subject = "customer"',

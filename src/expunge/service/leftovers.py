@@ -26,7 +26,7 @@ from expunge.ledger.pack import EVENTS
 from expunge.project import Project
 from expunge.service.lineage import lineage
 from expunge.service.workspace import Workspace
-from expunge.zoo.named import NAMED
+from expunge.zoo import hub
 
 DEPTH = 3  # folders below the project's that are looked into
 HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # what `expunge.files.atomic` names the folder it writes in
@@ -274,8 +274,8 @@ def _named(place: Project) -> Iterator[tuple[Path, str]]:
         path = None if text in (None, "train") else place.folder / str(text)
         if path is not None and there(path) is not None and (path.is_file() or any(_entries(path))):
             yield path, kind
-    spec = NAMED.get(config.data.name or "")
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / str(spec.hub).replace("/", "___") if spec else None
+    named_hub = hub(config.data.name or "")
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / named_hub.replace("/", "___") if named_hub else None
     if cache is not None and cache.is_dir():
         yield cache, "cache"
 

@@ -18,7 +18,7 @@ from expunge.project import Project
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario, forget_ids
 from expunge.scores import REFERENCE, Scores
-from expunge.task import Classification
+from expunge.task import Classes
 
 UNTOUCHED = ("accuracy", "flips", "loss", "subgroups")  # families with numbers on samples that stay, and on test
 _STAYS = re.compile(r"(subgroups/.*|.*/(retain|test|holdout))")
@@ -197,7 +197,7 @@ def _drop(
     body["accuracy_drop"] = {"drop": drop, "bound": bound, "met": drop is not None and drop <= bound}
     if drop is None:
         labelled = "name labelled test data in [data] test"
-        why = labelled if isinstance(place.task, Classification) else "the task has no classes"
+        why = labelled if isinstance(place.task, Classes) else "the task has no classes"
         return body, [f"accuracy_drop of at most {bound:g} could not be measured: {why}."]
     if drop <= bound:
         return body, []

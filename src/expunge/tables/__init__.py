@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -37,34 +38,44 @@ class Columns:
     """What the columns of a table mean.
 
     Args:
-        inputs: what the network is given: one of images, one of texts, one or several of numbers, or of lists.
-        target: labels, or None for unlabelled data.
+        inputs: what the network is given: one of images, one of texts or a pair of them, one or several of numbers, or
+            of lists.
+        target: labels, in one column or in several of numbers side by side, or None for unlabelled data.
         id: unique, stable ids, whole numbers or texts; None numbers the rows.
         keep: further columns: subject, superclass, date ...
         classes: names of the classes in the order of the network's outputs, where labels are names; see
             `class_names`.
         image: how images become tensors.
-        text: from N texts to a dict of tensors (N, L), such as `hashed_words` or a tokenizer.
+        text: from N texts, or from N first and N second texts of pairs, to a dict of tensors (N, L), such as
+            `hashed_words` or a tokenizer.
         real: whether targets are real numbers, for regression, and no classes.
+        labels: whether targets are 0 or 1, for one label a sample or several; names of two classes do too.
     """
 
     inputs: tuple[str, ...]
-    target: str | None = None
+    target: str | tuple[str, ...] | None = None
     id: str | None = None
     keep: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     image: Image = Image()
-    text: Callable[[list[str]], dict[str, Tensor]] | None = None
+    text: Callable[..., dict[str, Tensor]] | None = None
     real: bool = False
+    labels: bool = False
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns of labels."""
+        return (self.target,) if isinstance(self.target, str) else self.target or ()
 
 
 def to_data(table: datasets.Dataset, columns: Columns, *, name: str = "train") -> Data:
     """Return the samples of a table.
 
-    Images stay bytes in memory, (N, C, H, W) uint8, and become floats by the batch. One text column becomes the dict
-    that ``columns.text`` returns; columns of numbers are stacked, (N, F) float32 in the order given; a column of
-    lists becomes (N, ...), several a dict by column name. Where labels are names, or have declared names, the names
-    stand in a data column of the target's own name; kept columns hold names of classes and dates as ISO text.
+    Images stay bytes in memory, (N, C, H, W) uint8, and become floats by the batch. A text column, or a pair of them,
+    becomes the dict that ``columns.text`` returns; columns of numbers are stacked, (N, F) float32 in the order given;
+    a column of lists becomes (N, ...), several a dict by column name. Where labels are names, or have declared names,
+    the names stand in a data column of the target's own name; several columns of labels are stacked, (N, K). Kept
+    columns hold names of classes and dates as ISO text.
 
     Args:
         table: from `read_parquet` and the like, or any other.
@@ -81,15 +92,11 @@ def to_data(table: datasets.Dataset, columns: Columns, *, name: str = "train") -
     rows = _checked(table, columns, name)
     features = table.features
     kept = {c: of.plain_values(rows.column(c), features[c], c) for c in columns.keep}
-    targets = None
-    if columns.target is not None:
+    targets = _targets(rows, features, columns) if columns.targets else None
+    if isinstance(columns.target, str) and not columns.real:
         feature, values = features[columns.target], rows.column(columns.target)
-        if columns.real:
-            targets = of.real_targets(values, feature, columns.target)
-        else:
-            targets = of.class_targets(values, feature, columns.target, columns.classes)
-            if of.names_of(values, feature, columns.target) is not None:
-                kept[columns.target] = of.plain_values(values, feature, columns.target)
+        if not _bare(values.type, feature, columns) and of.names_of(values, feature, columns.target) is not None:
+            kept[columns.target] = of.plain_values(values, feature, columns.target)
     ids = None if columns.id is None else of.id_values(rows.column(columns.id), columns.id)
     inputs, transform = _inputs(rows, columns)
     return Data.from_arrays(inputs, targets, ids=ids, columns=kept, transform=transform, name=name)
@@ -111,8 +118,9 @@ def class_names(table: datasets.Dataset, columns: Columns) -> tuple[str, ...]:
     Raises:
         UserError: no target, real targets, or one that is no class.
     """
-    if columns.target is None or columns.real:
-        raise UserError("a column of classes", "real targets" if columns.real else "no target", "name one as target")
+    if not isinstance(columns.target, str) or columns.real:
+        got = "real targets" if columns.real else "several" if columns.targets else "no target"
+        raise UserError("a column of classes", got, "name one as target")
     rows = _checked(table, columns, "the table")
     if columns.classes:
         return columns.classes
@@ -136,30 +144,56 @@ def is_text(table: datasets.Dataset, column: str) -> bool:
 
 def _checked(table: datasets.Dataset, columns: Columns, name: str) -> pa.Table:
     """Return the table's rows, all named columns being there."""
-    single = [c for c in (columns.target, columns.id) if c is not None]
+    single = [*columns.targets, *([] if columns.id is None else [columns.id])]
     for column in (*columns.inputs, *single, *columns.keep):
         if column not in table.column_names:
             raise UserError(f"a column of {name}", repr(column), suggest(column, table.column_names))
     if not columns.inputs:
         raise UserError("at least one input column", "none", f"choose from {listing(table.column_names, 20)}")
-    if columns.target in columns.inputs:
-        raise UserError("inputs without the target", f"'{columns.target}' as both", "take it out of the inputs")
+    if both := [c for c in columns.targets if c in columns.inputs]:
+        raise UserError("inputs without the target", f"'{both[0]}' as both", "take it out of the inputs")
     if len(table) == 0:
         raise UserError(f"samples in {name}", "an empty table", "check the files")
     return table.with_format("arrow")[:]
 
 
+def _targets(rows: pa.Table, features: datasets.Features, columns: Columns) -> Tensor:
+    """Return the labels, (N,), or (N, K) of lists or of several columns.
+
+    Raises:
+        UserError: several columns of classes.
+    """
+    names = columns.targets
+    values = [rows.column(c) for c in names]
+    if columns.real:
+        return torch.cat([of.real_targets(v, features[c], c) for v, c in zip(values, names, strict=True)], dim=1)
+    if not isinstance(columns.target, str):
+        if not columns.labels:
+            got, remedy = listing([f"'{c}'" for c in names]), "set kind in [task] to multilabel, or name one target"
+            raise UserError("one column of classes", got, remedy)
+        return torch.stack([of.zero_one(v, c) for v, c in zip(values, names, strict=True)], dim=1)
+    if _bare(values[0].type, features[columns.target], columns):
+        return of.zero_one(values[0], columns.target)
+    return of.class_targets(values[0], features[columns.target], columns.target, columns.classes)
+
+
+def _bare(kind: pa.DataType, feature: Any, columns: Columns) -> bool:
+    """Return whether a column of labels 0 or 1 holds them as numbers or lists of numbers, and no names of classes."""
+    return columns.labels and not of.is_text(kind) and not isinstance(feature, datasets.ClassLabel)
+
+
 def _inputs(rows: pa.Table, columns: Columns) -> tuple[Tensor | dict[str, Tensor], Image | None]:
     kinds = {c: _kind(rows.column(c).type, c) for c in columns.inputs}
     first = columns.inputs[0]
-    if len(set(kinds.values())) > 1 or (len(kinds) > 1 and kinds[first] in ("an image", "a text")):
+    most = {"an image": 1, "a text": 2}.get(kinds[first], len(kinds))
+    if len(set(kinds.values())) > 1 or len(kinds) > most:
         got = ", ".join(f"{kind} in '{c}'" for c, kind in kinds.items())
         remedy = "encode texts and categories as numbers, or name fewer inputs"
-        raise UserError("one image, one text, numbers, or lists of numbers as inputs", got, remedy)
+        raise UserError("one image, one text or two, numbers, or lists of numbers as inputs", got, remedy)
     if kinds[first] == "an image":
         return decoded(rows.column(first), columns.image, first), columns.image
     if kinds[first] == "a text":
-        return _tokens(of.texts(rows.column(first), first), columns.text, first), None
+        return _tokens([of.texts(rows.column(c), c) for c in columns.inputs], columns.text, columns.inputs), None
     if kinds[first] == "a number":
         return torch.stack([of.numbers(rows.column(c), c) for c in columns.inputs], dim=1), None
     found = {c: of.arrays(rows.column(c), c) for c in columns.inputs}
@@ -178,13 +212,17 @@ def _kind(kind: pa.DataType, name: str) -> str:
     raise UserError(f"images, texts or numbers in '{name}'", str(kind), "convert the column or leave it out")
 
 
-def _tokens(values: list[str], text: Callable[[list[str]], dict[str, Tensor]] | None, name: str) -> dict[str, Tensor]:
+def _tokens(
+    values: list[list[str]], text: Callable[..., dict[str, Tensor]] | None, names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Return the tensors of one column of texts, or of the first and second texts of pairs."""
     if text is None:
         remedy = "set a tokeniser: vocabulary in [data.text], or Columns.text to hashed_words(128, 8192)"
-        raise UserError(f"a way to turn the texts of '{name}' into numbers", "none", remedy)
-    found = dict(text(values))
-    if not found or any(not isinstance(t, Tensor) or len(t) != len(values) for t in found.values()):
+        where = listing([f"'{name}'" for name in names])
+        raise UserError(f"a way to turn the texts of {where} into numbers", "none", remedy)
+    found, rows = dict(text(*values)), len(values[0])
+    if not found or any(not isinstance(t, Tensor) or len(t) != rows for t in found.values()):
         got = listing(f"{k} {tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__}" for k, t in found.items())
         remedy = "pad and return them as tensors"
-        raise UserError(f"tensors of {len(values)} rows from Columns.text", got or "nothing", remedy)
+        raise UserError(f"tensors of {rows} rows from Columns.text", got or "nothing", remedy)
     return found

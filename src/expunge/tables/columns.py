@@ -165,6 +165,22 @@ def real_targets(column: pa.ChunkedArray, feature: Any, name: str) -> Tensor:
     return numbers(column, name).unsqueeze(1)
 
 
+def zero_one(column: pa.ChunkedArray, name: str) -> Tensor:
+    """Return labels 0 and 1, int64 (N,), or (N, K) from lists.
+
+    Raises:
+        UserError: texts, a missing value, or another number; names the first rows.
+    """
+    if not is_list(column.type) and not is_number(column.type):
+        raise UserError(f"labels 0 or 1 in '{name}'", f"{column.type}", "encode them as 0 and 1 first")
+    found = arrays(column, name) if is_list(column.type) else numbers(column, name)
+    bad = ((found != 0) & (found != 1)).reshape(len(found), -1).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        remedy = "correct or drop those rows, or set the kind of [task] to classification or regression"
+        raise UserError(f"labels 0 or 1 in '{name}'", f"others in row {listing(bad)}", remedy)
+    return found.long()
+
+
 def names_of(column: pa.ChunkedArray, feature: Any, name: str) -> list[str] | None:
     """Return the class names that a target column brings: declared or, of texts, sorted; None for whole numbers.
 
