@@ -27,6 +27,8 @@ TEXTS = {
     "subclass:who=p3,fraction=0.5": Request("subclass", "p3", "who", fraction=0.5),
     "subject:who=Smith, John": Request("subject", "Smith, John", "who"),
     "subject:who=*": Request("subject", "*", "who"),
+    "range=0..2": Request("range", "0..2"),
+    "range:date=2016-08-01..2016-09-01": Request("range", "2016-08-01..2016-09-01", "date"),
     "random=0.1": Request("random", 0.1),
     "random=7": Request("random", 7),
     "hardest=3": Request("hardest", 3),
@@ -71,6 +73,20 @@ def test_it_is_read_and_kept_as_plain_values(text):
     assert Request.from_json(body) == request
 
 
+def test_a_range_is_of_targets_or_of_a_column_its_upper_end_left_out():
+    real = {"train": samples(real=True), "task": Regression(), "classes": ()}
+    train, case = drawn("range=0.2..0.5", **real)
+    values = dict(zip(train.ids, train.targets().reshape(-1).tolist(), strict=True))
+    assert set(case.forget) == {i for i, y in values.items() if 0.2 <= y < 0.5}
+    assert (case.kind, case.target) == ("range", {"column": None, "low": 0.2, "high": 0.5})
+    assert len(Request.parse("range=0.2..0.5").parts(problem(**real), 0)) == 1
+    train, case = drawn("range:who=p1..p3")
+    assert {train.column("who")[train.ids.index(i)] for i in case.forget} == {"p1", "p2"}
+    assert str(Request.parse("range:who=p1..p3")) == "range who p1..p3"
+    with pytest.raises(UserError, match=r"a range \[5.0, 6.0\) with samples"):
+        drawn("range=5..6", **real)
+
+
 def test_options_at_their_default_are_left_out_so_that_a_new_one_changes_no_key():
     assert Request("class", 3).to_json() == {"kind": "class", "value": 3}
     assert Request("sequential", (2, 0)).to_json() == {"kind": "sequential", "value": [2, 0]}
@@ -98,8 +114,12 @@ def test_the_examples_of_messages_are_right():
         ("3", "write for example class=3 or random=0.05"),
         ("class=three", "a number for class, got 'three': write for example class=3"),
         ("class=0.5", "a class index, got 0.5"),
-        ("class:who=3", "a column with subclass and subject, and with no other kind, got 'class' with 'who'"),
+        ("class:who=3", "a column with subclass and subject, or range, and no other kind, got 'class' with 'who'"),
         ("subject=p3", "got 'subject' without one: write for example subject:who=s3"),
+        ("range=3", "a range LOW..HIGH, got '3': write for example range=0..2"),
+        ("range=3..", "a range LOW..HIGH, got '3..'"),
+        ("range=3..1", "a range LOW..HIGH with LOW below HIGH, got 3..1: give the lower end first"),
+        ("range:date=2016-09-01..2016-09-01", "LOW below HIGH"),
         ("random=0", "a number of samples of 1 or more, or a share in .0, 1., got 0"),
         ("random=1.5", "a number of samples of 1 or more, or a share in .0, 1., got 1.5"),
         ("hardest=-3", "a number of samples of 1 or more"),

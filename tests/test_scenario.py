@@ -1,3 +1,4 @@
+import datetime
 import hashlib
 import json
 import re
@@ -121,7 +122,17 @@ def test_a_fraction_out_of_range(fraction):
             lambda: sc.forget_ids(train(), ["s1"], holdout=part("x", 2), test=part("x", 1)),
             "test ids outside holdout, got x/0 in both",
         ),
-        (lambda: sc.forget_range(train(), 5, 9), r"a value in \[5, 9\) .* choose among 0, 2"),
+        (
+            lambda: sc.forget_range(train(), 5, 9),
+            r"a range \[5, 9\) with samples, got no sample in it: .* the targets of train go from 0 to 2",
+        ),
+        (lambda: sc.forget_range(train(), 2, 1), r"a range \[2, 1\) .* an upper end that is not above the lower one"),
+        (lambda: sc.forget_range(train(), 1, 1), r"a range \[1, 1\) .* an upper end that is not above the lower one"),
+        (
+            lambda: sc.forget_range(train(), "2025", "2026", column="day"),
+            "the column 'day' of train go from 2024-01-01 to 2024-01-10",
+        ),
+        (lambda: sc.forget_range(train(), 1, 2, column="day"), "ends that can be compared with the column 'day'"),
         (lambda: sc.forget_range(train(), 0, 9), "something to retain"),
     ],
 )
@@ -205,3 +216,121 @@ def test_the_published_share_of_cifar_is_83_images():
     assert len(sc.forget_random(data, 0.00165).forget) == 82
     case = sc.forget_random(data, 83)
     assert [len(case.forget), len(case.retain)] == [83, 49_917]
+
+
+# Ranges of targets and stretches of time.
+
+
+def values(*targets, **columns):
+    return Data.from_arrays(
+        torch.zeros(len(targets), 1),
+        torch.tensor(targets).unsqueeze(1),
+        ids=[f"s{i}" for i in range(len(targets))],
+        columns=columns,
+    )
+
+
+def test_a_range_of_real_targets_holds_its_lower_end_and_not_its_upper_one():
+    case = sc.forget_range(values(0.0, 1.0, 1.5, 2.0, 3.0), 1, 2)
+    assert case.forget == ids(1, 2)
+    assert case.target == {"column": None, "low": 1, "high": 2}
+    assert sc.forget_range(values(0.0, 1.0, 1.5), np.float64(1.0), float("inf")).forget == ids(1, 2)
+    ages = values(0.0, 1.0, 1.5, age=[30, 20, 40])
+    assert sc.forget_range(ages, 20, 31, column="age").forget == ids(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            lambda: sc.forget_range(values(2.0, 10.0, 9.5), 11, 12),
+            "a range [11, 12) with samples, got no sample in it: choose one that holds some: the targets of train go "
+            "from 2.0 to 10.0",
+        ),
+        (lambda: sc.forget_range(values(2.0, float("nan")), 0, 3), "a value in every sample of train, got NaN in s1"),
+        (lambda: sc.forget_range(values(2.0, 1.0, age=[3, None]), 0, 4, column="age"), "the column 'age' of train"),
+        (lambda: sc.forget_range(values(2.0, 1.0), "a", "b"), "ends that can be compared with the targets of train"),
+    ],
+)
+def test_ranges_that_hold_nothing_or_have_no_order(build, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        build()
+
+
+HOURS = [str(t).replace("T", " ") for t in np.arange("2024-03-01", "2024-03-11", dtype="datetime64[h]")]
+
+
+def series(length=12, stride=3):
+    """Return windows of an hourly series of ten days, with the hours that they cover."""
+    at = range(0, len(HOURS) - length + 1, stride)
+    columns = {"start": [f"{HOURS[i]}:00" for i in at], "end": [f"{HOURS[i + length - 1]}:00" for i in at]}
+    return Data.from_arrays(torch.zeros(len(at), 1), columns=columns), [set(range(i, i + length)) for i in at]
+
+
+@pytest.mark.parametrize("length", [1, 7, 12, 50])
+@pytest.mark.parametrize("stride", [1, 3, 24])
+@pytest.mark.parametrize("span", [(30, 30), (30, 70), (0, 5), (200, 239), (101, 102)])
+def test_no_window_with_a_forgotten_hour_stays(length, stride, span):
+    data, covered = series(length, stride)
+    gone = set(range(span[0], span[1] + 1))
+    want = {i for i, hours in zip(data.ids, covered, strict=True) if hours & gone}
+    if not want:
+        return
+    case = sc.forget_dates(data, f"{HOURS[span[0]]}:00", f"{HOURS[span[1]]}:00")
+    assert set(case.forget) == want
+    kept = [hours for i, hours in zip(data.ids, covered, strict=True) if i in case.retain]
+    assert not any(hours & gone for hours in kept)
+    assert case.kind == "dates"
+    json.dumps(case.to_json(), allow_nan=False)
+
+
+def test_a_date_alone_is_the_whole_day():
+    data, _ = series(1, 1)
+    case = sc.forget_dates(data, "2024-03-02", "2024-03-03")
+    assert case.forget == tuple(f"train/{i}" for i in range(24, 72))
+    assert case.target == {"start": "start", "end": "end", "low": "2024-03-02", "high": "2024-03-03"}
+    same = [
+        sc.forget_dates(data, datetime.date(2024, 3, 2), datetime.datetime(2024, 3, 3, 23)),
+        sc.forget_dates(data, np.datetime64("2024-03-02"), np.datetime64("2024-03-03T23:00:00")),
+        sc.forget_dates(data, "2024-03-02 00:00", "2024-03-03T23:59:59"),
+    ]
+    assert {s.forget for s in same} == {case.forget}
+    days = values(
+        0.0, 1.0, 2.0, begins=["2024-03-01", "2024-03-02", "2024-03-03"], ends=["2024-03-02"] * 2 + ["2024-04"]
+    )
+    days = days.without(["s2"])
+    assert sc.forget_dates(days, "2024-03-01 05:00", "2024-03-01 06:00", start="begins", end="ends").forget == ids(0)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            lambda data: sc.forget_dates(data, "2025-01-01", "2025-02-01"),
+            "windows that overlap 2025-01-01 to 2025-02-01, got none: choose other dates: those of train go from "
+            "2024-03-01 00:00:00 to 2024-03-10 23:00:00",
+        ),
+        (
+            lambda data: sc.forget_dates(data, "2024-03-05", "2024-03-04"),
+            "windows that overlap 2024-03-05 to 2024-03-04, got an end before the beginning",
+        ),
+        (
+            lambda data: sc.forget_dates(data, "March", "2024-03-04"),
+            "a date or time in 'low', got 'March': write it as",
+        ),
+        (lambda data: sc.forget_dates(data, "2024-03-04", 5), "a date or time in 'high', got 5"),
+        (
+            lambda data: sc.forget_dates(data, "2024-03-04", "2024-03-31T10:00+01:00"),
+            "dates all with a time zone, or none",
+        ),
+        (lambda data: sc.forget_dates(data, "2024-03-01", "2024-03-31"), "something to retain"),
+        (lambda data: sc.forget_dates(data, "2024-03-01", "2024-03-02", start="from"), "a column 'from' in train, got"),
+        (
+            lambda data: sc.forget_dates(data, "2024-03-01", "2024-03-02", start="end", end="start"),
+            "windows of train that begin before they end, got train/0",
+        ),
+    ],
+)
+def test_dates_that_make_no_sense(build, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        build(series()[0])

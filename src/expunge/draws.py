@@ -12,10 +12,19 @@ from torch import nn
 from expunge.data import Data
 from expunge.errors import UserError, listing, suggest
 from expunge.hardness import memorisation
-from expunge.kinds import ANY, COLUMN, EXAMPLES, OPTIONS, Kind, checked, read, whole
+from expunge.kinds import ANY, BETWEEN, COLUMN, EXAMPLES, OPTIONS, SPANS, Kind, checked, ends, read, whole
 from expunge.poison import Backdoor
 from expunge.runtime import Runtime
-from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
+from expunge.scenario import (
+    Scenario,
+    forget_class,
+    forget_dates,
+    forget_ids,
+    forget_random,
+    forget_range,
+    forget_subclass,
+    forget_subject,
+)
 from expunge.seeds import seed as named_seed
 from expunge.steps import united
 from expunge.zoo import Problem
@@ -30,6 +39,8 @@ class Request:
     class                   all training samples of a class, or a ``fraction`` of them
     subclass                the same of a value of a column; the labels are coarser
     subject                 all training samples of one person; of a person drawn for each seed where the value is ``*``
+    range                   all training samples whose target, or a column, lies from LOW up to, not including, HIGH
+    dates                   all training windows of a series that overlap a stretch of time, LOW and HIGH included
     random                  a number of samples, or a share
     hardest                 the number, or share, of samples that the original knows by heart the most
     mislabelled             a share of the labels is flipped before training; those samples
@@ -42,9 +53,10 @@ class Request:
 
     Args:
         kind: one of these.
-        value: class index; value of the column; number of samples (int) or share in (0, 1) (float); of ``single`` the
-            number of requests; of ``sequential`` a number, a share, or class indices.
-        column: of subclass and subject.
+        value: class index; value of the column; of ``range`` and ``dates`` the text ``LOW..HIGH``; number of samples
+            (int) or share in (0, 1) (float); of ``single`` the number of requests; of ``sequential`` a number, a share,
+            or class indices.
+        column: of subclass and subject; of range, which without one is of targets.
         fraction: share of the class or subclass, (0, 1].
         times: number of requests of ``sequential``, unless it lists classes.
         target: class index that the patch of ``poison`` stands for.
@@ -65,10 +77,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UserError("a known kind of request", repr(self.kind), suggest(str(self.kind), get_args(Kind)))
-        if (self.column is None) == (self.kind in COLUMN):
+        if self.kind != "range" and (self.column is None) == (self.kind in COLUMN):
             remedy = f"write for example {EXAMPLES[self.kind]}"
             got = repr(self.kind) + (" without one" if self.column is None else f" with '{self.column}'")
-            raise UserError("a column with subclass and subject, and with no other kind", got, remedy)
+            raise UserError("a column with subclass and subject, or range, and no other kind", got, remedy)
         for name, kinds in OPTIONS.items():
             if getattr(self, name) != _DEFAULTS[name] and self.kind not in kinds:
                 remedy = f"leave it out: it belongs to {listing(kinds)}"
@@ -87,8 +99,9 @@ class Request:
         """Read ``KIND=VALUE`` or ``KIND:COLUMN=VALUE``, with ``,OPTION=VALUE`` behind it.
 
         ``class=3``, ``class=3,fraction=0.5``, ``subclass:fine_name=ship``, ``subject:who=s3``, ``subject:who=*``,
-        ``random=0.05``, ``random=100``, ``hardest=100``, ``mislabelled=0.05``, ``poison=0.05,target=0,patch=3``,
-        ``single=10``, ``sequential=20,times=5``, ``sequential:class=3+5+7``.
+        ``range=0..2``, ``range:age=20..30``, ``dates=2016-08-01..2016-08-31``, ``random=0.05``, ``random=100``,
+        ``hardest=100``, ``mislabelled=0.05``, ``poison=0.05,target=0,patch=3``, ``single=10``,
+        ``sequential=20,times=5``, ``sequential:class=3+5+7``.
 
         Returns:
             The request.
@@ -152,7 +165,7 @@ class Request:
         Raises:
             UserError: all of them, or more, in all requests.
         """
-        if self.kind in ("class", *COLUMN) or isinstance(self.value, tuple):
+        if self.kind in ("class", *SPANS, *COLUMN) or isinstance(self.value, tuple):
             return 0
         size = 1 if self.kind == "single" else _count(self.value, n)
         if self.steps * size >= n:
@@ -195,6 +208,11 @@ class Request:
         if self.kind == "subject":
             who = _anyone(train, str(self.column), seed) if self.value == ANY else self.value
             return train, forget_subject(train, who, column=str(self.column), **rest)
+        if self.kind == "range":
+            return train, forget_range(train, *ends(self.value), column=self.column, **rest)
+        if self.kind == "dates":
+            low, high = (part.strip() for part in str(self.value).split(BETWEEN))
+            return train, forget_dates(train, low, high, **rest)
         if self.kind == "random":
             return train, forget_random(train, self.value, seed=seed, **rest)
         if self.kind in ("single", "sequential"):
@@ -273,6 +291,7 @@ class Request:
         elif isinstance(value, float):
             value = f"{100 * value:g} %"
         part = f"{100 * self.fraction:g} % of " if self.fraction < 1 else ""
+        part += f"{self.column} " if self.kind == "range" and self.column else ""
         more = f" × {self.times}" if self.times > 1 else ""
         more += f" to class {self.target}" if self.kind == "poison" else ""
         more += f", patch {self.patch}" if self.patch is not None else ""

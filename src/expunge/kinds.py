@@ -8,9 +8,23 @@ from typing import Any, Literal, get_args
 
 from expunge.errors import UserError, suggest
 
-Kind = Literal["class", "subclass", "subject", "random", "hardest", "mislabelled", "poison", "single", "sequential"]
+Kind = Literal[
+    "class",
+    "subclass",
+    "subject",
+    "range",
+    "dates",
+    "random",
+    "hardest",
+    "mislabelled",
+    "poison",
+    "single",
+    "sequential",
+]
 ANY = "*"  # a subject drawn for each seed
 COLUMN = ("subclass", "subject")
+SPANS = ("range", "dates")
+BETWEEN = ".."  # from the lower end, which belongs to a range, to the upper, which does not
 OPTIONS: dict[str, tuple[str, ...]] = {
     "fraction": ("class", "subclass"),
     "times": ("sequential",),
@@ -21,6 +35,8 @@ EXAMPLES = {
     "class": "class=3",
     "subclass": "subclass:fine_name=ship",
     "subject": "subject:who=s3",
+    "range": "range=0..2 or range:age=20..30",
+    "dates": "dates=2016-08-01..2016-08-31",
     "random": "random=0.05",
     "hardest": "hardest=100",
     "mislabelled": "mislabelled=0.05",
@@ -56,7 +72,7 @@ def read(text: str) -> dict[str, Any]:
         options[name] = _number(given, kind)
     if kind == "sequential" and column == "class":
         return {"kind": kind, "value": tuple(_number(part, kind) for part in value.split("+")), **options}
-    texts = column is not None or kind in COLUMN
+    texts = column is not None or kind in (*COLUMN, *SPANS)
     return {"kind": kind, "value": value if texts else _number(value, kind), "column": column, **options}
 
 
@@ -77,6 +93,9 @@ def checked(kind: Kind, value: Any) -> Any:
     remedy = f"write for example {EXAMPLES[kind]}"
     if kind in COLUMN:
         return value
+    if kind in SPANS:
+        ends(value, closed=kind == "dates")
+        return value
     if kind == "sequential" and isinstance(value, list | tuple):
         if len(value) < 2 or not all(whole(v) for v in value) or len(set(value)) < len(value):
             raise UserError("two classes or more, each once", repr(value), remedy)
@@ -94,6 +113,33 @@ def checked(kind: Kind, value: Any) -> Any:
         if not share and not (whole(value) and value >= 1):
             raise UserError("a number of samples of 1 or more, or a share in (0, 1)", repr(value), remedy)
     return value
+
+
+def ends(text: Any, *, closed: bool = False) -> tuple[Any, Any]:
+    """Return the ends of a range ``LOW..HIGH``: two numbers, or else two texts, such as dates in ISO order.
+
+    Args:
+        text: LOW belongs to the range, HIGH does not.
+        closed: whether both belong to it, and so may be the same.
+
+    Raises:
+        UserError: it reads otherwise, or LOW is not below HIGH.
+
+    >>> ends("0..2.5"), ends("2016-08-01..2016-09-01")
+    ((0.0, 2.5), ('2016-08-01', '2016-09-01'))
+    """
+    parts = [part.strip() for part in text.split(BETWEEN)] if isinstance(text, str) else []
+    if len(parts) != 2 or not all(parts):
+        example = EXAMPLES["dates" if closed else "range"]
+        raise UserError("a range LOW..HIGH", repr(text), f"write for example {example}")
+    low, high = parts
+    try:
+        found: tuple[Any, Any] = (float(low), float(high))
+    except ValueError:
+        found = (low, high)
+    if not (found[0] < found[1] or (closed and low == high)):
+        raise UserError("a range LOW..HIGH with LOW below HIGH", text, "give the lower end first")
+    return found
 
 
 def whole(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import date, datetime, time
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from expunge.errors import UserError, listing, suggest
 from expunge.files import digest
 from expunge.seeds import seed as named_seed
 
-Kind = Literal["class", "subclass", "random", "ids", "subject", "range"]
+Kind = Literal["class", "subclass", "random", "ids", "subject", "range", "dates"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Scenario:
         holdout: ids kept for validation, outside train.
         test: ids for measuring only, outside train and holdout.
         kind: how the forget set was chosen.
-        target: class label, subject, range or other plain value the kind refers to, or None.
+        target: class label, subject, range, dates or other plain value the kind refers to, or None.
 
     Raises:
         UserError: forget empty, everything, or not in train; ids twice; splits that overlap.
@@ -272,12 +273,12 @@ def forget_range(
     holdout: Data | None = None,
     test: Data | None = None,
 ) -> Scenario:
-    """Forget samples whose target, or column, lies in [low, high).
+    """Forget samples whose target, or column, lies in [low, high): the lower end is forgotten, the upper one stays.
 
     Args:
         data: the training data.
         low: lower end, included.
-        high: upper end, excluded.
+        high: upper end, excluded; write a little more than the largest value to forget.
         column: a column with ordered values; None takes the target, one number a sample.
         holdout: validation data, for its ids.
         test: test data, for its ids.
@@ -286,8 +287,10 @@ def forget_range(
         The scenario, kind ``range``, target ``{"column": column, "low": low, "high": high}``.
 
     Raises:
-        UserError: several targets a sample, or an empty range.
+        UserError: several targets a sample, values that have no order, ends the wrong way round, or a range that holds
+            no sample; the message tells the range there is.
     """
+    low, high = _plain(low), _plain(high)
     if column is None:
         targets = data.targets()
         if targets.numel() != len(targets):
@@ -296,10 +299,95 @@ def forget_range(
         values: Any = targets.reshape(-1).tolist()
     else:
         values = data.column(column)
-    what = f"a value in [{low}, {high})"
-    ids = _matching(data, values, lambda v: low <= v < high, what, [min(values), max(values)])
-    target = {"column": column, "low": _plain(low), "high": _plain(high)}
+    where = "targets" if column is None else f"column '{column}'"
+    try:
+        bad = [i for i, v in zip(data.ids, values, strict=True) if v != v]
+        ids = [i for i, v in zip(data.ids, values, strict=True) if low <= v < high]
+        ends, forward = (min(values), max(values)), low < high
+    except TypeError as error:
+        remedy = "give ends of the type that the values have, and a value to every sample"
+        raise UserError(f"ends that can be compared with the {where} of {data.name}", str(error), remedy) from error
+    if bad:
+        raise UserError(f"a value in every sample of {data.name}", f"NaN in {listing(bad)}", "repair or drop those")
+    if not ids:
+        there = f"the {where} of {data.name} go from {ends[0]} to {ends[1]}"
+        got = "no sample in it" if forward else "an upper end that is not above the lower one"
+        raise UserError(f"a range [{low}, {high}) with samples", got, f"choose one that holds some: {there}")
+    target = {"column": column, "low": low, "high": high}
     return _build(data, ids, holdout, test, "range", target)
+
+
+def forget_dates(
+    data: Data,
+    low: str | date | datetime,
+    high: str | date | datetime,
+    *,
+    start: str = "start",
+    end: str = "end",
+    holdout: Data | None = None,
+    test: Data | None = None,
+) -> Scenario:
+    """Forget a stretch of time: every window of a series that overlaps [low, high], both ends included.
+
+    A window from s to e holds some of what is to be forgotten if s ≤ high and e ≥ low, in its inputs or its targets.
+    All such windows are forgotten, so none stays in retain, and a model retrained on retain has seen no hour of the
+    stretch. Windows beside it may share other hours with forgotten ones; those hours are not to be forgotten.
+
+    Args:
+        data: the training data, windows of a series.
+        low: first date or time, ISO text or a ``datetime``; a date alone begins at midnight.
+        high: last date or time; a date alone is the whole day.
+        start: column with the time of a window's first step.
+        end: column with the time of its last step, targets included.
+        holdout: validation data, for its ids.
+        test: test data, for its ids.
+
+    Returns:
+        The scenario, kind ``dates``, target ``{"start": start, "end": end, "low": low, "high": high}``, times as text.
+
+    Raises:
+        UserError: no such column, something that is no date, a window that ends before it begins, ends the wrong way
+            round, or no window that overlaps; the message tells the dates there are.
+
+    >>> import torch
+    >>> times = {"start": ["2024-01-01", "2024-01-02", "2024-01-04"], "end": ["2024-01-02", "2024-01-03", "2024-01-05"]}
+    >>> series = Data.from_arrays(torch.zeros(3, 1), columns=times)
+    >>> forget_dates(series, "2024-01-02", "2024-01-02").retain
+    ('train/2',)
+    """
+    first, last = _moment(low, "low", at=time.min), _moment(high, "high", at=time.max)
+    starts = [_moment(v, start, at=time.min) for v in data.column(start)]
+    ends = [_moment(v, end, at=time.max) for v in data.column(end)]
+    try:
+        reversed_ = [i for i, a, b in zip(data.ids, starts, ends, strict=True) if b < a]
+        ids = [i for i, a, b in zip(data.ids, starts, ends, strict=True) if a <= last and b >= first]
+        forward = first <= last
+    except TypeError as error:
+        raise UserError("dates all with a time zone, or none", str(error), "write them alike") from error
+    if reversed_:
+        got = f"{listing(reversed_)}, where '{end}' is before '{start}'"
+        raise UserError(f"windows of {data.name} that begin before they end", got, "name the columns the other way")
+    if not ids or not forward:
+        there = f"those of {data.name} go from {min(starts)} to {max(ends).replace(microsecond=0)}"
+        got = "none" if forward else "an end before the beginning"
+        raise UserError(f"windows that overlap {low} to {high}", got, f"choose other dates: {there}")
+    target = {"start": start, "end": end, "low": str(_plain(low)), "high": str(_plain(high))}
+    return _build(data, ids, holdout, test, "dates", target)
+
+
+def _moment(value: Any, what: str, *, at: time) -> datetime:
+    """Return a date or time as a moment; a date alone stands for that time of the day."""
+    value = _plain(value)
+    try:
+        if isinstance(value, str):
+            value = (
+                date.fromisoformat(value) if len(value.strip()) <= len("2024-01-01") else datetime.fromisoformat(value)
+            )
+        if isinstance(value, date):
+            return value if isinstance(value, datetime) else datetime.combine(value, at)
+    except ValueError:
+        pass
+    raise UserError(f"a date or time in '{what}'", repr(value), "write it as 2024-01-31, or 2024-01-31 18:00")
 
 
 def _equal(data: Data, column: str, value: Any) -> list[str]:

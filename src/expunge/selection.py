@@ -11,9 +11,19 @@ from typing import Any
 from expunge.data import Data
 from expunge.errors import UserError, listing
 from expunge.files import there
+from expunge.kinds import BETWEEN, ends
 from expunge.project import Project
-from expunge.scenario import Scenario, forget_class, forget_ids, forget_random, forget_subclass, forget_subject
-from expunge.task import Classification
+from expunge.scenario import (
+    Scenario,
+    forget_class,
+    forget_dates,
+    forget_ids,
+    forget_random,
+    forget_range,
+    forget_subclass,
+    forget_subject,
+)
+from expunge.task import Classes
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,8 @@ class Who:
 
     Args:
         ids: text file, one id a line.
-        label: a class, by number or name.
+        label: a class, by number or name; where targets are numbers a range of them, ``LOW..HIGH``,
+            or of the dates of a series, both included.
         subclass: a value of the subclass column.
         subject: a value of the subject column.
         amount: so many samples at random.
@@ -52,6 +63,8 @@ class Who:
     def scenario(self, place: Project, train: Data, seed: int) -> Scenario:
         """Return the scenario on the training data that is left."""
         rest: dict[str, Any] = {"holdout": place.holdout, "test": place.test}
+        if self.label is not None and BETWEEN in self.label and not isinstance(place.task, Classes):
+            return _span(train, self.label, rest)
         if self.label is not None:
             return forget_class(train, self.class_index(place), **rest)
         if self.amount is not None:
@@ -133,8 +146,8 @@ class Who:
             UserError: there is no such class, or the task has none.
         """
         assert self.label is not None
-        if not isinstance(place.task, Classification):
-            remedy = "name --ids, --subclass or --subject"
+        if not isinstance(place.task, Classes):
+            remedy = "name --ids, --subclass or --subject, or write --class LOW..HIGH for a range"
             raise UserError("a task with classes for --class", "targets that are numbers", remedy)
         names = list(place.class_names)
         if self.label in names:
@@ -230,6 +243,12 @@ def check_share(place: Project, request: Selection, trained: int | None) -> None
         raise UserError(f"a request for at most {most:.0%} of the training data", got, remedy)
 
 
+def _span(train: Data, text: str, rest: dict[str, Any]) -> Scenario:
+    """Return the scenario of a range of targets, or of dates where the ends are no numbers."""
+    low, high = ends(text, closed=True)
+    return (forget_dates if isinstance(low, str) else forget_range)(train, low, high, **rest)
+
+
 def _shown(ids: list[str]) -> str:
     """Return ids for a message: at most five, long ones cut, control characters made visible."""
     plain = [i if i.isprintable() and i else repr(i) for i in ids]
@@ -278,9 +297,8 @@ def title(scenario: Scenario, classes: Sequence[str] = ()) -> str:
 def text(scenario: Scenario, classes: Sequence[str] = ()) -> str:
     """Return a sentence on who is forgotten."""
     named = scenario.kind in ("class", "subclass", "subject")
-    what = {"random": "samples drawn at random", "range": "the samples of a range"}.get(
-        scenario.kind, "the samples named"
-    )
+    spans = {"range": "the samples of a range", "dates": "the windows of a stretch of time"}
+    what = {"random": "samples drawn at random", **spans}.get(scenario.kind, "the samples named")
     what = f"all samples of {title(scenario, classes)}" if named else what
     return f"Forgotten: {what}, {len(scenario.forget)} of {len(scenario.train)} training samples."
 

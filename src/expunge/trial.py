@@ -149,6 +149,9 @@ def _sentence(request: Request, problem: Problem) -> str:
         "subclass": f"{some} of {value} ({request.column}) are to be forgotten; the label is coarser.",
         "subject": f"All training samples of {'one person, drawn for each seed,' if value == ANY else value} are to "
         "be forgotten.",
+        "range": f"All training samples whose {request.column or 'target'} lies in {value}, the upper end not "
+        "included, are to be forgotten.",
+        "dates": f"All training windows with an hour of {value} in them are to be forgotten.",
         "random": "A random part of the training samples is to be forgotten; each seed draws its own.",
         "hardest": "The training samples that the original knows by heart the most are to be forgotten.",
         "mislabelled": "A part of the labels was flipped before training; those samples are to be forgotten. The "

@@ -23,11 +23,13 @@ from expunge.scenario import Scenario
 from expunge.task import Classification
 from expunge.zoo import named
 from expunge.zoo.networks import BASE
+from hourly import lines, put
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "grids"
 GRIDS = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 SIDES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "fashion_mnist": (28, 28), "orl_faces": (112, 92)}
 EACH = {"ag_news": 30, "cifar10": 12, "cifar100": 2, "fashion_mnist": 12, "orl_faces": 3}  # samples of a class
+LARGE = ("digits", "digits_value", "ett", "ett_mean", "cards")  # whole in every test, so cut to a limit
 NAMES = {  # of the classes as published, in the order of their indices
     "ag_news": "World Sports Business Sci/Tech",
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
@@ -50,6 +52,7 @@ def root(tmp_path_factory):
     found = tmp_path_factory.mktemp("data")
     for name, each in EACH.items():
         store(found, name, each)
+    put(found, lines()[0])
     config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     transformers.ViTForImageClassification(config).save_pretrained(found / "models" / BASE)
     return found
@@ -80,14 +83,16 @@ def text(random, name):
 def shrunk(whole, network=None, only=None):
     """Return a grid with the same requests and methods, but one seed, an epoch, and no more data than is needed.
 
-    With a network of its own, grids on the same data share most of their cells in one store; texts keep theirs.
+    With a network of its own, grids on the same data share most of their cells in one store; data that it does not fit,
+    such as texts and series, keep theirs.
     """
     places = {}
     for at, cell in list(whole.places.items())[:only]:
         recipe = Recipe(epochs=1, schedule="constant", lr=0.01).to_json()
-        data = {"name": cell.data["name"]} | ({"limit": 130} if cell.data["name"] == "digits" else {})
+        name = cell.data["name"]
+        data = {"name": name} | ({"limit": 130} if name in LARGE else {})
         measures = {**cell.measures, "metrics": ["accuracy", "cost", "membership"], "attacks": ["entropy_lr"]}
-        own = cell.network if cell.network == "text" else network or cell.network
+        own = network if network and zoo.networks.fits(network, zoo.known(name).shape) else cell.network
         places[at] = replace(cell, recipe=recipe, data=data, measures=measures, network=own)
     less = {"epochs": 1, "sparsity": 0.5}  # so little training leaves layers that 95 % would empty
     fewer = {name: s | {k: v for k, v in less.items() if s.get(k)} for name, s in whole.methods.items()}

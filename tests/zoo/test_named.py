@@ -15,6 +15,7 @@ from expunge import zoo
 from expunge.errors import Incompatible, UserError
 from expunge.runtime import peak_memory
 from expunge.zoo import embedded, named
+from expunge.zoo.filed import FILED
 from expunge.zoo.networks import BASE
 
 SHARED = Path(os.environ.get("EXPUNGE_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -69,7 +70,7 @@ def root(tmp_path_factory):
 
 
 def test_every_named_set_is_listed():
-    assert zoo.datasets() == sorted([*named.NAMED, *embedded.DATASETS])
+    assert zoo.datasets() == sorted([*named.NAMED, *embedded.DATASETS, *FILED, "cards"])
 
 
 @pytest.mark.parametrize("name", sorted(named.NAMED))
@@ -272,7 +273,7 @@ def test_files_that_are_not_the_data_set(tmp_path):
     [
         ("cifar11", None, "a known data set, got 'cifar11': did you mean 'cifar10"),
         ("cifar10", "resnet", "a known network, got 'resnet': did you mean 'resnet18'"),
-        ("cifar10", "text", "texts for text, got shape (3, 32, 32): take another network: convnet, mlp, resnet18, vit"),
+        ("cifar10", "text", "texts for text, got shape (3, 32, 32): take another network: convnet, convnet4, lenet"),
         ("ag_news", "mlp", "numbers for mlp, got texts of 64 tokens: take another network: text"),
         ("ag_news", BASE, f"images of shape (3, 224, 224) for {BASE}, got texts of 64 tokens"),
     ],

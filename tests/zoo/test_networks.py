@@ -14,18 +14,31 @@ from expunge.data import Data
 from expunge.errors import MissingExtra, UserError
 from expunge.fisher import diagonal
 from expunge.runtime import Runtime
-from expunge.task import Classification
+from expunge.task import Classification, Regression
 from expunge.train import fit, fresh
 from expunge.zoo import networks, recipes
-from expunge.zoo.networks import BASE, BASE_SHAPE, ResNet18, Tokens
+from expunge.zoo.networks import BASE, BASE_SHAPE, Pair, ResNet18, Tokens
 
 QUIET = Runtime(progress=False, device="cpu", batch_size=3)
 WORDS = Tokens(length=6, vocabulary=30)
-SHAPES = {"convnet": (1, 8, 8), "mlp": (5,), "resnet18": (1, 8, 8), "vit": (1, 8, 8), "text": WORDS}
+PAIRS = Pair(length=3, vocabulary=30)
+SHAPES = {
+    "convnet": (1, 8, 8),
+    "convnet4": (1, 8, 8),
+    "lenet": (1, 12, 12),
+    "mlp": (5,),
+    "resnet18": (1, 8, 8),
+    "vit": (1, 8, 8),
+    "text": WORDS,
+    "text_pair": PAIRS,
+}
 
 
 def inputs(shape, n=4, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
+    if isinstance(shape, Pair):
+        both = inputs(Tokens(2 * shape.length, shape.vocabulary), n)
+        return {**both, "token_type_ids": torch.arange(2).repeat_interleave(shape.length).expand(n, -1)}
     if not isinstance(shape, Tokens):
         return torch.randn(n, *shape, generator=generator, dtype=dtype)
     ids = torch.randint(2, shape.vocabulary, (n, shape.length), generator=generator)
@@ -72,6 +85,15 @@ def test_a_residual_block_is_its_formula():
     assert torch.equal(networks.Block(2, 2, 1).shortcut(x), x)
 
 
+def test_the_activations_of_the_four_blocks():
+    model = networks.build("convnet4", (1, 8, 8), 1).eval()
+    taps = [f"block{i}" for i in range(1, 5)]
+    _, found = Regression().forward(model, data((1, 8, 8)).read(range(4)), taps)
+    assert [tuple(found[t].shape[1:]) for t in taps] == [(16, 8, 8), (32, 4, 4), (32, 4, 4), (64, 2, 2)]
+    assert min(float(f.detach().min()) for f in found.values()) >= 0
+    assert sum(p.numel() for p in model.parameters()) == 9 * (16 + 16 * 32 + 32 * 32 + 32 * 64) + 2 * 144 + 65
+
+
 # All of them.
 
 
@@ -116,7 +138,7 @@ def small(name):
 
 
 @pytest.mark.parametrize("of", ["loss", "output_norm"])
-@pytest.mark.parametrize("name", ["resnet18", "vit", "text"])
+@pytest.mark.parametrize("name", ["resnet18", "vit", "text", "text_pair", "convnet4"])
 def test_diagonals_of_networks_are_the_references(name, of, caplog):
     model = small(name).double().eval()
     found = data(SHAPES[name], n=3, dtype=torch.float64)
@@ -138,7 +160,7 @@ def test_the_text_classifier_does_not_look_behind_the_mask():
     assert torch.allclose(model(**longer).logits, plain, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vit", "text"])
+@pytest.mark.parametrize("name", ["vit", "text", "text_pair"])
 def test_transformers_train_without_chance_beyond_the_seed(name):
     make = networks.factory(name, SHAPES[name], 3)
     found, recipe = data(SHAPES[name], n=6), recipes.recipe("digits", name)
@@ -148,6 +170,16 @@ def test_transformers_train_without_chance_beyond_the_seed(name):
     config = runs[0].config
     assert config._attn_implementation == "eager"
     assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0
+
+
+def test_a_pair_is_read_in_order_and_by_its_types():
+    model = small("text_pair").eval()
+    batch = inputs(PAIRS, 4)
+    plain = model(**batch).logits
+    swapped = {k: torch.cat([v[:, 3:], v[:, :3]], dim=1) if k != "token_type_ids" else v for k, v in batch.items()}
+    assert not torch.allclose(model(**swapped).logits, plain, atol=1e-4)
+    other = {**batch, "token_type_ids": torch.zeros_like(batch["token_type_ids"])}
+    assert not torch.allclose(model(**other).logits, plain, atol=1e-4)
 
 
 def shapes_of(make, queue):
@@ -174,6 +206,8 @@ def test_spawned_workers_can_build(name):
     [
         ("vti", (3, 8, 8), "a known network, got 'vti': did you mean 'vit'"),
         ("resnet18", (10,), "inputs of 3 dimensions for resnet18, got shape (10,): take another network: mlp"),
+        ("text", PAIRS, "texts for text, got pairs of texts of 3 tokens: take another network: text_pair"),
+        ("text_pair", WORDS, "pairs of texts for text_pair, got texts of 6 tokens: take another network: text"),
         ("vit", WORDS, "inputs of 3 dimensions for vit, got texts of 6 tokens: take another network: text"),
         (BASE, (3, 32, 32), f"images of shape (3, 224, 224) for {BASE}, got shape (3, 32, 32): take another network: "),
     ],

@@ -10,18 +10,26 @@ from expunge import tensors, zoo
 from expunge.errors import UserError
 from expunge.evidence import collect
 from expunge.runtime import Runtime
+from expunge.scenario import forget_range
+from expunge.task import Regression
 from expunge.train import fit, fresh
 from expunge.zoo import embedded, networks
 
 
 @pytest.mark.parametrize(
-    ("name", "n", "network", "first"), [("digits", 1797, "convnet", [701, 398]), ("diabetes", 442, "mlp", [61, 6])]
+    ("name", "n", "network", "first"),
+    [
+        ("digits", 1797, "convnet", [701, 398]),
+        ("diabetes", 442, "mlp", [61, 6]),
+        ("digits_value", 1797, "convnet4", [276, 966]),
+    ],
 )
 def test_splits_are_disjoint_complete_and_always_the_same(name, n, network, first):
     found, again = zoo.load(name), zoo.load(name)
     parts = [found.train, found.holdout, found.test]
     assert sorted(i for p in parts for i in p.ids) == sorted(f"{name}/{i}" for i in range(n))
-    assert [len(p) for p in parts] == [round(0.65 * n), round(0.75 * n) - round(0.65 * n), n - round(0.75 * n)]
+    cuts = [round(share * n) for share in ((0.6, 0.8) if name == "digits_value" else (0.65, 0.75))]
+    assert [len(p) for p in parts] == [cuts[0], cuts[1] - cuts[0], n - cuts[1]]
     assert [p.name for p in parts] == ["train", "holdout", "test"]
     assert [p.ids for p in parts] == [again.train.ids, again.holdout.ids, again.test.ids]
     assert found.network == network
@@ -62,7 +70,50 @@ def test_diabetes_is_standardised():
     assert x.std(dim=0, correction=0).tolist() == pytest.approx([1] * 10, abs=1e-5)
 
 
-@pytest.mark.parametrize(("name", "network"), [("digits", "convnet"), ("digits", "mlp"), ("diabetes", "mlp")])
+def test_digits_as_values_are_the_digits():
+    found, plain = zoo.load("digits_value"), zoo.load("digits")
+    by_row = {}
+    for part in (plain.train, plain.holdout, plain.test):
+        by_row |= {i.partition("/")[2]: (x, int(y), c) for i, x, y, c in read(part)}
+    for part in (found.train, found.holdout, found.test):
+        assert part.targets().shape == (len(part), 1)
+        for i, x, y, c in read(part):
+            image, digit, group = by_row[i.partition("/")[2]]
+            assert torch.equal(x, image)
+            assert (float(y), c) == (digit, group)
+    assert (found.task, found.classes) == (Regression(error="absolute"), ())
+    assert (found.recipe.epochs, found.recipe.batch_size, found.recipe.lr) == (30, 32, 0.01)
+    assert (found.recipe.optimizer, found.recipe.weight_decay) == ("adamw", 0)
+    assert zoo.recipe("digits_value", "resnet18") == found.recipe  # no rate for classes
+    few = forget_range(found.train, 0, 3)
+    assert set(found.train.subset(few.forget).targets().flatten().tolist()) == {0, 1, 2}
+
+
+def read(part):
+    batch = part.read(range(len(part)))
+    return list(zip(part.ids, batch.inputs, batch.target, part.column("superclass"), strict=True))
+
+
+def test_digits_as_values_are_learned_in_a_few_epochs():
+    found = zoo.load("digits_value")
+    torch.manual_seed(0)
+    run = Runtime(progress=False)
+    recipe = replace(found.recipe, epochs=6, milestones=(4,))
+    model = fit(found.new_model(), found.task, found.train, recipe, runtime=run)
+    seen = collect(model, found.task, found.test, runtime=run)
+    assert float(seen.loss.mean()) < 0.7  # the best constant is 2.5 away
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("digits", "convnet"),
+        ("digits", "mlp"),
+        ("digits", "convnet4"),
+        ("diabetes", "mlp"),
+        ("digits_value", "convnet4"),
+    ],
+)
 def test_networks_fit_their_data_and_come_from_the_random_state(name, network):
     found = zoo.load(name, network)
     made = []
@@ -76,7 +127,9 @@ def test_networks_fit_their_data_and_come_from_the_random_state(name, network):
     found.task.check(outputs, batch.target)
     assert outputs.shape == (3, 10 if name == "digits" else 1)
     fresh(made[0])  # every weight can be drawn anew
-    assert networks.names() == ["convnet", "mlp", "resnet18", "text", "vit", "vit-base-patch16-224"]
+    own = ["linear_forecast", "lstm_forecast", "tabular", "text_pair"]
+    others = ["convnet", "convnet4", "lenet", "mlp", "resnet18", "text", "vit", "vit-base-patch16-224"]
+    assert networks.names() == sorted([*own, *others])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +214,9 @@ def test_a_limit_takes_a_part_of_the_embedded_sets():
         zoo.load("digits", limit=9)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("digits", None), ("digits", 123), ("digits", 5000), ("diabetes", 50)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("digits", None), ("digits", 123), ("digits", 5000), ("diabetes", 50), ("digits_value", 90)]
+)
 def test_what_is_known_of_an_embedded_set_is_so(name, limit):
     train, known = zoo.load(name, limit=limit).train, zoo.known(name, limit=limit)
     assert known.size == len(train)

@@ -10,8 +10,7 @@ from expunge.errors import UserError, listing, suggest
 from expunge.kinds import ANY
 from expunge.poison import Backdoor
 from expunge.recipe import Recipe
-from expunge.zoo import Known
-from expunge.zoo.networks import Tokens
+from expunge.zoo import Known, networks
 
 
 def check_trains(recipe: Recipe) -> None:
@@ -34,7 +33,7 @@ def check_inputs(recipe: Recipe, data: Known) -> None:
         UserError: the recipe asks for them.
     """
     if (recipe.crop or recipe.flip) and len(data.shape) != 3:
-        got = f"texts of {data.shape.length} tokens" if isinstance(data.shape, Tokens) else f"inputs {data.shape}"
+        got = f"inputs {data.shape}" if type(data.shape) is tuple else networks.said(data.shape)
         remedy = "leave crop and flip out"
         raise UserError("images (C, H, W) for Recipe.crop and Recipe.flip", f"{got} in {data.name}", remedy)
 
@@ -46,8 +45,14 @@ def check_request(request: Request, data: Known) -> None:
         UserError: it is one.
     """
     _check_classes(request, data)
+    if request.kind == "range" and request.column is None and data.counts:
+        want = f"a range of a column of {data.name}, whose targets are classes"
+        raise UserError(want, repr(str(request)), "write range:COLUMN=LOW..HIGH, or class=0")
+    if request.kind == "dates":
+        _check_column("start", None, data)
+        _check_column("end", None, data)
     if request.column is not None:
-        anyone = request.kind == "subject" and request.value == ANY
+        anyone = request.kind == "range" or (request.kind == "subject" and request.value == ANY)
         _check_column(request.column, None if anyone else request.value, data)
     if request.kind == "poison":
         _check_patch(request, data)
@@ -90,8 +95,8 @@ def _check_column(column: str, value: object | None, data: Known) -> None:
 
 def _check_patch(request: Request, data: Known) -> None:
     """Refuse a patch on what is no image or too small for it, and more poisoned samples than other classes have."""
-    texts = isinstance(data.shape, Tokens)
-    blank = torch.zeros(1, data.shape[0], dtype=torch.int64) if texts else torch.zeros(1, *data.shape)
+    plain = type(data.shape) is tuple
+    blank = torch.zeros(1, *data.shape) if plain else torch.zeros(1, data.shape[0], dtype=torch.int64)
     Backdoor.on(Data.from_arrays(blank, [0], name=data.name), target=request.target, size=request.patch)
     others = data.size - data.counts[request.target]
     if round(request.value * data.size) > others:

@@ -19,7 +19,12 @@ def forget(
     start: Annotated[Path, typer.Option(help="Folder of prepare, or of the request before.")] = Path("expunge-work"),
     method: Annotated[str | None, typer.Option("--method", "-m", help="Default: the one that was prepared.")] = None,
     ids: Annotated[Path | None, typer.Option(help="Text file, one sample id a line.")] = None,
-    label: Annotated[str | None, typer.Option("--class", help="Forget a whole class, by number or name.")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--class", help="Forget a class, by number or name; of real targets, or dates of a series, LOW..HIGH."
+        ),
+    ] = None,
     subclass: Annotated[str | None, typer.Option(help="Forget one value of the subclass column.")] = None,
     subject: Annotated[str | None, typer.Option(help="Forget everything of one person or customer.")] = None,
     amount: Annotated[int | None, typer.Option("--random", help="Forget N samples drawn at random.")] = None,

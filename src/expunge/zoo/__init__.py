@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -14,9 +15,13 @@ from expunge.errors import UserError, suggest
 from expunge.seeds import seed as named_seed
 from expunge.task import Classification, Task
 from expunge.train import Recipe
-from expunge.zoo import embedded, named, networks, recipes
+from expunge.zoo import cards, embedded, named, networks, recipes
+from expunge.zoo.filed import FILED
+from expunge.zoo.tabular import embedding_row
 
-__all__ = ["Known", "Problem", "datasets", "known", "load", "network", "networks", "recipe"]
+__all__ = ["Known", "Problem", "datasets", "embedding_row", "hub", "known", "load", "network", "networks", "recipe"]
+
+EMBEDDED: Mapping[str, Callable[[], embedded.Embedded]] = {**embedded.DATASETS, "cards": cards.cards}
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Problem:
         task: outputs and loss.
         recipe: how the network is trained.
         new_model: builds the network before training, from torch's random state; can be sent to other processes.
-        classes: names of the network's outputs; none for real targets.
+        classes: names of the classes, in the order of the network's outputs where it has one a class; none for real
+            targets.
     """
 
     name: str
@@ -52,14 +58,15 @@ class Known:
 
     Args:
         name: of the data set.
-        shape: of one input as the network is given it: (C, H, W) of images, (F,), or `networks.Tokens`.
+        shape: of one input as the network is given it: (C, H, W) of images, (F,), `networks.Tokens` or `Pair`,
+            `networks.Window`, or `networks.Table`.
         size: training samples; of those read from files the published number, unless a limit is lower.
         counts: training samples of each class; none for real targets.
         columns: values by the names of its columns; None of a column whose values stand in the files alone.
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     size: int
     counts: tuple[int, ...]
     columns: Mapping[str, tuple[str, ...] | None]
@@ -69,21 +76,29 @@ def datasets() -> list[str]:
     """Return the names of the data sets.
 
     >>> datasets()[:4]
-    ['ag_news', 'cifar10', 'cifar100', 'cifar10_super']
+    ['ag_news', 'cards', 'cifar10', 'cifar100']
     """
-    return sorted([*embedded.DATASETS, *named.NAMED])
+    return sorted([*EMBEDDED, *FILED, *named.NAMED])
+
+
+def hub(name: str) -> str | None:
+    """Return a data set's name on the Hugging Face Hub, None where it has none there or is not known."""
+    found = named.NAMED.get(name) or FILED.get(name)
+    return None if found is None else found.hub
 
 
 def network(name: str) -> str:
     """Return the name of a data set's own network."""
-    return named.NAMED[name].network if name in named.NAMED else embedded.DATASETS[name]().network
+    found = named.NAMED.get(name) or FILED.get(name) or EMBEDDED[name]()
+    return found.network
 
 
 def recipe(name: str, network: str) -> Recipe:
     """Return how a network is trained on a named data set; no file is opened."""
-    if name in named.NAMED or network in ("resnet18", "vit"):
+    if name in named.NAMED or name in FILED:
         return recipes.recipe(name, network)
-    return embedded.DATASETS[name]().recipe
+    own = EMBEDDED[name]()
+    return recipes.recipe(name, network) if own.classes and network in ("resnet18", "vit") else own.recipe
 
 
 def known(name: str, network: str | None = None, limit: int | None = None) -> Known:
@@ -108,9 +123,14 @@ def known(name: str, network: str | None = None, limit: int | None = None) -> Kn
         counts = tuple(size // spec.classes * len(members) for members in spec.targets)
         values = {"superclass": tuple(spec.groups or ()), "fine": tuple(map(str, range(spec.classes)))}
         return Known(name, shape, size, counts, {column: values.get(column) for column in spec.columns})
-    own = embedded.DATASETS[name]()
+    if name in FILED:
+        filed = FILED[name]
+        _check_fit(filed.shape, len(filed.classes), network, limit)
+        size = filed.size if limit is None else min(limit, filed.size)
+        return Known(name, filed.shape, size, filed.counts(size), dict.fromkeys(filed.columns))
+    own = EMBEDDED[name]()
     _check_fit(own.shape, len(own.classes), network, limit)
-    train = _part(own.train, limit, name)
+    train = _part(own, own.train, limit, name)
     counts = tuple(np.bincount(train.targets(), minlength=len(own.classes)).tolist()) if own.classes else ()
     columns = {column: tuple(sorted({str(v) for v in found})) for column, found in train.columns.items()}
     return Known(name, own.shape, len(train), counts, columns)
@@ -126,18 +146,21 @@ def load(
 ) -> Problem:
     """Return a named data set with a network for it.
 
-    ``digits`` and ``diabetes`` come with scikit-learn. The others are read from ``data_dir/<name>/train-*.parquet``
-    and ``test-*.parquet`` where that folder is there, else from the Hugging Face Hub; their test split is cut once and
-    for all, a fifth holdout, the rest test, and ids are ``name/split/row`` of the published table. Images carry the
-    columns ``label`` and ``superclass``; in ``cifar20``, ``cifar10_super`` and ``fashion_mnist_super`` the superclass
-    is the target, and ``fine`` and ``fine_name`` hold the class; faces carry ``subject``.
+    ``digits``, ``digits_value`` and ``diabetes`` come with scikit-learn, ``cards`` is generated. Images and news are
+    read from ``data_dir/<name>/train-*.parquet`` and ``test-*.parquet`` where that folder is there, else from the
+    Hugging Face Hub; their test split is cut once and for all, a fifth holdout, the rest test, and ids are
+    ``name/split/row`` of the published table. Images carry the columns ``label`` and ``superclass``; in ``cifar20``,
+    ``cifar10_super`` and ``fashion_mnist_super`` the superclass is the target, and ``fine`` and ``fine_name`` hold the
+    class; faces carry ``subject``. ``ett`` and ``ett_mean`` are windows of one series, read by `expunge.zoo.ett.load`;
+    ``credit`` and ``stsb`` are tables, read by `expunge.zoo.rows`.
 
     Args:
         name: see `datasets`.
         network: see `networks.names`; the data set's own by default.
         data_dir: folder of data sets, and of pretrained networks in ``models/``; default the environment variable
             EXPUNGE_DATA.
-        limit: training samples to take, balanced by class, with half as many for test and an eighth for holdout.
+        limit: training samples to take, with half as many for test and an eighth for holdout: balanced by class where
+            there is one output a class, at one stride where they are windows of a series, else whatever they are.
         seed: of that draw.
 
     Returns:
@@ -157,13 +180,20 @@ def load(
         found = named.load(name, network, folder, limit, seed)
         parts = found.train, found.holdout, found.test
         return Problem(name, network, *parts, Classification(), recipe(name, network), build, found.classes)
-    own = embedded.DATASETS[name]()
+    if name in FILED:
+        filed = FILED[name]
+        _check_limit(limit, len(filed.classes))
+        network = network or filed.network
+        build = networks.factory(network, filed.shape, filed.outputs)
+        splits = filed.read(name, named.folder_of(data_dir), limit, seed)
+        return Problem(name, network, *splits, filed.task, recipe(name, network), build, filed.classes)
+    own = EMBEDDED[name]()
     _check_limit(limit, max(1, len(own.classes)))
     network = network or own.network
     build = networks.factory(network, own.shape, own.outputs)
     most = [None] * 3 if limit is None else [limit, limit // 8, limit // 2]
-    splits = zip((own.train, own.holdout, own.test), most, strict=True)
-    train, holdout, test = (_part(d, n, name, seed) for d, n in splits)
+    whole = zip((own.train, own.holdout, own.test), most, strict=True)
+    train, holdout, test = (_part(own, d, n, name, seed) for d, n in whole)
     return Problem(name, network, train, holdout, test, own.task, recipe(name, network), build, own.classes)
 
 
@@ -189,11 +219,12 @@ def _check_limit(limit: int | None, classes: int) -> None:
         raise UserError(f"a limit of {least}, one a class", str(limit), "raise it")
 
 
-def _part(data: Data, n: int | None, name: str, seed: int = 0) -> Data:
+def _part(own: embedded.Embedded, data: Data, n: int | None, name: str, seed: int = 0) -> Data:
+    """Return so many samples, balanced by class where a network has an output a class."""
     if n is None or n >= len(data):
         return data
-    targets = data.targets()
-    labels = np.zeros(len(data), dtype=np.int64) if targets.is_floating_point() else targets.numpy()
+    balance = isinstance(own.task, Classification)
+    labels = data.targets().numpy() if balance else np.zeros(len(data), dtype=np.int64)
     ids = data.ids
     rows = named.balanced(labels, n, named_seed("zoo", name, data.name, "limit", seed))
     return data.subset([ids[i] for i in rows])

@@ -226,7 +226,7 @@ def load(name: str, network: str, data_dir: Path | None, limit: int | None, seed
         The splits.
     """
     spec = NAMED[name]
-    train, test = (_table(name, spec, split, data_dir) for split in ("train", "test"))
+    train, test = (table(name, spec.folder, spec.hub, split, data_dir) for split in ("train", "test"))
     columns = _columns(spec, network)
     names = class_names(train, columns)
     labels = {"train": _labels(train, spec, names, "train"), "test": _labels(test, spec, names, "test")}
@@ -237,10 +237,10 @@ def load(name: str, network: str, data_dir: Path | None, limit: int | None, seed
         "test": (test, "test", np.setdiff1d(np.arange(len(test)), held), None if limit is None else limit // 2),
     }
     parts = {}
-    for part, (table, split, at, most) in rows.items():
+    for part, (whole, split, at, most) in rows.items():
         if most is not None and most < len(at):
             at = at[balanced(labels[split][at], most, named_seed("zoo", name, part, "limit", seed))]
-        taken = table if len(at) == len(table) else table.select(at)
+        taken = whole if len(at) == len(whole) else whole.select(at)
         data = to_data(taken, replace(columns, classes=names), name=part)
         ids = [f"{name}/{split}/{i}" for i in at]
         parts[part] = _described(data, spec, names, ids)
@@ -249,19 +249,24 @@ def load(name: str, network: str, data_dir: Path | None, limit: int | None, seed
     return Loaded(parts["train"], parts["holdout"], parts["test"], shape, outputs)
 
 
-def _table(name: str, spec: Named, split: str, data_dir: Path | None) -> datasets.Dataset:
-    places = [] if data_dir is None else [data_dir / n for n in dict.fromkeys((name, spec.folder))]
+def table(name: str, folder: str, hub: str | None, split: str, data_dir: Path | None) -> datasets.Dataset:
+    """Return a split from ``data_dir/name`` or ``data_dir/folder`` where that is there, else from the Hub.
+
+    Raises:
+        UserError: a folder without files of the split, no folder and no place on the Hub, or nothing to be had there.
+    """
+    places = [] if data_dir is None else [data_dir / n for n in dict.fromkeys((name, folder))]
     place = next((p for p in places if p.is_dir()), None)
     if place is not None:
         files = sorted(place.glob(f"{split}-*.parquet"))
         if not files:
-            raise UserError(f"files {split}-*.parquet in {place}", "none", "download both splits of the data set")
+            raise UserError(f"files {split}-*.parquet in {place}", "none", "download every split of the data set")
         return read_parquet(files)
-    if spec.hub is None:
+    if hub is None:
         got = "no data folder" if data_dir is None else f"none in {data_dir}"
         remedy = f"name the folder above it by --data-dir or {ENVIRONMENT}: it has no official place on the Hub"
-        raise UserError(f"a folder {spec.folder} with train-*.parquet and test-*.parquet", got, remedy)
-    return read_hub(spec.hub, split)
+        raise UserError(f"a folder {folder} with train-*.parquet and test-*.parquet", got, remedy)
+    return read_hub(hub, split)
 
 
 def _columns(spec: Named, network: str) -> Columns:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from expunge.errors import UserError, suggest
 from expunge.extras import imported
+from expunge.zoo.forecast import LinearForecast, LSTMForecast, Window
+from expunge.zoo.tabular import Table, Tabular
 
 BASE = "vit-base-patch16-224"
 BASE_SHAPE = (3, 224, 224)
+LENET = 12  # pixels a side at least, so that something is left after two convolutions and poolings
 
 
 class Tokens(NamedTuple):
@@ -22,6 +25,18 @@ class Tokens(NamedTuple):
 
     Args:
         length: tokens of a text.
+        vocabulary: indices in all.
+    """
+
+    length: int
+    vocabulary: int
+
+
+class Pair(NamedTuple):
+    """The shape of pairs of texts as tokens, one text after the other.
+
+    Args:
+        length: tokens of each text.
         vocabulary: indices in all.
     """
 
@@ -69,6 +84,70 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs (B, K)."""
         return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+class LeNet(nn.Module):
+    """Two 5×5 convolutions with ReLU and pooling (6, 16 channels), two hidden layers (120, 84 units), a linear head.
+
+    Images are padded by two pixels first, so that those of 28×28 give 16·5·5 features; no BatchNorm, no dropout.
+
+    Args:
+        shape: (C, H, W) of one image, of 12 pixels a side or more.
+        outputs: classes, or targets.
+
+    References:
+        Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998,
+        https://doi.org/10.1109/5.726791.
+    """
+
+    def __init__(self, shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        features = 16 * math.prod((side // 2 - 4) // 2 for side in shape[1:])
+        self.body = nn.Sequential(
+            nn.Conv2d(shape[0], 6, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(features, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(84, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return outputs (B, K)."""
+        return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+class ConvNet4(nn.Module):
+    """Four 3×3 convolutions with BatchNorm and ReLU (16, 32, 32, 64 channels, the second and last of stride 2).
+
+    Then the mean over the image, and a linear head. The modules ``block1`` to ``block4`` are the activations to tap.
+
+    Args:
+        shape: (C, H, W) of one image.
+        outputs: classes, or targets.
+    """
+
+    def __init__(self, shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        before = shape[0]
+        for at, (after, stride) in enumerate(((16, 1), (32, 2), (32, 1), (64, 2)), start=1):
+            convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+            self.add_module(f"block{at}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
+            before = after
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(before, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return outputs (B, K)."""
+        for at in range(1, 5):
+            x = self.get_submodule(f"block{at}")(x)
+        return self.head(self.pool(x))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -125,53 +204,88 @@ class ResNet18(nn.Module):
         return self.head(self.pool(self.stages(self.stem(x))))  # type: ignore[no-any-return]
 
 
-NETWORKS: Mapping[str, type[MLP] | type[ConvNet] | type[ResNet18]] = {
+NETWORKS: Mapping[str, Callable[[Any, Any], nn.Module]] = {
     "mlp": MLP,
     "convnet": ConvNet,
+    "convnet4": ConvNet4,
+    "lenet": LeNet,
     "resnet18": ResNet18,
+    "linear_forecast": LinearForecast,
+    "lstm_forecast": LSTMForecast,
+    "tabular": Tabular,
 }
-TRANSFORMERS = ("text", "vit", BASE)
+TRANSFORMERS = ("text", "text_pair", "vit", BASE)
+OWN: Mapping[type, tuple[str, ...]] = {  # networks that take inputs of one kind alone
+    Tokens: ("text",),
+    Pair: ("text_pair",),
+    Window: ("linear_forecast", "lstm_forecast"),
+    Table: ("tabular",),
+}
+WANTS = {
+    "text": "texts",
+    "text_pair": "pairs of texts",
+    "mlp": "numbers",
+    "lenet": f"images of {LENET} pixels a side or more",
+    "tabular": "rows of a table",
+    BASE: f"images of shape {BASE_SHAPE}",
+    **dict.fromkeys(OWN[Window], "windows of series"),
+}
 
 
 def names() -> list[str]:
     """Return the names of the networks.
 
-    >>> names()
-    ['convnet', 'mlp', 'resnet18', 'text', 'vit', 'vit-base-patch16-224']
+    >>> names()[:4]
+    ['convnet', 'convnet4', 'lenet', 'linear_forecast']
     """
     return sorted([*NETWORKS, *TRANSFORMERS])
 
 
-def fits(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a network takes inputs of a shape: `Tokens` for ``text``, images for all others but ``mlp``."""
-    if isinstance(shape, Tokens) or name == "text":
-        return isinstance(shape, Tokens) and name == "text"
+def fits(name: str, shape: tuple[Any, ...]) -> bool:
+    """Return whether a network takes inputs of a shape: those of `OWN` theirs alone, others images, ``mlp`` numbers."""
+    if type(shape) in OWN or any(name in own for own in OWN.values()):
+        return name in OWN.get(type(shape), ())
     if name == BASE:
         return tuple(shape) == BASE_SHAPE
+    if name == "lenet" and len(shape) == 3:
+        return bool(min(shape[1:]) >= LENET)
     return name == "mlp" or len(shape) == 3
 
 
-def build(name: str, shape: tuple[int, ...], outputs: int, models: Path | None = None) -> nn.Module:
+def said(shape: tuple[Any, ...]) -> str:
+    """Return the shape of inputs in words."""
+    if isinstance(shape, Tokens | Pair):
+        return f"{'texts' if isinstance(shape, Tokens) else 'pairs of texts'} of {shape.length} tokens"
+    if isinstance(shape, Window):
+        return f"windows of {shape.steps} steps of {shape.series} series"
+    if isinstance(shape, Table):
+        return f"rows of {shape.real} real and {len(shape.sizes)} categorical columns"
+    return f"shape {tuple(shape)}"
+
+
+def build(name: str, shape: tuple[Any, ...], outputs: int | tuple[int, ...], models: Path | None = None) -> nn.Module:
     """Return the network before training, drawn from torch's random state; arguments as of `factory`."""
     if name in NETWORKS:
         return NETWORKS[name](shape, outputs)
     found = _transformer()
     if name == BASE:
         return found.vit_base(shape, outputs, models)  # type: ignore[no-any-return]
-    return (found.text if name == "text" else found.vit)(shape, outputs)  # type: ignore[no-any-return]
+    return getattr(found, name)(shape, outputs)  # type: ignore[no-any-return]
 
 
 def _transformer() -> Any:
     return imported("expunge.zoo.transformer", package="transformers", extra="hf")
 
 
-def factory(name: str, shape: tuple[int, ...], outputs: int, *, models: Path | None = None) -> Callable[[], nn.Module]:
+def factory(
+    name: str, shape: tuple[Any, ...], outputs: int | tuple[int, ...], *, models: Path | None = None
+) -> Callable[[], nn.Module]:
     """Return a function that builds the network before training; it can be sent to other processes.
 
     Args:
         name: see `names`.
-        shape: of one input: (C, H, W), (F,), or `Tokens`.
-        outputs: classes, or targets.
+        shape: of one input: (C, H, W), (F,), `Tokens`, `Pair`, `Window`, or `Table`.
+        outputs: classes, or targets; of forecasts (T,), or (T, Q) with Q quantiles a step.
         models: folder of pretrained checkpoints.
 
     Returns:
@@ -186,7 +300,7 @@ def factory(name: str, shape: tuple[int, ...], outputs: int, *, models: Path | N
     return partial(build, name, shape, outputs, models)
 
 
-def check(name: str, shape: tuple[int, ...]) -> None:
+def check(name: str, shape: tuple[Any, ...]) -> None:
     """Refuse an unknown network, or one for inputs of another shape.
 
     Raises:
@@ -195,8 +309,6 @@ def check(name: str, shape: tuple[int, ...]) -> None:
     if name not in names():
         raise UserError("a known network", repr(name), suggest(name, names()))
     if not fits(name, shape):
-        known = {"text": "texts", "mlp": "numbers", BASE: f"images of shape {BASE_SHAPE}"}
-        want = known.get(name, "inputs of 3 dimensions")
-        got = f"texts of {shape.length} tokens" if isinstance(shape, Tokens) else f"shape {tuple(shape)}"
         others = ", ".join(n for n in names() if fits(n, shape))
-        raise UserError(f"{want} for {name}", got, f"take another network: {others}")
+        want = f"{WANTS.get(name, 'inputs of 3 dimensions')} for {name}"
+        raise UserError(want, said(shape), f"take another network: {others}")

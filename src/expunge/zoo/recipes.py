@@ -39,10 +39,17 @@ def recipe(name: str, network: str) -> Recipe:
         return Recipe(
             epochs=epochs, schedule="multistep", milestones=milestones, gamma=0.2, warmup=1, crop=crop, flip=flip
         )
+    if network == "lenet":  # as IAU's released code trains it, epochs aside
+        return Recipe(epochs=15, lr=1e-3, optimizer="adamw", weight_decay=0.0)
     if network == "vit":
         epochs = 60 if name == "orl_faces" else 30
         return Recipe(epochs=epochs, lr=1e-3, optimizer="adamw", weight_decay=0.05, warmup=2, clip=1.0, flip=flip)
-    if network == "text":
+    if network in ("linear_forecast", "lstm_forecast"):
+        rate = 5e-3 if network == "linear_forecast" else 1e-2
+        return Recipe(epochs=10, lr=rate, optimizer="adamw", weight_decay=0.0, clip=1.0)
+    if network == "tabular":  # nothing decays: an embedding row that no sample names stays as it was drawn
+        return Recipe(epochs=10, batch_size=128, lr=2e-3, optimizer="adamw", weight_decay=0.0)
+    if network in ("text", "text_pair"):
         return Recipe(epochs=5, lr=1e-3, optimizer="adamw", weight_decay=0.01, warmup=0.5, clip=1.0)
     if name == "orl_faces":  # 280 images
         return Recipe(epochs=60, batch_size=32, lr=0.05, warmup=1)

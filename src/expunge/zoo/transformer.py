@@ -1,4 +1,4 @@
-"""Networks of transformers: a small ViT, the pretrained ViT-Base, a small text classifier; loaded when asked for.
+"""Networks of transformers: a small ViT, the pretrained ViT-Base, small BERTs for texts and pairs; loaded when asked.
 
 Attention is eager and dropout off: per-sample gradients need plain operations, and one seed one result.
 """
@@ -112,16 +112,36 @@ def text(shape: tuple[int, ...], outputs: int) -> nn.Module:
 
     Args:
         shape: (length, vocabulary) of the texts.
-        outputs: classes.
+        outputs: classes, or targets.
 
     Returns:
         A ``BertForSequenceClassification``; 0.6 million parameters with 8,192 indices.
     """
-    length, vocabulary = shape
+    return _bert(shape[0], shape[1], 1, outputs)
+
+
+def text_pair(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Return the BERT of `text` for pairs of texts, which it reads one after the other, told apart by their type.
+
+    Args:
+        shape: (length, vocabulary) of each text.
+        outputs: targets, or classes.
+
+    Returns:
+        A ``BertForSequenceClassification``; 0.6 million parameters with 8,192 indices.
+
+    References:
+        J. Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2019,
+        https://arxiv.org/abs/1810.04805.
+    """
+    return _bert(2 * shape[0], shape[1], 2, outputs)
+
+
+def _bert(length: int, vocabulary: int, types: int, outputs: int) -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=vocabulary,
         max_position_embeddings=length,
-        type_vocab_size=1,
+        type_vocab_size=types,
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
