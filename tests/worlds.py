@@ -1,4 +1,4 @@
-"""One tiny trained world that every method can be run on: images, three classes, a network with BatchNorm."""
+"""Tiny trained worlds, of which each method fits one: images of three classes, or of values, and BatchNorm."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from expunge.data import Data
 from expunge.runtime import Runtime
-from expunge.scenario import Scenario, forget_class, forget_random
-from expunge.task import Classification
+from expunge.scenario import Scenario, forget_class, forget_random, forget_range
+from expunge.task import Classification, Regression
 from expunge.train import Recipe, fit, fresh
 
 QUIET = Runtime(progress=False, batch_size=7, device="cpu")
 CLASSES = 3
 
 
-def network() -> nn.Module:
+def network(outputs: int = CLASSES) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(64, CLASSES),
+        nn.Linear(64, outputs),
     )
 
 
@@ -36,6 +36,16 @@ def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return 2 * patterns[y] + torch.randn(n, 1, 4, 4, generator=generator), y
 
 
+def measured(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return such images and a number each, (n,), around that of its class from −1 to 1."""
+    x, y = images(n, seed)
+    return x, y - 1 + x.flatten(1).mean(dim=1)
+
+
+def one_number() -> nn.Module:
+    return network(1)
+
+
 @dataclass(frozen=True)
 class World:
     model: nn.Module
@@ -44,7 +54,7 @@ class World:
     test: Data
     recipe: Recipe
     scenario: Scenario
-    task: Classification
+    task: Classification | Regression
     new_model: Callable[[], nn.Module]
 
     @property
@@ -57,13 +67,20 @@ class World:
 
 
 def world(kind: str = "class", n: int = 39) -> World:
+    """Return a world of classes with a request for a class or random samples, or of numbers with one for a range."""
+    drawn, build, task = (
+        (images, network, Classification()) if kind != "range" else (measured, one_number, Regression())
+    )
     train, holdout, test = (
-        Data.from_arrays(*images(size, seed), name=name)
+        Data.from_arrays(*drawn(size, seed), name=name)
         for seed, (name, size) in enumerate([("train", n), ("holdout", 12), ("test", 120)])
     )
     recipe = Recipe(epochs=4, batch_size=8, lr=0.05)
-    start = fresh(network(), new_model=network, seed=1)
-    model = fit(start, Classification(), train, recipe, runtime=QUIET, seed=1)
+    start = fresh(build(), new_model=build, seed=1)
+    model = fit(start, task, train, recipe, runtime=QUIET, seed=1)
     rest = {"holdout": holdout, "test": test}
-    case = forget_class(train, 1, **rest) if kind == "class" else forget_random(train, 5, **rest)
-    return World(model, train, holdout, test, recipe, case, Classification(), network)
+    if kind == "range":
+        case = forget_range(train, 0.5, 9.0, **rest)
+    else:
+        case = forget_class(train, 1, **rest) if kind == "class" else forget_random(train, 5, **rest)
+    return World(model, train, holdout, test, recipe, case, task, build)

@@ -94,3 +94,29 @@ LI_2018 = Reference(
     "ICML",
 )
 """Of the anchor `l2sp`."""
+
+TARUN_2023 = Reference(
+    "Deep Regression Unlearning",
+    "Ayush K Tarun and Vikram S Chundawat and Murari Mandal and Mohan Kankanhalli",
+    2023,
+    "https://arxiv.org/abs/2210.08196",
+    "ICML",
+)
+"""Of `blindspot` and `gaussian_amnesiac`."""
+
+LIU_2025 = Reference(
+    "Efficient Machine Unlearning via Influence Approximation",
+    "Jiawei Liu and Chenwang Wu and Defu Lian and Enhong Chen",
+    2025,
+    "https://arxiv.org/abs/2507.23257",
+)
+"""Of `iau` and of the penalty `expunge.penalties.GradientNorm`."""
+
+KOH_2017 = Reference(
+    "Understanding Black-box Predictions via Influence Functions",
+    "Pang Wei Koh and Percy Liang",
+    2017,
+    "https://arxiv.org/abs/1703.04730",
+    "ICML",
+)
+"""Of `influence`."""

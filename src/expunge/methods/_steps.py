@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from expunge.errors import NotFinite
 from expunge.method import Needs, See, Session, State, option
 from expunge.methods._fields import Checked
 from expunge.passes import whole
-from expunge.task import Classification, Task
+from expunge.task import Classes, Quantile, Regression, Task
 from expunge.tensors import changed
 from expunge.train import (
     augmented,
@@ -42,11 +42,13 @@ class Taken:
         batch: of all sources together; its targets are None unless every source shows labels.
         origin: (B,) int64, which source each sample is from, 0 the first.
         beside: samples of the sources that go in lockstep, or None.
+        parts: the samples of each source that has some here, in their order in the batch, with the labels it shows.
     """
 
     batch: Batch
     origin: Tensor
     beside: Taken | None = None
+    parts: Mapping[int, Batch] = field(default_factory=dict)
 
     def of(self, source: int) -> Tensor:
         """Return which samples are from a source, (B,) bool."""
@@ -124,24 +126,31 @@ class Stepped(Checked):
 
     def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
         """Take the steps, and report how many they were."""
-        with descending(session, self) as descent:
+        with descending(session, self, state=state) as descent:
             self.descend(session, descent)
         return descent.finished(), state
 
 
 def only_classes(task: Task, why: str) -> str | None:
     """Return the reason why a method of classes does not apply to a task, or None."""
-    return None if isinstance(task, Classification) else f"{why}, and this task has no classes"
+    return None if isinstance(task, Classes) else f"{why}, and this task has no classes"
+
+
+def only_reals(task: Task, why: str) -> str | None:
+    """Return the reason why a method of real targets does not apply to a task, or None."""
+    return None if isinstance(task, Regression | Quantile) else f"{why}, and this task's targets are no real numbers"
 
 
 @contextmanager
-def descending(session: Session, method: Stepped, model: nn.Module | None = None) -> Iterator[Descent]:
+def descending(
+    session: Session, method: Stepped, model: nn.Module | None = None, state: State | None = None
+) -> Iterator[Descent]:
     """Yield a descent with a progress bar over the samples of all passes that the method says it makes."""
     sets = method.passes("unlearn", session.recipe if session.needs.recipe else None)
     known = {name: data for name, data in session.given.items() if isinstance(data, Data)}
     total = sum(n * len(known[name]) for name, n in sets.items() if name in known)
     with session.runtime.tracking(f"unlearning by {method.name}", round(total)) as advance:
-        yield Descent(session, method, session.model if model is None else model, advance)
+        yield Descent(session, method, session.model if model is None else model, advance, state)
 
 
 class Descent:
@@ -152,12 +161,19 @@ class Descent:
         method: gives the optimiser's settings.
         model: is edited in place.
         advance: called with the samples of each step.
+        state: what the method prepared, for those that prepare something.
     """
 
     def __init__(
-        self, session: Session, method: Stepped, model: nn.Module, advance: Callable[[int], None] = lambda n: None
+        self,
+        session: Session,
+        method: Stepped,
+        model: nn.Module,
+        advance: Callable[[int], None] = lambda n: None,
+        state: State | None = None,
     ) -> None:
         self.session, self.method, self.model, self.advance = session, method, model, advance
+        self.state = State() if state is None else state
         self.task, self.runtime = session.task, session.runtime
         self.recipe = session.recipe if session.needs.recipe else None
         self.optimizer = optimizer_of(model, method)
@@ -335,14 +351,15 @@ class Descent:
         """Read positions of several sources, counted one after another, into one batch; augment all but ``made``."""
         starts = np.cumsum([0, *(len(data) for data in sources)])
         which = np.searchsorted(starts, at, side="right") - 1
-        parts, origins = [], []
+        parts, origins = dict[int, Batch](), []
         for i, data in enumerate(sources):
             own = at[which == i] - starts[i]
             if len(own):
                 batch = data.read(own).to(self.runtime.torch_device)
-                parts.append(batch if self.recipe is None or i < made else augmented(batch, self.recipe))
+                parts[i] = batch if self.recipe is None or i < made else augmented(batch, self.recipe)
                 origins += [i] * len(own)
-        return Taken(joined(parts), torch.tensor(origins, device=self.runtime.torch_device), beside)
+        origin = torch.tensor(origins, device=self.runtime.torch_device)
+        return Taken(joined(list(parts.values())), origin, beside, parts)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
