@@ -23,6 +23,7 @@ from expunge.evidence import collect
 from expunge.fisher import diagonal, diagonals
 from expunge.method import Method, Needs, Reference, See, Session, State
 from expunge.methods import build
+from expunge.penalties import GradientNorm
 from expunge.runtime import Runtime
 from expunge.scenario import forget_class
 from expunge.task import Classification
@@ -49,6 +50,8 @@ RECIPES = {
     "adamw": replace(PLAIN, optimizer="adamw", lr=0.01, warmup=1.5),
     "patience": replace(PLAIN, epochs=9, patience=1, lr=0.8, clip=None),
     "single": replace(PLAIN, epochs=1, batch_size=1),
+    "restricted": replace(PLAIN, penalties=(Ridge(0.01), GradientNorm(0.3))),
+    "per tensor": replace(PLAIN, batch_size=3, penalties=(GradientNorm(0.3, "per_tensor"),)),
 }
 
 
@@ -131,7 +134,7 @@ def numbers(runtime: Runtime) -> dict[str, Tensor]:
     found["outputs"] = collect(model, TASK, data, runtime=runtime).outputs
     case = forget_class(data, 1)
     recipe = replace(PLAIN, epochs=1)
-    for name in ("ssd", "lfssd", "finetune", "l1_sparse", "retrain", "head_mask"):
+    for name in ("ssd", "lfssd", "finetune", "l1_sparse", "retrain", "head_mask", "iau"):
         method = build({"name": name, **({"alpha": 1.2} if "ssd" in name else {})})
         given: dict[str, Any] = {"recipe": recipe, "scenario": case, "runtime": runtime}
         ready = prepare(method, model, TASK, train=data, **given)

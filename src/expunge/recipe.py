@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.data import Batch
 from expunge.errors import UserError
+from expunge.penalties import GradientNorm
 
 
 class Penalty(Protocol):
@@ -39,6 +42,23 @@ class Proximal(Protocol):
         ...
 
 
+@runtime_checkable
+class Joint(Protocol):
+    """A penalty of a batch's gradient: no mean over samples, so processes that share a batch exchange their parts."""
+
+    def around(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the context that forward and backward passes run in."""
+        ...
+
+    def part(self, model: nn.Module, batch: Batch, losses: Tensor) -> list[Tensor]:
+        """Return the gradient of the mean loss of one process's samples, by trainable parameter, with its graph."""
+        ...
+
+    def joined(self, part: Sequence[Tensor], total: Sequence[Tensor]) -> Tensor:
+        """Return a scalar whose gradients, the processes' weighted by their samples, sum to that of the penalty."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is trained.
@@ -59,7 +79,8 @@ class Recipe:
         clip: largest gradient norm, or None.
         patience: epochs without a lower mean loss on holdout before training stops and the best epoch's weights
             are restored; None trains all epochs.
-        penalties: terms added to the mean loss; they may be `Scheduled` by epoch, or `Proximal`.
+        penalties: terms added to the mean loss; they may be `Scheduled` by epoch, `Proximal`, or `Joint`. Files spell
+            `expunge.penalties.GradientNorm` as ``gradient_norm``; see `fields_of`.
         canaries: samples that `expunge.train.fit` plants in the data under random labels; see `expunge.canaries`.
 
     Raises:
@@ -116,10 +137,17 @@ class Recipe:
         if not isinstance(terms, list | tuple) or not all(callable(p) for p in terms):
             remedy = "write (penalty,), each a callable of model, batch, outputs and losses"
             raise UserError("Recipe.penalties as a tuple of penalties", repr(terms), remedy)
+        if sum(isinstance(p, GradientNorm) for p in terms) > 1:
+            raise UserError("one GradientNorm in Recipe.penalties", "several", "add their alphas up")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the recipe as JSON values; a penalty as its class name with its settings."""
-        body = asdict(self) | {"penalties": [repr(p) for p in self.penalties]}
+        """Return the recipe as JSON values that `fields_of` reads; other penalties as class names with their settings.
+
+        ``gradient_norm`` is there where the penalty is.
+        """
+        norm = next((p for p in self.penalties if isinstance(p, GradientNorm)), None)
+        body = asdict(self) | {"penalties": [repr(p) for p in self.penalties if p is not norm]}
+        body |= {} if norm is None else {NORM: asdict(norm)}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in body.items()}
 
     def again(self) -> Recipe:
@@ -141,3 +169,31 @@ class Recipe:
             return self.lr * max(0.0, 1 - done)
         passed = sum(epoch >= m for m in self.milestones) if self.schedule == "multistep" else 0
         return self.lr * self.gamma**passed
+
+
+NORM = "gradient_norm"
+KEYS = (*(f.name for f in fields(Recipe) if f.name != "penalties"), NORM)
+"""What the table of a recipe in a file may hold."""
+
+
+def fields_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `Recipe` that plain values mean: lists as tuples, ``gradient_norm`` as its penalty.
+
+    Args:
+        table: of a file, or what `Recipe.to_json` gives; ``gradient_norm`` is α, or a table with ``alpha`` and
+            ``form``, and 0 is none.
+
+    Returns:
+        Keywords of `Recipe`, for those fields that the table has.
+
+    Raises:
+        UserError: ``gradient_norm`` is none of these.
+
+    >>> fields_of({"epochs": 3, "gradient_norm": 0.005})
+    {'epochs': 3, 'penalties': (GradientNorm(alpha=0.005, form='global'),)}
+    """
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    if NORM in plain:
+        norm = GradientNorm.of(plain.pop(NORM), f"Recipe.{NORM}")
+        plain["penalties"] = (*plain.get("penalties", ()), *(() if norm is None else (norm,)))
+    return plain

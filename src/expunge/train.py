@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from expunge.errors import NotFinite, UserError, listing
 from expunge.files import digest
 from expunge.masks import Held, Masks
 from expunge.passes import Passes, check_data, whole
-from expunge.recipe import Penalty, Proximal, Recipe
+from expunge.recipe import Joint, Penalty, Proximal, Recipe
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
 from expunge.task import Task, sample_losses
@@ -352,19 +352,59 @@ def _epoch(
             group["lr"] = recipe.rate(epoch + (seen + len(at)) / len(data) if epoch < recipe.warmup else epoch)
         seen += len(at)
         optimizer.zero_grad(set_to_none=True)
-        with runtime.agreed(), whole(f"a batch of {len(at)} samples", "lower Recipe.batch_size"):
-            mine = share(at, runtime.rank, runtime.count)
-            if len(mine):
-                batch = augmented(data.read(mine).to(runtime.torch_device), recipe)
-                loss = _loss(model, task, batch, terms, runtime)
-                if not bool(torch.isfinite(loss)):
-                    got = f"{loss.item()} at step {step} in epoch {epoch + 1}"
-                    remedy = f"lower Recipe.lr (now {recipe.lr}) or check the data"
-                    raise NotFinite("a finite training loss", got, remedy)
-                (loss if len(mine) == len(at) else loss * (len(mine) / len(at))).backward()
+        _back(model, task, data, recipe, terms, runtime, at, f"at step {step} in epoch {epoch + 1}")
         _add_gradients(optimizer, runtime)
         stepped(model, optimizer, recipe.clip, held, shrinking)
         advance(len(at))
+
+
+def _back(
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    recipe: Recipe,
+    terms: Sequence[Penalty],
+    runtime: Runtime,
+    at: NDArray[np.int64],
+    when: str,
+) -> None:
+    """Leave on the weights this process's share of the gradient of a batch's loss and penalties."""
+    joint = [term for term in terms if isinstance(term, Joint)]
+    exchanged = joint if runtime.count > 1 else []
+    mine = share(at, runtime.rank, runtime.count)
+    loss, weight = None, len(mine) / len(at)
+    with _part_of_step(model, joint, runtime, len(at)):
+        parts = [[torch.zeros_like(p) for p in tensors.parameters(model).values()] for _ in exchanged]
+        if len(mine):
+            batch = augmented(data.read(mine).to(runtime.torch_device), recipe)
+            own = [term for term in terms if not (exchanged and isinstance(term, Joint))]
+            loss, losses = _loss(model, task, batch, own, runtime)
+            parts = [term.part(model, batch, losses) for term in exchanged]
+            if not exchanged:
+                _down(loss, weight, recipe, when)
+    if exchanged:
+        totals = [runtime.sum([weight * g.detach() for g in part]) for part in parts]
+        with _part_of_step(model, joint, runtime, len(at)):
+            if loss is not None:
+                rest = [term.joined(*two) for term, *two in zip(exchanged, parts, totals, strict=True)]
+                _down(loss + torch.stack(rest).sum(), weight, recipe, when)
+
+
+@contextmanager
+def _part_of_step(model: nn.Module, joint: Sequence[Joint], runtime: Runtime, size: int) -> Iterator[None]:
+    """Run what needs no other process: what fails here fails on all, and penalties choose the kernels."""
+    with runtime.agreed(), whole(f"a batch of {size} samples", "lower Recipe.batch_size"), ExitStack() as stack:
+        for term in joint:
+            stack.enter_context(term.around(model))
+        yield
+
+
+def _down(loss: Tensor, weight: float, recipe: Recipe, when: str) -> None:
+    """Differentiate a loss of one process's samples, ``weight`` of a batch, if it is finite."""
+    if not bool(torch.isfinite(loss)):
+        remedy = f"lower Recipe.lr (now {recipe.lr}) or check the data"
+        raise NotFinite("a finite training loss", f"{loss.item()} {when}", remedy)
+    (loss if weight == 1 else loss * weight).backward()
 
 
 def stepped(
@@ -429,7 +469,10 @@ def outputs_and_losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tens
     return outputs, sample_losses(task, outputs, batch.target)
 
 
-def _loss(model: nn.Module, task: Task, batch: Batch, terms: Sequence[Penalty], runtime: Runtime) -> Tensor:
+def _loss(
+    model: nn.Module, task: Task, batch: Batch, terms: Sequence[Penalty], runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of a batch with its penalties, and the loss of each sample (B,)."""
     if batch.target is None:
         raise UserError("labelled data to train on", "no targets", "give targets when building the data")
     with runtime.autocast():
@@ -438,4 +481,4 @@ def _loss(model: nn.Module, task: Task, batch: Batch, terms: Sequence[Penalty], 
         loss = weighted.mean()
         for penalty in terms:
             loss = loss + penalty(model, batch, outputs, losses)
-    return loss
+    return loss, losses

@@ -20,7 +20,7 @@ from expunge.metrics.membership import Membership
 from expunge.project import Project
 from expunge.project.config import check_recipe
 from expunge.project.sections import place, read
-from expunge.recipe import Recipe
+from expunge.recipe import Recipe, fields_of
 from expunge.trial import Request
 
 CONTROLS = ("no_op", "head_mask")  # they stand in every table by themselves
@@ -205,9 +205,8 @@ class _Asked:
             except UserError as error:
                 raise self._unfit(data, project, name, error) from error
         base = zoo.recipe(self.file.data[data].name or data, network)
-        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.recipe.items()}
         try:
-            return network, replace(base, **changes)
+            return network, replace(base, **fields_of(entry.recipe))
         except UserError as error:
             key = _named(error, entry.recipe, "Recipe")
             raise self.told(["networks", name, "recipe"], key, error) from error

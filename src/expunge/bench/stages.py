@@ -25,7 +25,7 @@ from expunge.evidence import Outputs
 from expunge.files import canonical, digest, jsonable
 from expunge.method import Method, State
 from expunge.project import Project
-from expunge.recipe import Recipe
+from expunge.recipe import Recipe, fields_of
 from expunge.runtime import Progress, Runtime
 from expunge.scenario import Scenario
 from expunge.scores import REFERENCE, Scores
@@ -468,8 +468,7 @@ def _problem(cell: Cell, setting: Setting) -> Problem:
     Raises:
         UserError: the data is not to be had, or the project is not among those of the grid.
     """
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in cell.recipe.items()}
-    recipe, entry = Recipe(**values), dict(cell.data)
+    recipe, entry = Recipe(**fields_of(cell.recipe)), dict(cell.data)
     if "project" not in entry:
         found = zoo.load(entry["name"], cell.network, data_dir=setting.data_dir, limit=entry.get("limit"))
         return replace(found, recipe=recipe)
