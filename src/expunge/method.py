@@ -314,6 +314,7 @@ class Method(Part, ABC):
     control: ClassVar[bool] = False
     prepared_by: ClassVar[frozenset[str] | None] = None  # fields that decide what prepare leaves; None for all
     nature: ClassVar[Nature] = Nature.EDIT
+    refits: ClassVar[bool] = False  # whether prepare gives the model other weights without a recipe
 
     @property
     def prepares(self) -> Needs:
