@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from expunge import attacks as attack_registry
-from expunge import methods, tensors
+from expunge import methods, predicted, tensors
 from expunge import metrics as metric_registry
 from expunge.data import Data
 from expunge.errors import Misfit, NotFinite, UserError, listing
@@ -22,9 +22,9 @@ from expunge.metrics.membership import Membership
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.scores import FLOOR, REFERENCE, Scores, merged, with_gaps
-from expunge.signals import is_probabilities
+from expunge.signals import is_chance, is_probabilities
 from expunge.stamp import forgotten
-from expunge.task import Classification, Task
+from expunge.task import Binary, Classes, Task
 from expunge.tensors import eval_mode
 from expunge.train import Recipe
 from expunge.twins import near_duplicates
@@ -194,6 +194,7 @@ class _Work:
         )
         found = {key: value for metric in self.chosen for key, value in metric(audit).items()}
         _densities(audit)
+        predicted.keep(audit)
         return found, audit.kept
 
 
@@ -370,9 +371,17 @@ def _collect(
     if same is not None:
         found["test_forget"] = found["test"].take(torch.from_numpy(np.flatnonzero(same)))
         found["test_retain"] = found["test"].take(torch.from_numpy(np.flatnonzero(~same)))
-    if isinstance(task, Classification) and all(is_probabilities(o.outputs) for o in found.values() if len(o)):
-        return found, "its outputs are probabilities that sum to 1, where logits are expected: leave out its softmax"
-    return found, ""
+    return found, _squashed(task, [said for said in found.values() if len(said)])
+
+
+def _squashed(task: Task, said: Sequence[Outputs]) -> str:
+    """Return why outputs are no logits, as of a network that ends in a softmax or a sigmoid; empty where they are."""
+    if isinstance(task, Binary):
+        if all(is_chance(o.outputs, o.target) for o in said):
+            return "its outputs are probabilities, where logits are expected: leave out its sigmoid"
+    elif isinstance(task, Classes) and all(is_probabilities(o.outputs) for o in said):
+        return "its outputs are probabilities that sum to 1, where logits are expected: leave out its softmax"
+    return ""
 
 
 def _other_request(model: Model, name: str, scenario: Scenario) -> str:
@@ -460,5 +469,5 @@ def _densities(audit: Audit) -> None:
         outputs = audit.outputs(split)
         if outputs is not None and outputs.loss is not None and bool(outputs.loss.isfinite().all()):
             audit.kept.samples[f"loss/{split}"] = outputs.loss.numpy()
-        if outputs is not None and isinstance(audit.task, Classification) and "model" not in audit.flaws:
+        if outputs is not None and isinstance(audit.task, Classes) and "model" not in audit.flaws:
             audit.kept.samples[f"entropy/{split}"] = outputs.signals.entropy.numpy()

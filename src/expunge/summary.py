@@ -18,9 +18,11 @@ from expunge.attacks import _roc
 from expunge.bounds import Outcome
 from expunge.files import jsonable, write_document
 from expunge.metric import Unavailable, Value
+from expunge.predicted import gathered
 from expunge.scores import FLOOR, REFERENCE, Scores
 
 BINS = 30
+DRAWN = ("original", "method", REFERENCE)  # roles whose predictions of real targets are drawn, in this order
 DOCUMENT, SCHEMA = "expunge.audit", 2
 _TEXTS = {
     "original": "trained on everything",
@@ -57,19 +59,25 @@ def section(
         The section.
     """
     refused = {**scores.declined, **(declined or {})}
+    models = [_model(scores, n) for n in scores.values] + [_model(scores, n, why) for n, why in refused.items()]
+    drawn = {role: [m["name"] for m in models if m["role"] == role] for role in (*DRAWN, "floor")}
+    predictions = gathered(scores, [name for role in DRAWN for name in drawn[role]], drawn["floor"])
+    if predictions is not None:  # a control that says nothing of real targets stands in no table of them
+        models = [m for m in models if not (m["role"] == "control" and m["declined"])]
     return {
         "name": name,
         "kind": scores.asked.kind,
         "target": jsonable(scores.asked.target),
         "text": text,
         "counts": dict(counts),
-        "models": [_model(scores, n) for n in scores.values] + [_model(scores, n, why) for n, why in refused.items()],
+        "models": models,
         **numbers(scores),
         "curves": _curves(scores),
         "series": {m: _series(found, classes) for m, found in scores.series.items() if found},
         "bounds": [outcome.to_json() for outcome in bounds],
         "changed": jsonable(scores.changed),
         "samples": [dict(s) for s in samples],
+        **({} if predictions is None else {"predictions": predictions}),
     }
 
 

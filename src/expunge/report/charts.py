@@ -114,7 +114,7 @@ def room(ax: Axes, unit: str, low: float, high: float) -> None:
     ax.set_xlim(middle - 0.58 * span, middle + 0.58 * span)
     ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
     percent = FuncFormatter(lambda x, _: f"{x:g}%".replace("-", "−") if -100 - 1e-9 <= x <= 100 + 1e-9 else "")
-    number = FuncFormatter(lambda x, _: f"{x:.3g}".replace("-", "−"))
+    number = FuncFormatter(lambda x, _: (f"{x:,.0f}" if 1e3 <= abs(x) < 1e6 else f"{x:.3g}").replace("-", "−"))
     ax.xaxis.set_major_formatter(percent if unit == "1" else number)
 
 

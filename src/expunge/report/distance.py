@@ -100,7 +100,7 @@ def distance_class(times: float) -> int:
 
 def told(section: Section, model: Mapping[str, Any]) -> Told:
     """Count the quantities on which a model is told from retrained, by the yardstick and by tests."""
-    metrics = [m for m in section["metrics"] if m["group"] not in UNCOUNTED]
+    metrics = [m for m in section["metrics"] if m["group"] not in UNCOUNTED and not doc.is_constant(m)]
     lengths = [(times, m) for m in metrics if (times := length(section, model, m)) is not None]
     chances = [p for m in metrics if (p := chance(section, model, m)) is not None]
     times, farthest = max(lengths, key=lambda pair: pair[0], default=(0.0, None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from expunge.errors import Incompatible, listing, suggest
@@ -31,6 +31,14 @@ PREFERRED = (
     "accuracy/test_forget",
     "accuracy/test_retain",
     "accuracy/holdout",
+    "error/mae/forget",
+    "error/mae/test",
+    "error/mae/test_forget",
+    "error/mae/test_retain",
+    "error/rmse/forget",
+    "error/rmse/test",
+    "error/rmse/test_forget",
+    "error/rmse/test_retain",
     "membership/entropy_lr",
     "membership/loss/auc",
     "membership/loss/balanced_accuracy",
@@ -102,6 +110,8 @@ def _section(section: Any, where: str) -> None:
     _series(section.get("series") or {}, models, where)
     _listed(section.get("changed") or {}, models, "model", f"changed of {where}")
     _traces(section.get("traces") or {}, models, where)
+    if section.get("predictions") is not None:
+        _predictions(section["predictions"], models, where)
     for caveat in section.get("caveats") or ():
         if not isinstance(caveat, str):
             raise Incompatible(f"caveats of {where} as sentences", type(caveat).__name__, REMEDY)
@@ -162,6 +172,40 @@ def _traces(traces: Any, models: list[str], where: str) -> None:
                 raise Incompatible(f"pairs of a step and a number or null for {there}", repr(points)[:60], REMEDY)
 
 
+def _predictions(found: Any, models: list[str], where: str) -> None:
+    """Refuse predictions of unknown models, or as many as there are no targets of, or that are no numbers."""
+    there = f"predictions of {where}"
+    _keys(found, {"scatter": Mapping, "errors": Mapping, "bytes": int}, there)
+    rows: list[tuple[str, Sequence[Any], int | None]] = []  # what it is, its numbers, how many there must be
+    for split, part in found["scatter"].items():
+        _keys(part, {"of": int, "groups": list}, f"scatter of {split} in {there}")
+        for group in part["groups"]:
+            _keys(group, {"target": list, "said": Mapping}, f"a group of {split} in {there}")
+            _listed(group["said"], models, "model", there)
+            rows.append((f"targets of {split}", group["target"], None))
+            rows += [(f"{split} by {m!r}", said, len(group["target"])) for m, said in group["said"].items()]
+    for split, part in found["errors"].items():
+        _keys(part, {"of": int, "models": Mapping}, f"errors of {split} in {there}")
+        _listed(part["models"], models, "model", there)
+        rows += [(f"errors of {split} by {m!r}", errors, None) for m, errors in part["models"].items()]
+    windows = found.get("windows")
+    if windows is not None:
+        parts = dict.fromkeys(("said", "low", "high"), Mapping)
+        _keys(windows, {"of": int, "steps": int, "target": list, **parts}, f"windows of {there}")
+        for part in parts:
+            _listed(windows[part], models, "model", there)
+            for model, series in windows[part].items():
+                pairs = zip(series, windows["target"], strict=False)
+                rows += [(f"windows by {model!r}", own, len(target)) for own, target in pairs]
+                rows.append((f"windows by {model!r}", [0] * len(series), len(windows["target"])))
+    for what, numbers, count in rows:
+        if not numbers or (count is not None and len(numbers) != count):
+            got = f"{len(numbers)} and {count}" if numbers else "none"
+            raise Incompatible(f"as many numbers in {what} as targets in {there}", got, REMEDY)
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+            raise Incompatible(f"finite numbers for {what} in {there}", "something else", REMEDY)
+
+
 def _pair(point: Any) -> bool:
     if not isinstance(point, list | tuple) or len(point) != 2 or not isinstance(point[0], int | float):
         return False
@@ -213,6 +257,16 @@ def series(section: Section, name: str) -> dict[str, list[Entry]]:
     every = section.get("series") or {}
     found = {m["name"]: [p for p in every.get(m["name"], {}).get(name, ()) if known(p)] for m in models(section)}
     return {model: points for model, points in found.items() if points}
+
+
+def is_constant(metric: Mapping[str, Any]) -> bool:
+    """Return whether a number is the same for every model: the error of always saying the same."""
+    return "_constant/" in metric["name"]
+
+
+def is_real(section: Section) -> bool:
+    """Return whether targets are real numbers: predictions are drawn over them, and nothing is said of classes."""
+    return bool(section.get("predictions"))
 
 
 def of_role(section: Section, *roles: str) -> list[Mapping[str, Any]]:

@@ -19,12 +19,22 @@ ENOUGH = 260  # samples that an AUC takes to be known so well
 
 # What a sentence tells, one metric of each line, the first that has a gap.
 TOLD = (
-    ((FORGOTTEN, "on the forgotten samples"),),
-    (("accuracy/test", "on the test set"), ("accuracy/test_retain", "on the test set without the forgotten class")),
+    ((FORGOTTEN, "on the forgotten samples"), ("error/mae/forget", "in the error on the forgotten samples")),
+    (
+        ("accuracy/test", "on the test set"),
+        ("accuracy/test_retain", "on the test set without the forgotten class"),
+        ("error/mae/test", "in the error on the test set"),
+    ),
     (("accuracy/retain", "on the retained samples"),),
+    (("wasserstein/forget", "between the distributions of predictions on the forget set"),),
     (("membership/loss/auc", "in the AUC of the loss attack"),),
     (("probe/one_shot", "in what a one-shot probe of the features finds"),),
 )
+# What it tells where nothing is compared: of the first that was measured.
+ALONE = {
+    "accuracy": {FORGOTTEN: "on the forgotten samples", "accuracy/test": "on the test set"},
+    "mean absolute error": {"error/mae/forget": "on the forgotten samples", "error/mae/test": "on the test set"},
+}
 NATURES = {
     "approximate edit": "approximate edit",
     "exact": "exact: trained without the forgotten samples",
@@ -126,13 +136,16 @@ def _silent(model: Mapping[str, Any]) -> str:
 
 def _alone(section: Section, model: str) -> str:
     """Return a sentence for a section without a retrained model: what changed, and that nothing is compared."""
-    parts = []
-    for metric, where in (TOLD[0][0], TOLD[1][0]):
-        now, before = (doc.found(section, "values", name, metric) for name in (model, "original"))
-        if now is not None:
-            parts.append(f"{fmt.value(now)} {where}" + (f" (original {fmt.value(before)})" if before else ""))
-    text = f"accuracy {fmt.listed(parts)}" if parts else "no accuracy was measured"
-    return f"{text}; there is no retrained model here to compare with."
+    there = "there is no retrained model here to compare with"
+    for what, metrics in ALONE.items():
+        parts = []
+        for metric, where in metrics.items():
+            now, before = (doc.found(section, "values", name, metric) for name in (model, "original"))
+            if now is not None:
+                parts.append(f"{fmt.value(now)} {where}" + (f" (original {fmt.value(before)})" if before else ""))
+        if parts:
+            return f"{what} {fmt.listed(parts)}; {there}."
+    return f"no {'error' if doc.is_real(section) else 'accuracy'} was measured; {there}."
 
 
 def _told(section: Section, model: str) -> Iterator[tuple[str, str]]:

@@ -22,8 +22,9 @@ ATTACKS = 10  # columns of the attacks' first table
 
 # The numbers that tell most: of each line the first that was measured.
 KEYS = (
-    ("accuracy/forget",),
-    ("accuracy/test_retain", "accuracy/test"),
+    ("accuracy/forget", "error/mae/forget"),
+    ("accuracy/test_retain", "accuracy/test", "error/mae/test_retain", "error/mae/test"),
+    ("wasserstein/forget",),
     ("paired/gap", "paired/*"),
     ("membership/loss/auc", "membership/*/auc"),
     ("probe/one_shot", "probe/*"),
@@ -33,9 +34,17 @@ KEYS = (
     ("cost/seconds",),
 )
 OTHER = "other quantities"
+OTHERS = ("the task has no classes", "the task has not two classes")  # reasons of numbers that are none of real targets
 TEXTS = {
     "accuracy": "Share of samples classified right.",
+    "error": "How far predictions are from their targets.",
+    "wasserstein": "How far the distribution of predictions is from retrained's.",
+    "error_attack": "What an attack on the size of errors tells, and how well it tells retained from unseen samples.",
     "loss": "Mean loss of a sample.",
+    "coverage": "How often targets lie inside the predicted interval, and how wide it is.",
+    "decisions": "How good the scores of a decision are, and how many decisions were turned.",
+    "stability": "How far the distribution of scores moved: the population stability index.",
+    "segments": "Whose scores and decisions moved, against the original's.",
     "membership": "How well an attack tells the forgotten samples from unseen ones.",
     "paired": "The same forgotten samples under the model and under retrained, sample by sample.",
     "divergence": "How far the predicted distributions are from retrained's.",
@@ -47,14 +56,21 @@ TEXTS = {
     "tow": "Closeness of several accuracies to retrained's, in one number.",
     "probe": "What a second, small model still reads out of the features.",
     "relearn": "How soon the forgotten comes back when the model is trained further.",
+    "ain": "How soon ordinary training brings the forgotten range back, on samples that were never trained on.",
     "robustness": "Whether the forgotten comes back when the model is disturbed a little.",
     "subgroups": "Who paid: accuracy of groups of samples that were to stay.",
     "canaries": "Samples planted in training under random labels, beside others kept out: a test with known truth.",
     "backdoor": "Whether a trigger that was planted in training still makes the model answer what it stands for.",
     "cost": "Time, memory and weights touched. No distance to retrained is sought here.",
 }
-TITLES = {"zrf": "ZRF", "tow": "Tug of war"}
-OPEN = ("accuracy", "membership")  # groups that are not folded
+TITLES = {
+    "zrf": "ZRF",
+    "tow": "Tug of war",
+    "wasserstein": "Distance of distributions",
+    "error_attack": "Attack on errors",
+    "ain": "Anamnesis index",
+}
+OPEN = ("accuracy", "error", "membership")  # groups that are not folded
 
 
 @dataclass(frozen=True)
@@ -106,13 +122,18 @@ def measured(section: Section) -> list[Metric]:
 
 
 def unmeasured(section: Section) -> dict[str, list[str]]:
-    """Return the labels of the metrics that no model has a number of, by the reason that most models have."""
+    """Return the labels of the metrics that no model has a number of, by the reason that most models have.
+
+    Of real targets what is a number of classes is left out: nobody misses it.
+    """
     there = {m["name"] for m in measured(section)}
     models = [m for m in doc.models(section) if not m.get("declined") and not m["flaw"]]
     out: dict[str, list[str]] = {}
     for metric in (m for m in doc.metrics(section) if m["name"] not in there):
         reasons = Counter(doc.reason(section, m, metric["name"]) for m in models)
         found = [reason for reason, _ in reasons.most_common() if reason != doc.ITSELF] or [doc.ITSELF]
+        if doc.is_real(section) and found[0].startswith(OTHERS):
+            continue
         out.setdefault(found[0], []).append(metric["label"])
     return out
 
@@ -143,7 +164,7 @@ def blocks(section: Section) -> list[Block]:
     there = measured(section)
     many = len(there) > MANY
     groups: dict[str, list[Metric]] = {}
-    for metric in there:
+    for metric in (m for m in there if not doc.is_constant(m)):
         groups.setdefault(metric["group"], []).append(metric)
     out: list[Block] = []
     single: list[Metric] = []
@@ -158,11 +179,26 @@ def blocks(section: Section) -> list[Block]:
         elif len(metrics) == 1 and group not in ("accuracy", "cost"):
             single += metrics
         else:
-            out.append(Block(title, text, _parts(metrics, group), folded=many and group not in OPEN))
+            said = f"{text} {constant(section)}".strip() if group == "error" else text
+            out.append(Block(title, said, _parts(metrics, group), folded=many and group not in OPEN))
     if single:
         at = len(out) - ("cost" in groups)
         out.insert(at, Block(OTHER.capitalize(), "", _parts(single, ""), folded=many))
     return out
+
+
+def constant(section: Section) -> str:
+    """Return how far the best single number for the retain set is off, the same for every model, in a sentence."""
+    told: dict[str, list[str]] = {}
+    for metric in (m for m in section["metrics"] if doc.is_constant(m)):
+        found = (doc.found(section, "values", m["name"], metric["name"]) for m in doc.models(section))
+        value = next((v for v in found if v is not None), None)
+        if value is not None:
+            what, _, where = str(metric["label"]).partition(", ")
+            named = "" if told else fmt.suffix(str(value["unit"]))
+            told.setdefault(what, []).append(f"{fmt.digits(value['x'], str(value['unit']))}{named} ({where})")
+    parts = [f"{what} {fmt.listed(values)}" for what, values in told.items()]
+    return f"Always saying the same one number gives: {'; '.join(parts)}." if parts else ""
 
 
 def leading(metric: Metric) -> bool:

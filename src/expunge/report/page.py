@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from expunge.files import canonical, check_free, jsonable, write_text
-from expunge.report import charts, findings, layout, looks, roc, series, tables, traces
+from expunge.report import charts, errors, findings, forecasts, layout, looks, predictions, roc, series, tables, traces
 from expunge.report import document as doc
 from expunge.report import format as fmt
 from expunge.report.distance import ALPHA, told
@@ -25,6 +25,10 @@ DISTRIBUTIONS = {
     "entropy": "How unsure a model is: near zero it is sure, right or wrong.",
 }
 ROLES = {"original": "", "method": "", "retrained": "the reference", "floor": "retrained again", "control": "control"}
+DATA = (
+    "These charts hold targets and predictions of forgotten samples: {:,} bytes, without ids and rounded to what a "
+    "chart can show. They are data: where they were to be erased, erase this file too, and the audit.json beside it."
+)
 ATTACKS = 3  # ROC curves that are shown; more are folded
 COUNTS = {"train": "training samples", "forget": "to forget", "retain": "to retain"}
 
@@ -63,6 +67,7 @@ def render(
         versions=sorted(document["versions"].items()),
         sections=sections,
         marks=Markup(marks),
+        real=all(doc.is_real(section) for section in document["sections"]),
         ids=ids,
         few=findings.FEW_SEEDS if few else None,
         few_where=fmt.listed(few),
@@ -139,21 +144,39 @@ def _section(section: Section, look: Mapping[str, looks.Look], key: str) -> dict
 
 def _charts(section: Section, look: Mapping[str, looks.Look], key: str) -> dict[str, Any]:
     """Return every chart of a section: overviews, attacks, curves, groups, and what was changed."""
-    curves = [(q, text, charts.distributions(section, q, look, f"{key}-{q}")) for q, text in DISTRIBUTIONS.items()]
+    pictures = _pictures(section, look, key)
+    quantities = {q: text for q, text in DISTRIBUTIONS.items() if not pictures}  # errors say more than losses do
+    curves = [(q, text, charts.distributions(section, q, look, f"{key}-{q}")) for q, text in quantities.items()]
     drawn = series.charts(section, look, f"{key}-series")
     rates = roc.panels(section, look, f"{key}-roc")
     return {
         "overview": _markup(charts.overview(section, layout.key(section), look, f"{key}-key")),
+        "pictures": pictures,
+        "drawn_from": DATA.format(int(section["predictions"]["bytes"])) if pictures else "",
         "distributions": [(q, text, [Markup(svg) for svg in svgs]) for q, text, svgs in curves if svgs],
         "rocs": [Markup(svg) for svg in rates[:ATTACKS]],
         "more_rocs": [Markup(svg) for svg in rates[ATTACKS:]],
-        "curves": [_series(c) for c in drawn if c.family not in ("subgroups", "weights")],
-        "groups": [_series(c) for c in drawn if c.family == "subgroups"],
+        "curves": [_series(c) for c in drawn if c.family not in (*series.GROUPS, "weights")],
+        "groups": [_series(c) for c in drawn if c.family in series.GROUPS],
         "layers": [_series(c) for c in drawn if c.family == "weights"],
         "changed": _markup(charts.changed(section, f"{key}-changed")),
         "traces": _traces(section, f"{key}-trace"),
         "legend": [m["name"] for m in doc.models(section) if not m.get("declined") and not m["flaw"]],
     }
+
+
+def _pictures(section: Section, look: Mapping[str, looks.Look], key: str) -> list[dict[str, Any]]:
+    """Return what there is of predictions of real targets: over the targets, their errors, and a few whole series."""
+    found = [
+        (predictions.scatter(section, look, f"{key}-said"), True),
+        (errors.errors(section, look, f"{key}-error"), True),
+        (forecasts.strips(section, look, f"{key}-step"), False),
+    ]
+    return [
+        {"title": p.title, "text": p.text, "models": p.models, "svgs": [Markup(svg) for svg in p.svgs], "mid": mid}
+        for p, mid in found
+        if p is not None
+    ]
 
 
 def _traces(section: Section, key: str) -> list[tuple[str, Markup]]:

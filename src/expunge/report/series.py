@@ -21,6 +21,7 @@ MOST = 24  # groups of a bar chart
 LONG = 12  # named places beyond which they are drawn as a profile
 LOGARITHMIC = 15  # largest over smallest place beyond which the axis is logarithmic
 LINES = 350
+GROUPS = ("subgroups", "segments")  # families whose places are groups of samples, and whose values are changes
 BEFORE = "before"  # the place that the others of its series are changes from
 
 # What the places of a family's curves are, and what is drawn over them.
@@ -45,6 +46,8 @@ NOTES = {
     "was hidden, not gone, unless retrained shows it too.",
     "subgroups": "Change of accuracy against the original on samples that were to stay, with 95% intervals. The blue "
     "mark is the retrained model: what it pays, forgetting itself costs.",
+    "segments": "Change of the mean score, or of the share accepted, against the original in segments of the test "
+    "set, with 95% intervals. The blue mark is the retrained model: what it moves, forgetting itself moves.",
     "weights": "Distance of each layer's weights, in the model's order.",
 }
 
@@ -102,11 +105,11 @@ def _chart(section: Section, name: str, look: Mapping[str, Look], key: str) -> C
         return None
     family = name.partition("/")[0]
     text, title = NOTES.get(family, ""), heading(name)
-    if family != "subgroups" and all(isinstance(at, int | float) for at in places) and len(places) > 1:
+    if family not in GROUPS and all(isinstance(at, int | float) for at in places) and len(places) > 1:
         return Chart(name, title, text, (_lines(found, name, look, key),))
     if BEFORE in places and len(places) > 1:
         return Chart(name, title, text, (_changes(found, places, look, key, title),), wide=True)
-    if family == "weights" or (len(places) > LONG and family != "subgroups"):
+    if family == "weights" or (len(places) > LONG and family not in GROUPS):
         return Chart(name, title, text, (_profile(found, places, name, look, key),), wide=True)
     if family == "subgroups" and name.count("/") > 1:  # the changes are drawn, what they changed to is a table
         return Chart(name, title, "", rows=_rows(found, places), places=tuple(str(at) for at in places))
@@ -131,6 +134,8 @@ def heading(name: str) -> str:
     if family == "subgroups":
         by = f"By {'class' if column == 'label' else column}"
         return f"{by}: {what}" if what else by
+    if family == "segments":
+        return f"By {column}: {'share accepted' if what == 'rate' else 'mean score'}"
     words = rest.replace("_", " ").replace("/", ": ")
     return f"{family.capitalize()}: {words}" if words else family.capitalize()
 
@@ -185,7 +190,11 @@ def _unit(found: Mapping[str, Sequence[Entry]]) -> str:
 
 
 def _lines(found: Mapping[str, Sequence[Entry]], name: str, look: Mapping[str, Look], key: str) -> str:
-    return lines(found, heading(name), AXES.get(name.partition("/")[0], ("", "")), look, key)
+    family = name.partition("/")[0]
+    across, up = AXES.get(family, ("", ""))
+    if family == "relearn" and _unit(found) != "1":  # not how many are right, but how far off they are
+        up = "forgotten samples"
+    return lines(found, heading(name), (across, up), look, key)
 
 
 def lines(
@@ -262,7 +271,7 @@ def _bars(
 ) -> tuple[str, ...]:
     unit = _unit(found)
     by = fmt.scale(unit)
-    change = name.startswith("subgroups/")
+    change = name.partition("/")[0] in GROUPS
     hidden = {m["name"] for m in doc.of_role(section, "original")} if change else set()  # its change is 0
     goal = next((m["name"] for m in doc.of_role(section, "retrained") if m["name"] in found), "")
     ends = [by * v for m, points in found.items() if m not in hidden for p in points for v in _span(p)]
@@ -277,7 +286,7 @@ def _bars(
             for row, at in enumerate(places):
                 _bar(ax, row, values.get(at), marks.get(at), look[model], by)
             ax.axvline(0, color=INK, lw=0.8)
-            ax.set_yticks(range(len(places)), [fmt.plain(at, 14) for at in places])
+            ax.set_yticks(range(len(places)), [_place(at) for at in places])
             ax.set_ylim(len(places) - 0.4, -0.6)
             ax.tick_params(axis="y", length=0)
             ax.spines["left"].set_visible(False)
@@ -291,6 +300,10 @@ def _bars(
             told = [f"{label(name, at)} {fmt.value(p, gap=change)}" for at, p in values.items() if at in places]
             out.append(inline(fig, f"{key}-{len(out)}", f"{heading(name)}, {model}: {'; '.join(told)}"))
     return tuple(out)
+
+
+def _place(at: str | float) -> str:
+    return f"{at:g}".replace("-", "−") if isinstance(at, float) else fmt.plain(at, 14)
 
 
 def _span(point: Entry) -> tuple[float, ...]:

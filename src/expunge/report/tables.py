@@ -27,6 +27,10 @@ HEADS = {
     "membership/loss/balanced_accuracy": "loss\nbal. acc.",
     "membership/loss/tpr_at_fpr_0.01": "TPR at\n1% FPR",
     "accuracy/test_retain": "test\nrest",
+    "error/mae/forget": "forget\nMAE in\nunits",
+    "error/mae/test": "test\nMAE in\nunits",
+    "error/mae/test_retain": "test rest\nMAE in\nunits",
+    "wasserstein/forget": "forget\nW1 in\nunits",
     "probe/one_shot": "one-shot\nprobe",
     "cost/seconds": "time\nin s",
 }
