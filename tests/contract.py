@@ -35,18 +35,25 @@ from expunge.metric import (
 )
 from expunge.metrics.membership import Membership
 from expunge.runtime import Runtime
-from expunge.scenario import Scenario, forget_class, forget_ids
-from expunge.task import Classification, Regression, Task
+from expunge.scenario import Scenario, forget_class, forget_ids, forget_range
+from expunge.task import Binary, Classes, Classification, Quantile, Regression, Task
 from expunge.tensors import weights_digest
 from expunge.train import Recipe, fit, fresh
 
-WIDTH, CLASSES, FORGOTTEN = 6, 4, 1
+WIDTH, CLASSES, FORGOTTEN, FAR = 6, 4, 1, 3.0
 TAP = "2:input"
 ROLES = ("model", "original", "retrained")
 OUTER = ("test", "test_forget", "test_retain")
 CANARIES = ("canary", "canary_kept", "canary_unseen")
 PLANTED = (*CANARIES, "triggered")
 D = torch.float64
+TASKS: dict[str, tuple[Task, int]] = {  # task and number of outputs
+    "class": (Classification(), CLASSES),
+    "ids": (Classification(), CLASSES),
+    "regression": (Regression(), 1),
+    "quantile": (Quantile(), 3),
+    "binary": (Binary(), 1),
+}
 
 
 # A setting: three small networks on data of three kinds of request.
@@ -100,29 +107,35 @@ def _mixed(data: Data, seed: int) -> Data:
 
 @cache
 def setting(kind: str) -> Setting:
-    """Return a setting of the kind ``class``, ``ids`` or ``regression``."""
+    """Return a setting of a kind of `TASKS`: a class is forgotten, a range of the quantile task, else some ids."""
+    task, outputs = TASKS[kind]
+    real = isinstance(task, Regression | Quantile)
     generator = torch.Generator().manual_seed(0)
     centres = 1.2 * torch.randn(CLASSES, WIDTH, generator=generator, dtype=D)
 
     def draw(n: int, name: str) -> Data:
         y = torch.arange(n) % CLASSES
         x = centres[y] + torch.randn(n, WIDTH, generator=generator, dtype=D)
-        target = x[:, :1] + 0.3 * x[:, 1:2] if kind == "regression" else y
+        target = x[:, :1] + 0.3 * x[:, 1:2] if real else y
+        target = 2 * x[:, 0].abs() if kind == "quantile" else (y // 2).double() if kind == "binary" else target
         columns = {"region": ["north" if i % 3 else "south" for i in range(n)], "clean": y.roll(1).tolist()}
         return Data.from_arrays(x, target, columns=columns, name=name)
 
     train, test, holdout = draw(96, "train"), draw(144, "test"), draw(16, "holdout")
-    task: Task = Regression() if kind == "regression" else Classification()
-    case = forget_class(train, FORGOTTEN) if kind == "class" else forget_ids(train, train.ids[5:29])
+    ids = train.ids[5 : 65 if kind == "binary" else 29]
+    case = forget_class(train, FORGOTTEN) if kind == "class" else forget_ids(train, ids)
+    if kind == "quantile":
+        case = forget_range(train, FAR, 99.0)
     like = {}
-    if kind == "class":
-        same = [i for i, y in zip(test.ids, test.targets().tolist(), strict=True) if y == FORGOTTEN]
+    if kind in ("class", "quantile"):
+        pairs = zip(test.ids, test.targets().tolist(), strict=True)
+        same = [i for i, y in pairs if (y == FORGOTTEN if kind == "class" else y >= FAR)]
         like = {"test_forget": test.subset(same), "test_retain": test.without(same)}
     retain = train.subset(case.retain)
     recipe = Recipe(epochs=12, batch_size=16, lr=0.01 if kind == "regression" else 0.1)
 
     def new() -> nn.Module:
-        return network(1 if kind == "regression" else CLASSES)
+        return network(outputs)
 
     quiet = Runtime(progress=False, batch_size=64, device="cpu")
     start = fresh(new(), new_model=new, seed=1)
@@ -409,18 +422,25 @@ def _first(n: int, *splits: str) -> Change:
     return _kept(lambda split, o: torch.arange(min(n, len(o)) if split in (splits or SPLITS) else len(o)))
 
 
-def _relogit(change: Callable[[Tensor], Tensor]) -> Callable[[Outputs], Outputs]:
+def _relogit(change: Callable[[Tensor], Tensor], *roles: str) -> Change:
     """Change the outputs, and what follows from them."""
 
-    def changed(said: Outputs) -> Outputs:
-        outputs = change(said.outputs)
-        if said.target is None or said.target.is_floating_point():
-            loss = None if said.target is None else (outputs[:, :1] - said.target).square().mean(dim=1)
-            return replace(said, outputs=outputs, prediction=outputs, loss=loss)
-        loss = nn.functional.cross_entropy(outputs, said.target, reduction="none")
-        return replace(said, outputs=outputs, prediction=outputs.argmax(dim=1), loss=loss)
+    def changed(audit: Audit) -> Audit:
+        def one(said: Outputs) -> Outputs:
+            outputs, task = change(said.outputs), audit.task
+            if outputs.shape != said.outputs.shape and not isinstance(task, Classification):
+                return replace(said, outputs=outputs)
+            loss = None if said.target is None else task.loss(outputs, said.target)
+            said = replace(said, outputs=outputs, prediction=task.predictions(outputs), loss=loss)
+            return said if said.classes is None or not isinstance(task, Classes) else _with_logits(said, task)
+
+        return _said(one, *roles)(audit)
 
     return changed
+
+
+def _with_logits(said: Outputs, task: Classes) -> Outputs:
+    return replace(said, classes=task.class_logits(said.outputs))
 
 
 def _unlabelled(said: Outputs) -> Outputs:
@@ -461,12 +481,9 @@ def _frozen(audit: Audit) -> Audit:
 
 
 def _other_network(audit: Audit) -> Audit:
-    wide = nn.Sequential(nn.Linear(WIDTH, 9), nn.ReLU(), nn.Linear(9, 1 if _real(audit) else CLASSES)).double()
+    outputs = audit.said("forget").outputs.shape[1]
+    wide = nn.Sequential(nn.Linear(WIDTH, 9), nn.ReLU(), nn.Linear(9, outputs)).double()
     return replace(audit, models={**audit.models, "retrained": wide, "original": copy.deepcopy(wide)})
-
-
-def _real(audit: Audit) -> bool:
-    return isinstance(audit.task, Regression)
 
 
 def _kind(kind: str, target: Any) -> Change:
@@ -499,12 +516,12 @@ DEGENERATE: dict[str, Change] = {
     "one sample to forget": _first(1, "forget"),
     "two samples a split": _first(2),
     "nine samples a split": _first(9),
-    "all outputs equal": _said(_relogit(torch.zeros_like)),
+    "all outputs equal": _relogit(torch.zeros_like),
     "all features equal": _said(_flat),
     "probabilities, told": lambda a: _flawed("model", "its outputs are probabilities that sum to 1, where logits are")(
-        _said(_relogit(lambda z: z.softmax(dim=1)))(a)
+        _relogit(lambda z: z.softmax(dim=1))(a)
     ),
-    "probabilities, not told": _said(_relogit(lambda z: z.softmax(dim=1))),
+    "probabilities, not told": _relogit(lambda z: z.softmax(dim=1)),
     "NaN outputs": _nan,
     "NaN outputs of retrained": lambda a: _flawed("retrained", "its outputs on test hold NaN or infinity")(
         replace(a, evidence={key: o for key, o in a.evidence.items() if key[0] != "retrained"})
@@ -513,16 +530,14 @@ DEGENERATE: dict[str, Change] = {
         replace(a, evidence={key: o for key, o in a.evidence.items() if key[0] != "original"})
     ),
     "retrained of another request": _flawed("retrained", "it was retrained without other samples"),
-    "saturated logits": _said(_relogit(lambda z: 1e4 * z)),
+    "saturated logits": _relogit(lambda z: 1e4 * z),
     "an infinite loss": _said(_infinite),
     "an infinite loss of retrained": _said(_infinite, "retrained"),
     "no retrained": _nobody("retrained"),
     "no original": _nobody("original"),
     "the model alone": lambda a: _nobody("original")(_nobody("retrained")(a)),
     "it is the reference": _reference,
-    "retrained with more classes": _said(
-        _relogit(lambda z: torch.cat([z, WIDER.expand(len(z), 2)], dim=1)), "retrained"
-    ),
+    "retrained with more classes": _relogit(lambda z: torch.cat([z, WIDER.expand(len(z), 2)], dim=1), "retrained"),
     "no labels": _said(_unlabelled),
     "no features": lambda a: replace(_said(_bare)(a), tap=None),
     "no features of retrained": _said(_bare, "retrained"),

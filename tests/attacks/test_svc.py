@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from sklearn.svm import SVC
 from torch import Tensor
 
 from expunge.attacks import _svm
@@ -187,6 +188,52 @@ def real(error: Tensor, seed: int, scale: float = 1.0) -> Outputs:
     return Outputs(outputs, outputs, target, (outputs - target).square().mean(dim=1))
 
 
+def test_the_machine_calls_the_errors_of_the_specification_as_it_says() -> None:
+    """Members' losses up to 0.3 and others' from 0.9: 0.12 and 0.5 are called member, 0.7 and 1.1 are not."""
+    x = np.asarray([0.1, 0.2, 0.15, 0.3, 1.0, 1.2, 0.9, 1.5])[:, None]
+    asked = np.asarray([0.12, 0.5, 0.7, 1.1])[:, None]
+    for bins in (None, 1000):
+        machine = _svm.fit(x, np.arange(8) < 4, bins=bins)
+        assert (machine.decide(asked) > 0).tolist() == [True, True, False, False]
+    plain = SVC(C=3, gamma="auto").fit(x, np.arange(8) < 4)
+    assert plain.predict(asked).tolist() == [True, True, False, False]
+
+
+def test_of_regression_one_half_is_fitted_on_and_the_other_decided(caplog: pytest.LogCaptureFixture) -> None:
+    """Members' errors in the first and in the second half of the data differ, so that it shows which half is which."""
+    parts = {
+        "retain": real(torch.cat([torch.full((6,), 0.1), torch.full((5,), 5.0)]).double(), 0),
+        "test": real(torch.cat([torch.full((6,), 2.0), torch.full((5,), 0.2)]).double(), 1),
+        "forget": real(torch.tensor([0.1, 2.0], dtype=torch.float64), 2),
+    }
+    given = audit(parts, task=Regression())
+    with caplog.at_level(logging.INFO, "expunge"):
+        first = SVCEfficacy(draw="first").fit(given)
+    assert "fitted on 6 of 11 members and 6 of 11 others" in caplog.text
+    members, others = first.held
+    assert (len(members), len(others)) == (5, 5)
+    assert (others > 0).all()  # an error of 0.2 is like the members' that were fitted on
+    assert (first.score(parts["forget"]) > 0).tolist() == [True, False]
+    drawn = SVCEfficacy().fit(given)
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
+    mixed = {k: o.take(order) if len(o) == 11 else o for k, o in parts.items()}
+    again = SVCEfficacy().fit(audit(mixed, task=Regression()))
+    for one, other in zip(drawn.held, again.held, strict=True):
+        np.testing.assert_allclose(one, other)
+    np.testing.assert_allclose(drawn.score(parts["forget"]), again.score(parts["forget"]))
+    labels = torch.arange(30) % 3
+    classes = {s: three(labels, 2.0, i) for i, s in enumerate(("forget", "retain", "test"))}
+    assert [len(side) for side in SVCEfficacy().fit(audit(classes)).held] == [0, 0]  # every point is fitted on
+
+
+def test_forget_samples_are_no_members() -> None:
+    """The published attack draws members from all training data; here the forget set leaves no trace in the machine."""
+    parts = {s: real(noise(40, seed=i).abs(), i) for i, s in enumerate(("forget", "retain", "test"))}
+    other = parts | {"forget": real(9 + noise(40, seed=7).abs(), 7)}
+    one, two = (SVCEfficacy().fit(audit(p, task=Regression())) for p in (parts, other))
+    np.testing.assert_array_equal(one.score(parts["test"]), two.score(parts["test"]))
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 def test_regression_reads_the_absolute_error_in_any_unit(scale: float) -> None:
     parts = {
@@ -217,6 +264,9 @@ def test_what_it_cannot_do_says_why() -> None:
     assert why(flaws={"model": "its outputs are probabilities"}) == Unavailable("its outputs are probabilities")
     one = why(retain=parts["retain"].take(torch.tensor([0])))
     assert one == Unavailable("needs 2 retained and 2 unseen samples of the kinds that stay, has 1 and 30")
+    small = {s: real(noise(3, seed=i).abs(), i) for i, s in enumerate(("forget", "retain", "test"))}
+    few = Membership(names=("svc",))(audit(small, task=Regression()))["membership/svc"]
+    assert few == Unavailable("needs 4 retained and 4 unseen samples of the kinds that stay, has 3 and 3")
     with pytest.raises(UserError, match="a fitted attack, got an unfitted one"):
         SVCEfficacy().score(parts["forget"])
 

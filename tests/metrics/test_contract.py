@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from contract import (
     DEGENERATE,
+    TASKS,
     Case,
     Setting,
     check_attack_declared,
@@ -33,20 +34,23 @@ from contract import (
 from expunge import attacks, metrics
 from expunge.data import Data
 from expunge.evaluate import evaluate
-from expunge.evidence import Outputs
+from expunge.evidence import Outputs, collect
 from expunge.metric import Audit, Found, Metric, Number, Unavailable, Value
 from expunge.metrics import divergence as divergence_module
 from expunge.metrics.accuracy import Accuracy
 from expunge.metrics.divergence import Divergence
 from expunge.metrics.loss import Loss
 from expunge.metrics.membership import Membership
+from expunge.task import Quantile, Regression
+from expunge.train import Recipe
 from pairs import TAP, audit, said
 from worlds import QUIET
 
 D = torch.float64
-KINDS = ("class", "ids", "regression")
+KINDS = tuple(TASKS)
 FAMILIES, ATTACKS = metrics.names(), attacks.names()
 QUICK: dict[str, dict[str, Any]] = {  # of families that run the model again
+    "ain": {"cap": 30, "alpha": 0.5, "limit": 16},
     "relearn": {"cap": 20, "limit": 16},
     "robustness": {"steps": 3, "draws": 2, "limit": 16},
 }
@@ -268,6 +272,109 @@ def subgroups() -> Case:
     return Case(audit({"test": outputs(12)}, original={"test": outputs(18)}), want)
 
 
+# Without classes, and with two of them.
+
+
+def real(predictions: list[float], targets: list[float]) -> Outputs:
+    """Return one prediction a sample, (N, 1), and its target, (N,)."""
+    outputs, target = torch.tensor(predictions, dtype=D)[:, None], torch.tensor(targets, dtype=D)
+    return Outputs(outputs, outputs, target, Regression().loss(outputs, target))
+
+
+def error() -> Case:
+    """Targets to retain 1, 2, 9: their median is 2 and their mean 4."""
+    parts = {"forget": real([1, 5], [4, 5]), "retain": real([0, 0, 0], [1, 2, 9])}
+    want: dict[str, float | str] = {
+        "error/mae/forget": 1.5,
+        "error/rmse/forget": 4.5**0.5,
+        "error/mae_constant/forget": 2.5,
+        "error/rmse_constant/forget": 0.5**0.5,
+        "error/mae/test": "there are no samples in test",
+    }
+    return Case(audit(parts, task=Regression()), want)
+
+
+def wasserstein() -> Case:
+    own, other = real([30, 20, 40, 25], [0] * 4), real([50, 35, 22, 30], [0] * 4)
+    want: dict[str, float | str] = {"wasserstein/forget": 5.5, "wasserstein/test": "there are no samples in test"}
+    return Case(audit({"forget": own}, {"forget": other}, task=Regression()), want)
+
+
+def error_attack() -> Case:
+    """Errors up to 0.4 of retained samples and from 2 on of unseen ones: of five forgotten three are like the first."""
+    zeros = [0.0] * 8
+    parts = {
+        "retain": real([0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.3, 0.4], zeros),
+        "test": real([2, 2.2, 2.4, 2.6, 2, 2.2, 2.4, 2.6], zeros),
+        "forget": real([0.15, -0.35, 2.1, -2.5, 0.25], zeros[:5]),
+    }
+    return Case(audit(parts, task=Regression()), {"error_attack/auc": 1.0, "error_attack/members": 0.6})
+
+
+def ain() -> Case:
+    """One step of gradient descent on w·1 = 0 at the rate 1/4 halves w: 4 needs two steps to 1.05, and 16 four."""
+
+    def scaled(weight: float) -> nn.Module:
+        layer = linear(weight)
+        return layer.double().eval()
+
+    x = torch.ones(4, 1, dtype=D)
+    parts = {name: Data.from_arrays(x, 0 * x, name=name) for name in ("forget", "retain", "test_forget")}
+    models = {"model": scaled(4), "retrained": scaled(16), "original": scaled(1)}
+    said = {
+        role: {n: collect(m, Regression(), d, runtime=QUIET) for n, d in parts.items()} for role, m in models.items()
+    }
+    recipe = Recipe(batch_size=3, lr=0.25, momentum=0.0, weight_decay=0.0)
+    own = audit(said["model"], said["retrained"], said["original"], task=Regression(), data=parts, runtime=QUIET)
+    return Case(replace(own, models=models, recipe=recipe), {"ain/steps": 2.0, "ain/index": 0.5}, {"alpha": 0.05})
+
+
+def two(*p: float, labels: list[int]) -> Outputs:
+    """Return outputs of a two-class model with these chances of class 1."""
+    return chances(*((1 - x, x) for x in p), labels=labels)
+
+
+def decisions() -> Case:
+    """Eight of nine pairs are in order; at a threshold of 0.5 two of six decisions differ from the original's."""
+    own = two(0.9, 0.8, 0.4, 0.6, 0.2, 0.1, labels=[1, 1, 1, 0, 0, 0])
+    before = two(0.9, 0.3, 0.6, 0.7, 0.2, 0.1, labels=[1, 1, 1, 0, 0, 0])
+    want: dict[str, float | str] = {
+        "decisions/auc/test": 8 / 9,
+        "decisions/ks/test": 2 / 3,
+        "decisions/rate/test": 0.5,
+        "decisions/flipped/original": 2 / 6,
+        "decisions/calibration/test": "too few samples to fill 10 bins: 6 instead of 50",
+        "decisions/auc/forget": "there are no samples in forget",
+    }
+    return Case(audit({"test": own}, original={"test": before}), want)
+
+
+def stability() -> Case:
+    """Two cells of ten each before, of five and fifteen after: (5/20 − 1/2) ln(1/2) + (15/20 − 1/2) ln(3/2)."""
+    before = two(*[0.2] * 10, *[0.8] * 10, labels=[0] * 20)
+    own = two(*[0.2] * 5, *[0.8] * 15, labels=[0] * 20)
+    want: dict[str, float | str] = {"stability/original/test": 0.25 * math.log(3)}
+    return Case(audit({"test": own}, original={"test": before}), want, {"bins": 2})
+
+
+def segments() -> Case:
+    """Ten scores in the north fall by 0.2 and four of them below one half; ten in the south rise by 0.1."""
+    labels, places = [0, 1] * 10, ["north"] * 10 + ["south"] * 10
+    before = two(*[0.6] * 4, *[0.9] * 6, *[0.3] * 10, labels=labels)
+    own = two(*[0.4] * 4, *[0.7] * 6, *[0.4] * 10, labels=labels)
+    data = Data.from_arrays(torch.zeros(20, 1), labels, columns={"place": places}, name="test")
+    want: dict[str, float | str] = {"segments/score_change": 0.2, "segments/rate_change": 0.4}
+    return Case(audit({"test": own}, original={"test": before}, data={"test": data}), want)
+
+
+def coverage() -> Case:
+    """Of four targets the interval holds three, ends included; its widths are 2, 2, 4 and 0."""
+    outputs = torch.tensor([[0, 1, 2], [1, 1, 3], [-2, 0, 2], [5, 5, 5]], dtype=D)
+    target, task = torch.tensor([2.0, 0.9, 0.0, 5.0], dtype=D), Quantile()
+    said = Outputs(outputs, task.predictions(outputs), target, task.loss(outputs, target))
+    return Case(audit({"test": said}, task=task), {"coverage/test": 0.75, "coverage/width/test": 2.0})
+
+
 # By ranks: 2 forget samples against 3 unseen ones, 6 pairs.
 FORGET, UNSEEN = of_label(0.9, 0.6), of_label(0.8, 0.55, 0.3)
 
@@ -328,10 +435,15 @@ def neighbours() -> Case:
 KNOWN: dict[str, Callable[[], Case]] = {
     "accuracy": accuracy,
     "activation": activation,
+    "ain": ain,
     "backdoor": backdoor,
     "canaries": canaries,
     "cost": cost,
+    "coverage": coverage,
+    "decisions": decisions,
     "divergence": divergence,
+    "error": error,
+    "error_attack": error_attack,
     "flips": flips,
     "loss": loss,
     "membership": lambda: ranked("loss", 5 / 6),
@@ -339,9 +451,12 @@ KNOWN: dict[str, Callable[[], Case]] = {
     "probe": probe,
     "relearn": relearn,
     "robustness": robustness,
+    "segments": segments,
     "similarity": similarity,
+    "stability": stability,
     "subgroups": subgroups,
     "tow": tow,
+    "wasserstein": wasserstein,
     "weights": weights,
     "zrf": zrf,
 }

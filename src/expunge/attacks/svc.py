@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.attacks import _svm
@@ -16,10 +17,11 @@ from expunge.errors import UserError
 from expunge.evidence import Evidence, Outputs
 from expunge.metric import Attack, Audit
 from expunge.seeds import seed as named_seed
-from expunge.task import Classification, Regression
+from expunge.task import Classes, Quantile, Regression
 
 logger = logging.getLogger(__name__)
 BLOCK = 4096  # samples scored at once
+Scores = NDArray[np.float64]
 Feature = Literal["confidence", "correctness", "entropy", "modified_entropy", "probabilities", "error"]
 
 
@@ -38,8 +40,9 @@ class SVCEfficacy(Attack):
     constant where both are equally so: 0, while as released rounding decides between 0 and 1.
 
     Of a regression the feature is the mean absolute error of a sample, |ŷ − y|, in units of its mean over the points
-    fitted on, for its scale is arbitrary. The forget set is never fitted on, so that no half of it has to be held back;
-    how errors rank forget against unseen samples is the AUC of the attack ``loss``.
+    fitted on, for its scale is arbitrary. There the machine is fitted on half of either n alone, and ``held`` keeps its
+    decisions on the others: how well errors tell retained from unseen samples at all, which the metric ``error_attack``
+    reports. How they rank forget against unseen samples is the AUC of the attack ``loss``.
 
     Args:
         feature: read off the softmax p: true-class confidence p_y, correctness, entropy, modified entropy, or the
@@ -49,6 +52,7 @@ class SVCEfficacy(Attack):
         most: points a side that ``probabilities`` is fitted on at most, for they cannot be merged.
         scale: what errors are divided by; fitted.
         machine: fitted.
+        held: decisions on members and others that were held back, of a regression; fitted.
 
     References:
         J. Jia, J. Liu, P. Ram, Y. Yao, G. Liu, Y. Liu, P. Sharma, S. Liu, "Model Sparsity Can Simplify Machine
@@ -60,6 +64,7 @@ class SVCEfficacy(Attack):
     undefined: ClassVar[tuple[str, ...]] = (
         "the task has neither classes nor real targets",
         "needs 2 retained and 2 unseen samples of the kinds that stay",
+        "needs 4 retained and 4 unseen samples of the kinds that stay",
     )
     label: ClassVar[str] = "SVC attack (high = forgotten)"
     threshold: ClassVar[float | None] = 0.0
@@ -71,26 +76,38 @@ class SVCEfficacy(Attack):
     most: int = 2000
     scale: float = 1.0
     machine: _svm.Machine | None = field(default=None, repr=False)
+    held: tuple[Scores, Scores] = field(default=(np.empty(0), np.empty(0)), repr=False, compare=False)
 
     def declines(self, audit: Audit) -> str | None:
         """Return why not: the task has no such feature, or there is nothing to fit on."""
-        if not isinstance(audit.task, Classification | Regression):
+        if not isinstance(audit.task, Classes | Regression | Quantile):
             return "the task has neither classes nor real targets"
-        sizes = len(audit.said("retain")), len(staying(audit))
-        if min(sizes) < 2:
-            return f"needs 2 retained and 2 unseen samples of the kinds that stay, has {sizes[0]} and {sizes[1]}"
+        sizes, least = (len(audit.said("retain")), len(staying(audit))), 2 if isinstance(audit.task, Classes) else 4
+        if min(sizes) < least:
+            need = f"needs {least} retained and {least} unseen samples of the kinds that stay"
+            return f"{need}, has {sizes[0]} and {sizes[1]}"
         return None
 
     def fit(self, audit: Audit, shadows: Sequence[Evidence] = ()) -> SVCEfficacy:
         """Fit on the audited model's own outputs on retain and unseen samples."""
         members, others = audit.said("retain"), staying(audit)
-        plain = replace(self, feature=self.feature if isinstance(audit.task, Classification) else "error", scale=1.0)
+        plain = replace(self, feature=self.feature if isinstance(audit.task, Classes) else "error", scale=1.0)
         n = min(len(members), len(others), self.most if plain.feature == "probabilities" else len(members))
-        logger.info("SVC attack: fitted on %d of %d members and %d of %d others", n, len(members), n, len(others))
-        x = torch.cat([plain._features(side, plain._draw(side, n, audit.seed)) for side in (members, others)])
-        scale = (float(x.mean()) or 1.0) if plain.feature == "error" else 1.0
-        machine = _svm.fit((x / scale).numpy(), np.arange(2 * n) < n, bins=self.bins)
-        return replace(plain, scale=scale, machine=machine)
+        half = plain.feature == "error"
+        fitted = (n + 1) // 2 if half else n
+        logger.info(
+            "SVC attack: fitted on %d of %d members and %d of %d others", fitted, len(members), fitted, len(others)
+        )
+        drawn = [plain._features(side, plain._draw(side, n, audit.seed)) for side in (members, others)]
+        if half:
+            # Each side by itself: halves of the same ranks would share what sets the two whole sides apart by accident.
+            rng = np.random.default_rng(named_seed("svc halves", audit.seed))
+            drawn = drawn if self.draw == "first" else [side[torch.from_numpy(rng.permutation(n))] for side in drawn]
+        x = torch.cat([side[:fitted] for side in drawn])
+        scale = (float(x.mean()) or 1.0) if half else 1.0
+        machine = _svm.fit((x / scale).numpy(), np.arange(2 * fitted) < fitted, bins=self.bins)
+        first, second = (machine.decide((side[fitted:] / scale).numpy()) if half else np.empty(0) for side in drawn)
+        return replace(plain, scale=scale, machine=machine, held=(first, second))
 
     def score(self, outputs: Outputs, before: Outputs | None = None) -> Tensor:
         """Return the machine's decision value, (N,); above 0 is called member.
@@ -121,10 +138,10 @@ class SVCEfficacy(Attack):
         """Return the features (N, D) of all samples, or of those at these rows."""
         if self.feature == "error":
             assert outputs.target is not None
-            away = outputs.outputs.double() - outputs.target.reshape(outputs.outputs.shape)
-            found = away.abs().flatten(1).mean(dim=1, keepdim=True)
+            away = outputs.prediction.double() - outputs.target.reshape(outputs.prediction.shape)
+            found = away.abs().reshape(len(away), -1).mean(dim=1, keepdim=True)
         elif self.feature == "probabilities":
-            return (outputs.outputs if rows is None else outputs.outputs[rows]).double().softmax(dim=1)
+            return (outputs.logits if rows is None else outputs.logits[rows]).double().softmax(dim=1)
         else:
             found = getattr(outputs.signals, "correct" if self.feature == "correctness" else self.feature)[:, None]
         return found if rows is None else found[rows]

@@ -16,7 +16,7 @@ from expunge.metric import Audit, Found, Goal, Metric, Number, Unavailable, Valu
 from expunge.metrics import _tune
 from expunge.metrics._tune import Part
 from expunge.seeds import seed as named_seed
-from expunge.task import Classification
+from expunge.task import Classes
 from expunge.tensors import isolated_rng
 
 Answers = dict[int, NDArray[np.float64]]
@@ -141,7 +141,7 @@ class Relearn(Metric):
             return Unavailable(reason)
         forget = _tune.some(audit, "forget", self.limit, "relearn")
         known = _tune.before(audit, forget, "original")
-        if isinstance(audit.task, Classification):
+        if isinstance(audit.task, Classes):
             if known.sum() == 0:
                 return Unavailable("the original has no forget sample right: there is nothing that could come back")
             bar = len(forget) - math.ceil((1 - self.alpha) * known.sum() - 1e-9)  # wrong answers allowed
@@ -205,7 +205,7 @@ class Relearn(Metric):
 
 def _back(model: nn.Module, audit: Audit, forget: Part, bar: float) -> bool:
     """Return whether the forget set is back: at most so many wrong answers, or without classes so high a mean loss."""
-    if not isinstance(audit.task, Classification):
+    if not isinstance(audit.task, Classes):
         return float(_tune.ask(model, audit, forget).mean()) <= bar
     wrong, start, size = 0.0, 0, FIRST
     while start < len(forget):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +11,8 @@ from numpy.typing import NDArray
 from expunge import stats
 from expunge.evidence import Outputs
 from expunge.metric import Audit, Found, Goal, Metric, Number, Place, Unavailable, Value, missing
+from expunge.metrics._groups import LEAST, columns, level_of, staying
 from expunge.stats import Interval
-
-LEAST = 10  # samples of a group below which nothing is said of it
-MOST = 50  # groups of a column above which it is taken for an id or a measured quantity
-LEVEL = 0.95
-
-Groups = dict[Place, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +60,7 @@ class Subgroups(Metric):
 
     def measure(self, audit: Audit) -> Found:
         """Keep accuracy and change of every group, and return the worst change and the spread."""
-        split = _split(audit)
+        split = staying(audit)
         if split is None:
             return self.none("every test sample is of the forgotten kind")
         reason = missing(frozenset({split, "labels"}), audit)
@@ -77,7 +70,7 @@ class Subgroups(Metric):
         alone = missing(frozenset({split, "labels", "original"}), audit)
         before = None if alone else _right(audit.said(split, "original"))
         large = []
-        for column, groups in _columns(audit, split):
+        for column, groups in columns(audit, split):
             for at, rows in groups.items():
                 was = None if before is None else before[rows]
                 _keep(audit, column, at, right[rows], was, alone or "")
@@ -90,50 +83,10 @@ class Subgroups(Metric):
         return {"subgroups/worst_change": change, "subgroups/spread": spread}
 
 
-def _split(audit: Audit) -> str | None:
-    """Return the set to look at; None where all that is known is of the forgotten kind."""
-    told = audit.outputs("test_retain") is not None
-    names = ["test_retain" if told else "test", "retain"]
-    there = [n for n in names if len(audit.outputs(n) or ())]
-    return there[0] if there else None if told else "test"
-
-
 def _right(outputs: Outputs) -> NDArray[np.bool_]:
     assert outputs.target is not None
     found: NDArray[np.bool_] = outputs.prediction.eq(outputs.target).numpy()
     return found
-
-
-def _columns(audit: Audit, split: str) -> Iterator[tuple[str, Groups]]:
-    """Yield the groups of every column: classes first."""
-    target = audit.said(split).target
-    assert target is not None
-    labels = target.tolist()
-    yield "label", _groups(labels)
-    data = audit.data.get(split)
-    if data is None or len(data) != len(labels):
-        return
-    for name, values in data.columns.items():
-        groups = _groups(values.tolist())
-        if 2 <= len(groups) <= MOST and len(groups) < len(labels):
-            yield "label (column)" if name == "label" else name, groups
-
-
-def _groups(values: list[Any]) -> Groups:
-    """Return the positions of each value, in order of the values."""
-    where: dict[Place, list[int]] = {}
-    for i, value in enumerate(values):
-        where.setdefault(_place(value), []).append(i)
-    order = sorted(where, key=lambda v: (isinstance(v, str), v))
-    return {at: np.asarray(where[at]) for at in order}
-
-
-def _place(value: Any) -> Place:
-    """Return a column's value as a place: numbers as they are, all else, no value included, as text."""
-    plain = value.item() if hasattr(value, "item") else value
-    if isinstance(plain, bool) or not isinstance(plain, int | float):
-        return str(plain)
-    return plain if math.isfinite(plain) else str(plain)
 
 
 def _keep(
@@ -152,13 +105,13 @@ def _keep(
 
 
 def _worst(pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Value:
-    found = [stats.paired_proportions(*pair, level=_level(len(pairs))) for pair in pairs]
+    found = [stats.paired_proportions(*pair, level=level_of(len(pairs))) for pair in pairs]
     worst = min(found, key=lambda i: i.x)
     return Value(worst.x, min(i.low for i in found), min(i.high for i in found), worst.n)
 
 
 def _spread(groups: list[NDArray[np.bool_]]) -> Value:
-    found = [stats.wilson(int(right.sum()), len(right), _level(len(groups))) for right in groups]
+    found = [stats.wilson(int(right.sum()), len(right), level_of(len(groups))) for right in groups]
     best, worst = max(found, key=_x), min(found, key=_x)
     low = max(i.low for i in found) - min(i.high for i in found)
     high = max(i.high for i in found) - min(i.low for i in found)
@@ -167,10 +120,6 @@ def _spread(groups: list[NDArray[np.bool_]]) -> Value:
 
 def _x(interval: Interval) -> float:
     return interval.x
-
-
-def _level(groups: int) -> float:
-    return 1 - (1 - LEVEL) / groups
 
 
 METRIC = Subgroups
