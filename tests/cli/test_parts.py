@@ -26,6 +26,7 @@ def test_objectives_are_listed_with_what_they_need(run: Run):
         "tasks": "any",
         "bounded": "yes",
     }
+    assert found["entropy"]["told"]["tasks"] == "with classes"  # a single logit among them
     assert "accuracy on held-out data (optional)" in found["random_label"]["told"]["needs"]
     assert found["ascent"]["told"]["bounded"] == found["scrub"]["told"]["bounded"] == "by its cap"
 

@@ -32,7 +32,7 @@ def objectives(context: typer.Context, name: Name = None) -> None:
         needs = [word for word in needs if not word.startswith("scenario")]
         return {
             "needs": ", ".join(needs) or "-",
-            "tasks": "classification" if cls.classes else "any",
+            "tasks": "with classes" if cls.classes else "any",
             "bounded": "yes" if made.bounded and not hasattr(made, "cap") else "by its cap",
         }
 
