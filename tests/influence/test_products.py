@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
-from cases import CASES, QUIET, Case, blobs, deep
+from cases import CASES, QUIET, Case, Tied, blobs, deep
 from expunge.data import Data
 from expunge.errors import NotFinite, UserError
 from expunge.influence import Curvature, Kind, Space, directional, gradient, named
@@ -181,6 +181,43 @@ def test_the_last_layer_is_the_one_called_last_and_not_the_one_written_last():
 
     model = Backwards().double().eval()
     assert named(model, "last", Classification(), blobs(3).read([0])) == ["head.weight", "head.bias"]
+
+
+class Token(nn.Module):
+    """A network with a weight of its own beside its head's, and so left after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Parameter(torch.zeros(4)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.token)
+
+
+def test_the_last_layer_of_networks_in_networks_and_of_a_single_layer():
+    few, task = blobs(3, dtype=torch.float32).read([0]), Classification()
+    inside = nn.Sequential(Token())
+    encoder = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.TransformerEncoderLayer(2, 1, 4, batch_first=True))
+    found = [named(m.eval(), "last", task, few) for m in (Token(), inside, nn.Linear(4, 3))]
+    assert found == [["head.weight", "head.bias"], ["0.head.weight", "0.head.bias"], ["weight", "bias"]]
+    assert named(nn.Sequential(encoder, nn.Flatten()).eval(), "last", task, few) == [
+        "0.1.norm2.weight",
+        "0.1.norm2.bias",
+    ]
+    still = nn.Sequential(Token().requires_grad_(False), nn.Flatten())
+    still.spare = nn.Linear(2, 2)
+    still.forward = lambda x: still[0](x)
+    with pytest.raises(UserError, match="a last layer with trainable weights, got none that is called: name layers"):
+        named(still.eval(), "last", task, few)
+
+
+def test_a_layer_whose_weights_are_partly_tied_to_another_is_refused_without_that_other():
+    model, few = Tied().eval(), Data.from_arrays(torch.zeros(3, 2, dtype=torch.long), torch.arange(3)).read([0])
+    text = "layers with weights of their own, got tied ones in head: name the layer that they are tied to as well"
+    for layers in ("last", "head"):
+        with pytest.raises(UserError, match=text):
+            named(model, layers, Classification(), few)
+    assert named(model, ["embedding", "head"], Classification(), few) == ["embedding.weight", "head.bias"]
 
 
 def test_an_unknown_layer_is_refused_with_those_that_exist():

@@ -216,6 +216,13 @@ def test_what_the_low_rank_solvers_need_is_said():
             solver.solve(TWO, ONE, 1.0)
 
 
+@pytest.mark.parametrize("damping", [1e-8, 1e-300])
+def test_damping_lost_beside_the_gradients_is_refused_by_woodbury(damping: float):
+    """Equal gradients of 1e8: the system of their products is singular in rounding, or not even finite."""
+    with pytest.raises(UserError, match=f"damping that rounding does not swallow, .* woodbury, got {damping:g}: raise"):
+        Woodbury().solve(LowRank(Listed(torch.full((3, 2), 1e8, dtype=D))), ALONG, damping)
+
+
 def test_infinite_curvature_is_refused():
     with pytest.raises(NotFinite, match="finite curvature, got .* in iteration 1"):
         CG().solve(Matrix(t([np.inf, 0], [0, 1])), t(1, 1))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import optimize
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
@@ -514,6 +516,21 @@ def test_epsilon_grows_with_every_removal_over_requests_from_disk(classes: int, 
     assert [weights_digest(a.model) for a in found] == [weights_digest(b.model) for b in in_memory]
 
 
+@settings(deadline=None, max_examples=8)
+@given(st.integers(20, 30), st.integers(2, 4), st.lists(st.integers(1, 3), min_size=2, max_size=3), st.booleans())
+def test_epsilon_grows_with_every_removal_of_any_shape(n: int, classes: int, sizes: list[int], batch: bool):
+    data, task = blobs(n, classes=classes, seed=n), Classification()
+    method, spent = CERTIFIED(lam=5.0, sigma=10.0, batch=batch), 0.0
+    now: Any = ready_for(method, nn.Linear(3, classes).double(), task, data)
+    for size in sizes:
+        ids = data.ids[:size]
+        now = forget(method, now, task, data, ids)
+        data = data.without(ids)
+        assert now.log["epsilon"] > spent
+        assert now.log["residual"] <= now.log["beta"] <= method.budget
+        spent = now.log["epsilon"]
+
+
 def test_the_state_holds_no_sample():
     method, data = CERTIFIED(lam=0.05, sigma=5.0), blobs()
     (done,) = chain(method, Binary(), data, [data.ids[:2]])
@@ -624,6 +641,10 @@ def test_sample_weights_below_zero_are_refused():
     data = blobs(weight=torch.linspace(-1, 1, 60))
     with pytest.raises(UserError, match="sample weights of 0 or more for certified_removal, got -1 in train"):
         ready_for(CERTIFIED(), network(), Binary(), data)
+    for odd in (math.nan, math.inf):
+        data = blobs(weight=torch.tensor([1.0] * 59 + [odd]))
+        with pytest.raises(UserError, match=f"sample weights of 0 or more for certified_removal, got {odd} in train"):
+            ready_for(CERTIFIED(), network(), Binary(), data)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cases import Tied, blobs, deep, frozen_first, gap
 from expunge.data import Batch, Data
 from expunge.errors import MissingNeed, NotFinite, UserError
+from expunge.influence import Space, gradient
 from expunge.masks import Masks
 from expunge.method import See, Session, State
 from expunge.methods import load
@@ -124,6 +125,16 @@ def test_the_gradients_by_hand() -> None:
         found = SummedGradient(line(0.6, 1.2), Half(), QUIET)
         found.add(data, rows)
         assert found.close("train")["weight"].flatten().tolist() == pytest.approx(want, abs=1e-12)
+
+
+def test_the_sums_are_those_that_influence_takes() -> None:
+    model, data = deep().eval(), weighted()
+    model[1].bias.requires_grad_(False)
+    found = SummedGradient(model, TASK, QUIET)
+    found.add(data)
+    space = Space(model)
+    assert list(found.close("train")) == list(space.params)
+    assert torch.equal(space.filled(found.values), gradient(space, TASK, data, QUIET))
 
 
 def test_from_an_optimum_sums_go_twice_as_far_as_ascent_alone() -> None:
@@ -239,6 +250,22 @@ def test_what_is_frozen_or_tied_or_no_parameter_stays() -> None:
     loss = TASK.loss(tied(batch.inputs), batch.target).mean()  # type: ignore[arg-type]
     g = torch.autograd.grad(loss, tied.head.weight)[0]
     assert torch.allclose(after.head.weight, tied.head.weight + 0.1 * g, atol=1e-6)  # type: ignore[union-attr,arg-type]
+
+
+def test_tables_give_the_same_step_with_sparse_gradients_and_are_refused_where_batches_scale_them() -> None:
+    words = Data.from_arrays(torch.arange(18).reshape(9, 2) % 5, torch.arange(9) % 3, name="train")
+
+    def made(**fields: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(5, 4, **fields), nn.Flatten(), nn.Linear(8, 3))
+
+    one, two = (forgotten(made(sparse=s), words, words.ids[:3], lr=0.1).model for s in (False, True))
+    assert weights_digest(one) == weights_digest(two)
+    text = (
+        "gradients that are sums over samples, got some scaled by frequencies in a batch, of 0: set scale_grad_by_freq"
+    )
+    with pytest.raises(UserError, match=text):
+        forgotten(made(scale_grad_by_freq=True), words, words.ids[:3])
 
 
 def test_batch_norm_and_dropout_are_as_in_use() -> None:

@@ -156,6 +156,18 @@ def test_of_any_ridge_newton_is_exact_and_the_error_of_influence_is_the_leverage
         assert done.log["leverage"] == pytest.approx(h, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("gone", [1, 3])
+def test_the_leverage_has_the_share_of_a_penalty_that_the_forgotten_samples_take_along(gone: int):
+    """Of a single weight the error of the step is the leverage, whatever is forgotten."""
+    x, y = t(1, 2, -1, 0.5, 1.5), t(2, 1, -3, 0, 1)
+    start, exact = ridge(x[:, None], y, 5 * 0.8), ridge(x[gone:, None], y[gone:], (5 - gone) * 0.8)
+    data = Data.from_arrays(x[:, None], y[:, None])
+    done = request(METHOD(solver="direct", damping=0, penalty=1.6), line(start), data, list(range(gone)))
+    error = float((done.model.weight[0].detach() - exact) / (start - exact))
+    assert done.log["leverage"] == pytest.approx(error, rel=1e-9)
+    assert error == pytest.approx(float(x[:gone].square().sum() + 0.8 * gone) / float(x.square().sum() + 4), rel=1e-9)
+
+
 def test_sample_weights_count_in_gradients_and_curvature():
     """A row of weight 2 is two rows."""
     weight = torch.tensor([1.0, 2, 1, 1])
@@ -265,6 +277,10 @@ def test_far_from_a_minimum_a_note_says_so():
     assert "not at a minimum of the training objective" in done.note
     at_minimum = request(METHOD(kind="newton", **HALF), line(START), ROWS, [3])
     assert "minimum" not in at_minimum.note
+    fitted = Data.from_arrays(X, (X @ START)[:, None])  # no gradient at all
+    through = request(METHOD(kind="newton", damping=0.1), line(START), fitted, [3])
+    assert through.log["gradient_ratio"] < 0.1
+    assert "minimum" not in through.note
 
 
 def test_newton_on_a_converged_head_comes_nearer_to_retrained_than_the_original():
@@ -337,6 +353,19 @@ def test_masked_weights_stay_and_the_step_is_sought_among_the_others(solver: str
     torch.testing.assert_close(step[free], want, rtol=1e-6, atol=1e-8)
     with pytest.raises(UserError, match="weights that may all move, for the solver woodbury, got some under a mask"):
         under(masks, METHOD(kind="iu"), model, data)
+
+
+def test_masked_weights_do_not_slow_lissa():
+    """Of small features, so that the largest eigenvalue among the free weights is far below 1."""
+    generator = torch.Generator().manual_seed(0)
+    data = Data.from_arrays(0.1 * torch.randn(40, 4, generator=generator, dtype=D), torch.arange(40) % 3)
+    model = nn.Linear(4, 3, bias=False).double().eval()
+    masks = Masks({"weight": torch.arange(12).reshape(3, 4) % 2 == 0})
+    found, want = (
+        moved(model, under(masks, METHOD(damping=1e-3, rtol=1e-9, **fields), model, data))
+        for fields in ({"solver": "lissa", "depth": 60}, {"solver": "direct"})
+    )
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-10)
 
 
 def test_alpha_is_searched_on_holdout_data():
@@ -472,6 +501,9 @@ def test_an_absolute_error_has_little_curvature(curvature: Any):
         ),
         ({"solver": "compat", "kind": "iu", "damping": 0.1}, "no damping for the solver compat, got kind='iu' and dam"),
         ({"kind": "iu", "damping": 0}, "damping above 0 for the solver woodbury, got 0"),
+        ({"scale": 3.0}, "solver='lissa' with influence.scale, got 'cg': leave it out, or set the solver"),
+        ({"solver": "direct", "batch": 4}, "solver='lissa' with influence.batch, got 'direct'"),
+        ({"kind": "iu", "shrink": 0.1}, "solver='lissa' with influence.shrink, got 'woodbury'"),
         ({"alpha": 0}, "influence.alpha above 0, or 'search', got 0"),
         ({"damping": -1}, "influence.damping of 0 or more, got -1"),
         ({"layers": ()}, "influence.layers all, last or names"),

@@ -9,12 +9,11 @@ from expunge.influence.products import (
     Kind,
     Matrix,
     Operator,
-    Space,
     directional,
     gradient,
-    named,
 )
 from expunge.influence.solvers import CG, Direct, Lissa, Solution, Solver
+from expunge.influence.space import Space, named
 from expunge.influence.woodbury import Compat, LowRank, Woodbury
 
 __all__ = [

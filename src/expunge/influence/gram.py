@@ -26,7 +26,8 @@ from expunge.fisher.kernels import CHUNK, Budget, Dense, Gradient, Outer, Part, 
 from expunge.fisher.layers import Served, Unruled
 from expunge.fisher.quantities import ready
 from expunge.fisher.sums import Sums
-from expunge.influence.products import Advance, Space, check_vector, directional, gradient
+from expunge.influence.products import Advance, check_vector, directional, gradient
+from expunge.influence.space import Space
 from expunge.passes import Passes
 from expunge.runtime import Runtime
 from expunge.task import Task

@@ -6,25 +6,22 @@ are float64 and have one entry for each of the p chosen scalars; backward passes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.data import Batch, Data
-from expunge.errors import NotFinite, UserError, listing, suggest
-from expunge.fisher.checks import check_model, chosen, plain
-from expunge.fisher.quantities import unfused
-from expunge.fisher.uses import watching
+from expunge.errors import NotFinite, UserError, suggest
+from expunge.fisher.checks import check_model, plain
+from expunge.influence.space import Space
 from expunge.passes import Passes
 from expunge.runtime import Runtime
 from expunge.task import Task
-from expunge.tensors import parameters
 from expunge.train import outputs_and_losses
 
 Kind = Literal["hessian", "gauss_newton", "fisher"]
@@ -32,136 +29,15 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Advance = Callable[[int], None]
 
 
-class Space:
-    """Some of a network's trainable parameters as one vector θ of p scalars, float64.
-
-    Args:
-        model: on its device; in eval mode where anything is computed with it.
-        names: of the parameters; all trainable ones by default. A tied parameter stands there once.
+def labelled(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return outputs (B, ...) and losses (B,).
 
     Raises:
-        UserError: an unknown or frozen name, weights of less than float32, or gradients that depend on the batch.
+        UserError: there are no targets, or they do not fit.
     """
-
-    def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
-        self.model, self.params = model, chosen(model, names)
-        narrow = [name for name, p in self.params.items() if p.dtype not in (torch.float32, torch.float64)]
-        if narrow:
-            got = f"{self.params[narrow[0]].dtype} in {listing(narrow)}"
-            raise UserError("weights of float32 or float64, for curvature", got, "call float() on the model")
-        odd = [n for n, m in model.named_modules() if getattr(m, "scale_grad_by_freq", False)]
-        if odd:
-            got = f"some scaled by frequencies in a batch, of {listing(odd)}"
-            raise UserError("gradients that are sums over samples", got, "set scale_grad_by_freq=False there")
-        self.device = next(iter(self.params.values())).device
-        self.slices, self.size = dict[str, slice](), 0
-        for name, p in self.params.items():
-            self.slices[name] = slice(self.size, self.size + p.numel())
-            self.size += p.numel()
-
-    def zeros(self) -> Tensor:
-        """Return a vector of zeros, (p,)."""
-        return torch.zeros(self.size, dtype=torch.float64, device=self.device)
-
-    def filled(self, values: Mapping[str, Tensor | float]) -> Tensor:
-        """Return the vector with these values where their parameters stand, and 0 elsewhere."""
-        found = self.zeros()
-        for name, value in values.items():
-            at = self.slices[name]
-            found[at] = value.detach().reshape(-1).to(found) if isinstance(value, Tensor) else value
-        return found
-
-    def weights(self) -> Tensor:
-        """Return θ, (p,)."""
-        return self.filled(self.params)
-
-    def parts(self, vector: Tensor) -> list[Tensor]:
-        """Return a vector's entries in the parameters' shapes and dtypes."""
-        return [vector[at].view(self.params[n].shape).to(self.params[n].dtype) for n, at in self.slices.items()]
-
-    def add_to(self, total: Tensor, grads: Sequence[Tensor | None], scale: float = 1.0) -> None:
-        """Add tensors in the parameters' order to a vector, in place; None stands for zeros."""
-        for at, grad in zip(self.slices.values(), grads, strict=True):
-            if grad is not None:
-                total[at].add_(plain(grad).reshape(-1), alpha=scale)
-
-    def put(self, vector: Tensor) -> None:
-        """Set θ to a vector, in place, each weight rounded once; no other weight is touched."""
-        with torch.no_grad():
-            for name, at in self.slices.items():
-                self.params[name].copy_(vector[at].view(self.params[name].shape))
-
-    @contextmanager
-    def alone(self) -> Iterator[list[nn.Parameter]]:
-        """Freeze all other parameters in the block, and let everything in it be differentiated twice.
-
-        Fused attention and fused recurrent layers have no second derivative: their plain forms run.
-
-        Yields:
-            The parameters, in order.
-        """
-        own = {id(p) for p in self.params.values()}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
-        recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(unfused())
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if recurrent:
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            try:
-                for p in others:
-                    p.requires_grad_(False)
-                yield list(self.params.values())
-            finally:
-                for p in others:
-                    p.requires_grad_(True)
-
-
-def named(model: nn.Module, layers: str | Sequence[str], task: Task, batch: Batch) -> list[str]:
-    """Return the names of the trainable parameters of some layers.
-
-    Args:
-        model: in eval mode.
-        layers: ``all``; ``last``, the layer with trainable weights that is called last; or names of modules, each
-            with all that is in it.
-        task: how to run it, for ``last``.
-        batch: some samples, for ``last``.
-
-    Raises:
-        UserError: an unknown layer, or one without trainable weights; lists those that have some.
-    """
-    known = parameters(model)
-    if layers == "all":
-        return list(known)
-    if layers == "last":
-        layers = [_last(model, task, batch)]
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in known)
-    every = [name for name, m in model.named_modules() if any(p.requires_grad for p in m.parameters())]
-    for layer in wanted:
-        if layer not in every or not layer:
-            tail = suggest(layer, [n for n in owners if n]) if layer else "name a layer"
-            have = listing([n for n in owners if n], 12) or "none, all weights being the model's own"
-            raise UserError(f"'all', 'last' or layers with trainable weights, of {have}", repr(layer), tail)
-    found = [n for n in known if any(n.startswith(f"{layer}.") for layer in wanted)]
-    if not found:  # their weights are tied to those of an earlier layer, under whose name they stand
-        remedy = "name the layer that they are tied to"
-        raise UserError("layers with weights of their own", f"tied ones in {listing(wanted)}", remedy)
-    return found
-
-
-def _last(model: nn.Module, task: Task, batch: Batch) -> str:
-    """Return the name of the module with trainable parameters of its own that a forward pass calls last."""
-    names: dict[int, str] = {id(m): name for name, m in model.named_modules()}
-    own = {id(m) for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
-    with torch.no_grad(), watching(model) as seen:
-        task.forward(model, batch)
-    called = [key for key in seen.rows if key in own]
-    if not called or not names[called[-1]]:
-        raise UserError("a last layer with trainable weights", "none that is called", "name layers, or take all")
-    return names[called[-1]]
+    if batch.target is None:
+        raise UserError("labelled samples", "none with labels", "give targets when building the data")
+    return outputs_and_losses(model, task, batch)
 
 
 def weighted(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -170,10 +46,57 @@ def weighted(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor
     Raises:
         UserError: there are no targets, or they do not fit.
     """
-    if batch.target is None:
-        raise UserError("labelled samples", "none with labels", "give targets when building the data")
-    outputs, losses = outputs_and_losses(model, task, batch)
-    return outputs, losses if batch.weight is None else losses * batch.weight.to(losses)
+    outputs, losses = labelled(model, task, batch)
+    return outputs, _times(losses, batch.weight)
+
+
+def _times(losses: Tensor, *factors: Tensor | None) -> Tensor:
+    """Return losses (B,) times the factors that there are."""
+    for factor in factors:
+        losses = losses if factor is None else losses * factor.to(losses)
+    return losses
+
+
+def gradients(
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    runtime: Runtime,
+    params: Sequence[nn.Parameter],
+    *,
+    order: NDArray[np.int64] | None = None,
+    by: Tensor | None = None,
+    passes: Passes | None = None,
+) -> Iterator[tuple[Batch, Tensor, list[Tensor | None]]]:
+    """Yield Σ_i b_i·w_i·∇ℓ_i over each batch: the one loop behind all sums of gradients.
+
+    Args:
+        model: in eval mode, on its device.
+        task: per-sample loss.
+        data: labelled samples, with their weights w_i.
+        runtime: batch size and precision of the forward pass.
+        params: whose gradients.
+        order: positions in the data; all by default.
+        by: factors b_i, (N,); ones by default.
+        passes: to share what is known of memory.
+
+    Yields:
+        The batch as it was read, the losses ℓ_i of its samples (B,), and a dense tensor for each parameter, in its
+        dtype, or None for zeros.
+    """
+    device = params[0].device
+
+    def work(batch: Batch) -> tuple[Batch, Tensor, list[Tensor | None]]:
+        here = batch.to(device)
+        with torch.enable_grad(), runtime.autocast():
+            losses = labelled(model, task, here)[1]
+            total = _times(losses, here.weight, None if by is None else by[batch.index]).sum()
+        if not total.requires_grad:
+            return batch, losses, [None] * len(params)
+        found = torch.autograd.grad(total, params, allow_unused=True)
+        return batch, losses.detach(), [None if g is None else plain(g) for g in found]
+
+    yield from (passes or Passes(runtime)).over(data, work, order)
 
 
 def gradient(
@@ -192,7 +115,7 @@ def gradient(
         space: the model, in eval mode, and its parameters.
         task: per-sample loss.
         data: labelled samples, with their weights w_i.
-        runtime: device and batch size.
+        runtime: device and batch size; always in full precision.
         by: factors b_i, (N,); ones by default.
         passes: to share what is known of memory.
         advance: called with the samples of each batch.
@@ -202,21 +125,11 @@ def gradient(
         NotFinite: the sum is NaN or infinite.
     """
     check_model(space.model)
-    total = space.zeros()
-
-    def work(batch: Batch) -> tuple[int, Sequence[Tensor | None]]:
-        batch = batch.to(space.device)
-        losses = weighted(space.model, task, batch)[1]
-        if by is not None:
-            losses = losses * by[batch.index].to(losses)
-        if not losses.requires_grad:
-            return len(batch), [None] * len(params)
-        return len(batch), torch.autograd.grad(losses.sum(), params, allow_unused=True)
-
+    total, runtime = space.zeros(), replace(runtime, precision="full")
     with space.alone() as params:
-        for count, grads in (passes or Passes(runtime)).over(data, work):
+        for batch, _, grads in gradients(space.model, task, data, runtime, params, by=by, passes=passes):
             space.add_to(total, grads)
-            advance(count)
+            advance(len(batch))
     check_vector(total, f"gradients over {data.name}")
     return total
 
@@ -412,8 +325,7 @@ class Curvature:
         outputs, _ = self.task.forward(self.space.model, batch)
         at = outputs.detach().requires_grad_()
         assert batch.target is not None
-        losses = self.task.loss(at, batch.target)
-        losses = losses if batch.weight is None else losses * batch.weight.to(losses)
+        losses = _times(self.task.loss(at, batch.target), batch.weight)
         (slope,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
         if not self._curved:
             self._check_curved(at, batch.target)

@@ -57,7 +57,8 @@ class Woodbury:
         """Return the exact solution.
 
         Raises:
-            UserError: damping that is not above 0, or curvature that is no `LowRank`.
+            UserError: damping that is not above 0 or too small for the numbers' range, or curvature that is no
+                `LowRank`.
         """
         low = _low(operator, "woodbury")
         d = damping if isinstance(damping, Tensor) else torch.full_like(v, damping)
@@ -67,7 +68,11 @@ class Woodbury:
         inner = low.rows.gram(1 / d).cpu()
         inner.diagonal().add_(1 / low.weight)
         right = low.rows.apply(v / d).cpu()
-        a = linalg.cho_solve(linalg.cho_factor(inner.numpy(), lower=True), right.numpy())
+        try:
+            a = linalg.cho_solve(linalg.cho_factor(inner.numpy(), lower=True), right.numpy())
+        except (linalg.LinAlgError, ValueError) as error:  # rounding leaves it indefinite, or 1/D overflows
+            want, got = "damping that rounding does not swallow, for the solver woodbury", f"{float(d.min()):g}"
+            raise UserError(want, got, "raise it") from error
         x = (v - low.rows.combine(torch.from_numpy(a).to(v))) / d
         return closed(operator, v, damping, x, 1)
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite, listing
+from expunge.fisher.checks import chosen
+from expunge.influence.products import gradients
+from expunge.influence.space import check_sums
 from expunge.passes import Passes
 from expunge.penalties import without_cudnn
 from expunge.runtime import Runtime
 from expunge.task import Task
-from expunge.tensors import parameters
-from expunge.train import outputs_and_losses
 
 
 class SummedGradient:
@@ -33,11 +34,15 @@ class SummedGradient:
     Attributes:
         values: the sums, by name; tied parameters stand under their first name, frozen ones are left out.
         loss: Σ_i w_i·ℓ_i.
+
+    Raises:
+        UserError: gradients that depend on the batch, or complex parameters.
     """
 
     def __init__(self, model: nn.Module, task: Task, runtime: Runtime) -> None:
+        check_sums(model)
         self.model, self.task, self.runtime = model, task, runtime
-        self.weights = parameters(model)
+        self.weights = chosen(model, None)
         self.values = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in self.weights.items()}
         self.loss = 0.0
         self._passes = Passes(runtime)
@@ -58,26 +63,19 @@ class SummedGradient:
             advance: called with the number of samples of each batch, of all processes together.
             seen: called with each batch, as it was read, and the losses of its samples.
         """
-        at = np.arange(len(data)) if order is None else np.asarray(order, dtype=np.int64)
+        at = self.runtime.part(np.arange(len(data)) if order is None else np.asarray(order, dtype=np.int64))
+        weights = list(self.weights.values())
         with self.runtime.agreed(), without_cudnn(self.model):
-            for batch, losses, gradients in self._passes.over(data, self._work, self.runtime.part(at)):
-                for total, gradient in zip(self.values.values(), gradients, strict=True):
+            for batch, losses, found in gradients(
+                self.model, self.task, data, self.runtime, weights, order=at, passes=self._passes
+            ):
+                for total, gradient in zip(self.values.values(), found, strict=True):
                     if gradient is not None:
                         total += gradient
                 weight = 1.0 if batch.weight is None else batch.weight.double().cpu()
                 self.loss += float((losses.double().cpu() * weight).sum())
                 seen(batch, losses)
                 advance(len(batch) * self.runtime.count)
-
-    def _work(self, batch: Batch) -> tuple[Batch, Tensor, tuple[Tensor | None, ...]]:
-        here = batch.to(self.runtime.torch_device)
-        with torch.enable_grad(), self.runtime.autocast():
-            _, losses = outputs_and_losses(self.model, self.task, here)
-            loss = (losses if here.weight is None else losses * here.weight.to(losses)).sum()
-        weights = list(self.weights.values())
-        if not loss.requires_grad:
-            return batch, losses, tuple(None for _ in weights)
-        return batch, losses.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
 
     def close(self, what: str) -> dict[str, Tensor]:
         """Return the sums over all processes.

@@ -130,7 +130,7 @@ class Head:
             The head's inputs with targets and sample weights.
 
         Raises:
-            UserError: targets do not fit, or a sample weight is below 0.
+            UserError: targets do not fit, or a sample weight is below 0 or not finite.
             NotFinite: a feature is NaN or infinite.
         """
 
@@ -150,8 +150,9 @@ class Head:
             advance(len(part[0]))
         x, target, weight = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         check_finite({"the head's input": x}, f"features of {data.name}", "check the weights and inputs")
-        if bool((weight < 0).any()):
-            got = f"{float(weight.min()):g} in {data.name}"
+        odd = weight[~((weight >= 0) & weight.isfinite())]
+        if len(odd):
+            got = f"{float(odd.min()):g} in {data.name}"
             raise UserError(f"sample weights of 0 or more for {self.method}", got, "drop those samples")
         return Features(x, target, weight)
 

@@ -153,6 +153,10 @@ class Influence(Checked):
 
     def _check_fits(self) -> None:
         """Refuse settings that do not go together."""
+        for name, unset in (("scale", None), ("batch", None), ("shrink", 0)):
+            if self.how != "lissa" and getattr(self, name) != unset:
+                remedy = "leave it out, or set the solver"
+                raise UserError(f"solver='lissa' with {self.name}.{name}", repr(self.how), remedy)
         if self.kind in ("iu", "first_order") and self.penalty is not None:
             remedy = "leave it out: the step is made of the samples' own gradients"
             raise UserError(f"no penalty for kind='{self.kind}'", repr(self.penalty), remedy)
@@ -317,8 +321,9 @@ class _Step:
         self._stationary(whole, delta)
         damping = m.delta + (0.0 if m.kind == "iu" else self.penalty / (1 if scaled else over))
         damping = damping if isinstance(damping, Tensor) else torch.full_like(v, damping)
-        if self.free is not None:
-            damping = torch.where(self.free, damping, torch.ones_like(damping))  # x = 0 there, and nothing singular
+        if self.free is not None:  # x = 0 there: nothing singular, and no larger eigenvalue than among the free
+            held = damping[self.free].amax() if bool(self.free.any()) else damping.new_zeros(())
+            damping = torch.where(self.free, damping, held if held > 0 else torch.ones_like(held))
         del forget, retain, pull, delta, whole  # each as large as the network
         operator = self._operator(over)
         found = self._solver().solve(operator, v, damping)
@@ -330,7 +335,7 @@ class _Step:
     def _stationary(self, whole: Tensor, delta: Tensor) -> None:
         """Record how far from a minimum the original is, and say so where it is far."""
         size, own = float(torch.linalg.vector_norm(whole)), float(torch.linalg.vector_norm(delta))
-        ratio = size / own if own > 0 else math.inf
+        ratio = size / own if own > 0 else math.inf if size > 0 else 0.0
         self.session.record("gradient_norm", size / (self.n_f + self.n_r))
         self.session.record("gradient_ratio", ratio)
         if ratio > FAR:
@@ -411,6 +416,8 @@ class _Step:
         if along <= 0:
             return
         own = self._curvature([self.session.forget], 1 / over).products(x[None])[0]
+        if self.method.penalty_scales:
+            own = own + self.n_f / over * self.penalty * x
         share = float(x @ own) / along
         self.session.record("leverage", share)
         if share > STEEP:
