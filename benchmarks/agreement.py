@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,10 +30,11 @@ from expunge.originals import original
 from expunge.runtime import Runtime
 from expunge.train import batch_orders
 from expunge.zoo import load
-from fisher import Setting, machine, say
+from fisher import Setting, machine, say, seconds
 
 SHOWN = (1, 2, 3, 5, 10, 20, 30, 60, 100, 200)
 ENOUGH = 0.8
+CPU = torch.device("cpu")
 
 
 def begun(problem: Any, model: torch.nn.Module, seed: int) -> Session:
@@ -60,13 +59,6 @@ def plain(session: Session, batch: int) -> None:
         session.task.loss(session.task.forward(model, part)[0], part.target).mean().backward()
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Return the processor seconds of a call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 def ratios(session: Session, settings: Learning, repeats: int) -> list[float]:
     """Return the time of an epoch of the descent over that of a plain one, taken in turns."""
     how = replace(settings, epochs=2, most_epochs=2, agreement=0.999)
@@ -74,8 +66,8 @@ def ratios(session: Session, settings: Learning, repeats: int) -> list[float]:
     plain(session, settings.learn_batch)
     found = []
     for _ in range(repeats):
-        before = timed(lambda: [plain(session, settings.learn_batch) for _ in range(2)])
-        ours = timed(lambda: Learner(how, session, flat, how.sigma0, session.runtime).run())
+        before = seconds(CPU, lambda: [plain(session, settings.learn_batch) for _ in range(2)])
+        ours = seconds(CPU, lambda: Learner(how, session, flat, how.sigma0, session.runtime).run())
         found.append(ours / before)
     return found
 

@@ -27,7 +27,6 @@ import argparse
 import gc
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -51,7 +50,7 @@ from expunge.objectives import Context
 from expunge.task import Classification
 from expunge.tensors import parameters
 from expunge.zoo import networks
-from fisher import BLOCK, Setting, machine, peak, say, show
+from fisher import BLOCK, Setting, machine, peak, say, seconds, show
 
 SHAPE, CLASSES = (3, 32, 32), 10
 TASK = Classification()
@@ -157,18 +156,6 @@ class Case:
         hold = self.hold(row, self.state(row))
         return lambda: hold.step(self.batches[0])
 
-    def seconds(self, call: Callable[[], Any]) -> float:
-        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
-        self.wait()
-        start = clock()
-        call()
-        self.wait()
-        return clock() - start
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
 
 def race(case: Case, rows: list[str], repeats: int) -> tuple[dict[str, list[float]], list[float]]:
     """Time all rows, interleaved, each right after as many plain passes as its own."""
@@ -181,8 +168,9 @@ def race(case: Case, rows: list[str], repeats: int) -> tuple[dict[str, list[floa
     for turn in range(repeats):
         for name, call in steps.items():
             passes = ROWS[name].passes
-            unit = sum(case.seconds(lambda at=at: case.plain(case.batches[at % 2])) for at in range(passes)) / passes
-            found[name].append(case.seconds(call) / unit)
+            plains = [lambda at=at: case.plain(case.batches[at % 2]) for at in range(passes)]
+            unit = sum(seconds(case.device, one) for one in plains) / passes
+            found[name].append(seconds(case.device, call) / unit)
             plain.append(unit)
             say(f"  repeat {turn + 1} of {repeats}: {name} {found[name][-1]:.2f} of {1e3 * unit:.0f} ms")
     return found, plain

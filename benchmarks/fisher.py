@@ -242,7 +242,7 @@ class Case:
         params, task = wanted(self.model, None), Classification()
         start = time.perf_counter()
         chosen = Chosen(self.model, task, self.data, params, "loss", "layers", self.runtime, 0)
-        self.wait()
+        wait(self.device)
         setup, sums = time.perf_counter() - start, Sums(params)
         close = max(1, WINDOW // self.row.batch)
 
@@ -277,15 +277,11 @@ class Case:
 
     def seconds(self, call: Callable[[int], object], samples: int) -> float:
         self.first(samples)
-        self.wait()
+        wait(self.device)
         start = time.perf_counter()
         call(samples)
-        self.wait()
+        wait(self.device)
         return time.perf_counter() - start
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _target(batch: Batch) -> Tensor:
@@ -444,6 +440,22 @@ def race(case: Case, engines: list[str], repeats: int) -> dict[str, Found]:
             found[name].seconds.append(spent / batches)
             say(f"  repeat {turn + 1} of {most}: {name} {spent / unit:.2f}")
     return found
+
+
+def seconds(device: torch.device, call: Callable[[], object]) -> float:
+    """Return what a call takes: by the clock on a GPU, and of the process's own time on a CPU."""
+    now = time.perf_counter if device.type == "cuda" else time.process_time
+    wait(device)
+    start = now()
+    call()
+    wait(device)
+    return now() - start
+
+
+def wait(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak(device: torch.device, call: Callable[[], object]) -> int:

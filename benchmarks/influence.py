@@ -26,7 +26,6 @@ import argparse
 import gc
 import os
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -43,7 +42,7 @@ from expunge.method import Session, State
 from expunge.methods import build
 from expunge.task import Classification
 from expunge.zoo import networks
-from fisher import Setting, machine, peak, say, show
+from fisher import Setting, machine, peak, say, seconds, show
 
 SHAPE, CLASSES = (3, 32, 32), 10
 TASK = Classification()
@@ -105,20 +104,6 @@ class Case:
         rows = OfModel(self.space, TASK, self.data, self.runtime)
         return Woodbury().solve(LowRank(rows), self.vector, 1.0).x
 
-    def seconds(self, call: Callable[[], Any]) -> float:
-        """Return what a call takes."""
-        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
-        self.wait()
-        start = clock()
-        call()
-        self.wait()
-        return clock() - start
-
-    def wait(self) -> None:
-        """Wait for a GPU."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
 
 def race(case: Case, rows: list[str], repeats: int) -> tuple[dict[str, list[float]], list[float]]:
     """Time all rows, interleaved, each right after a plain pass."""
@@ -132,8 +117,8 @@ def race(case: Case, rows: list[str], repeats: int) -> tuple[dict[str, list[floa
         for name, call in calls.items():
             if name == "woodbury" and turn:
                 continue  # the longest by far
-            unit = case.seconds(case.plain)
-            found[name].append(case.seconds(call) / unit)
+            unit = seconds(case.device, case.plain)
+            found[name].append(seconds(case.device, call) / unit)
             plain.append(unit)
             say(f"  repeat {turn + 1} of {repeats}: {name} {found[name][-1]:.2f} of {unit:.2f} s")
     return found, plain
