@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from expunge.data import Batch
 from expunge.errors import UserError
-from expunge.task import Classification, Regression, Task, run
+from expunge.task import Binary, Classification, Quantile, Regression, Task, run, sample_losses
 
 D = torch.float64
 INDEX = torch.arange(4)
@@ -70,6 +70,23 @@ def test_regression_loss_is_the_mean_over_targets(error, want):
     outputs = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=D)
     target = torch.tensor([[0.5, 3.0], [3.0, 0.0]], dtype=D)
     assert Regression(error=error).loss(outputs, target).tolist() == want
+    assert Regression(error=error).loss(outputs[:, 1], target[:, 1]).tolist() == [
+        float(v) ** (2 if error == "squared" else 1) for v in (1.0, 0.0)
+    ]
+
+
+def test_an_error_of_another_name_is_refused():
+    with pytest.raises(UserError, match="error as squared or absolute, got 'mse': name one of the two"):
+        Regression(error="mse")
+
+
+@pytest.mark.parametrize("task", [Regression(), Binary(), Quantile(quantiles=(0.5,))])
+def test_a_batch_of_one_that_a_network_squeezes_is_still_a_batch(task):
+    model = Shaped(nn.Linear(3, 1), torch.squeeze)
+    own = batch(torch.randn(1, 3), torch.ones(1))
+    outputs, _ = task.forward(model, own)
+    assert outputs.shape == (1, 1)
+    assert sample_losses(task, outputs, own.target).shape == (1,)
 
 
 @pytest.mark.parametrize("target", [torch.tensor([1.0, 2.0, 0.0, 1.0]), torch.tensor([[1.0], [2.0], [0.0], [1.0]])])
@@ -208,6 +225,8 @@ def test_classification_check(outputs, target, said):
         ),
         (torch.zeros(4, 2), torch.zeros(4), r"the outputs' shape, got \(4,\) for outputs \(4, 2\)"),
         (torch.zeros(4, 2), torch.zeros(2, 4), r"got \(2, 4\) for outputs \(4, 2\)"),
+        (torch.zeros(4, 2, 3), torch.zeros(4, 3, 2), r"got \(4, 3, 2\) for outputs \(4, 2, 3\): make the two agree"),
+        (torch.zeros(4, 6), torch.zeros(4, 3, 2), r"got \(4, 3, 2\) for outputs \(4, 6\)"),
         (torch.zeros(4, 1), torch.tensor([0.0, math.nan, 0.0, 0.0]), "finite targets, got NaN or infinity"),
         (torch.zeros(4, 1), torch.tensor([0.0, math.inf, 0.0, 0.0]), "finite targets"),
     ],
@@ -221,3 +240,5 @@ def test_right_targets_pass():
     Classification().check(torch.zeros(4, 3), torch.tensor([0, 2, 1, 0], dtype=torch.int32))
     Regression().check(torch.zeros(4, 1), torch.zeros(4))
     Regression().check(torch.zeros(4, 2), torch.zeros(4, 2))
+    Regression().check(torch.zeros(4, 2, 1), torch.zeros(4, 2))
+    Regression().check(torch.zeros(4, 1), torch.zeros(4, 1, 1))

@@ -44,6 +44,7 @@ _GENTLE = {
     "paired/excess": 1,
     "error/mae_constant/": 0,
     "error/rmse_constant/": 0,
+    "error/pinball_constant/": 0,
     "error/": -1,
     "error_attack/": 1,
     "ain/": -1,

@@ -132,6 +132,21 @@ def test_each_sample_has_one_target_for_all_epochs_and_those_that_stay_their_own
     assert found[0][0] == found[0][1] != found[1][0]
 
 
+@pytest.mark.parametrize("batch", [1, 7])
+def test_targets_with_and_without_a_column_are_the_same(batch: int, model: nn.Module):
+    method, x = AMNESIAC(epochs=1, batch_size=batch), DATA.read(range(len(DATA))).inputs
+    flat, column = (Data.from_arrays(x, DATA.targets().reshape(shape)) for shape in ((-1,), (-1, 1)))
+    state = prepare(method, model, TASK, train=flat).state
+    one, other = (
+        unlearn(method, model, TASK, forget=parts(data=flat)["forget"], retain=rest, state=state)
+        for rest in (parts(data=flat)["retain"], parts(data=column)["retain"])
+    )
+    assert close(one.model, other.model)
+    sets = {"forget": parts(data=flat)["forget"], "retain": parts(data=values(outputs=3))["retain"]}
+    with pytest.raises(Misfit, match=r"targets of one shape, got \(3,\) in retain and \(\) when it was prepared"):
+        unlearn(method, model, TASK, **sets, state=state)
+
+
 def test_draws_are_not_cut(model: nn.Module):
     torch.manual_seed(0)
     low, high = float(DATA.targets().min()), float(DATA.targets().max())

@@ -55,7 +55,8 @@ def test_errors_are_scikit_learns(task: Regression | Quantile, steps: int) -> No
         if steps == 1:
             assert number(found, f"error/rmse/{split}").x == pytest.approx(root_mean_squared_error(y, f))
         assert {v.n for k, v in found.items() if k.endswith(f"/{split}") and isinstance(v, Value)} == {len(own)}
-    assert {v.unit for v in found.values() if isinstance(v, Value)} == {"target units"}
+    units = {k.startswith("error/pinball"): v.unit for k, v in found.items() if isinstance(v, Value)}
+    assert units == {False: "target units"} | ({True: "loss"} if isinstance(task, Quantile) else {})
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -84,6 +85,26 @@ def test_no_constant_does_better_on_the_retain_set() -> None:
     for c in np.linspace(y.min(), y.max(), 200):
         assert number(found, "error/mae_constant/test").x <= np.abs(y - c).mean() + 1e-12
         assert number(found, "error/rmse_constant/test").x <= math.sqrt(((y - c) ** 2).mean()) + 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_always_saying_the_quantiles_is_the_best_of_all_constants_of_the_pinball_loss(steps: int) -> None:
+    task = Quantile(quantiles=(0.2, 0.5, 0.9))
+    given = parts(task, steps)
+    given["test"] = given["retain"]
+    found = Error()(audit(given, task=task))
+    retain = given["retain"]
+    assert retain.target is not None
+    y = retain.target.numpy()
+    want = 0.0
+    for q in task.quantiles:
+        for step in y.T:
+            away = step[:, None] - np.unique(step)[None]  # among the targets is a best constant
+            want += np.maximum(q * away, (q - 1) * away).mean(axis=0).min() / steps
+    assert number(found, "error/pinball_constant/test").x == pytest.approx(want)
+    assert number(found, "error/pinball_constant/forget").n == SIZES["forget"]
+    none = Error()(audit(parts(Regression(), steps), task=Regression()))
+    assert none["error/pinball_constant/test"] == Unavailable("the task predicts no quantiles")
 
 
 def test_the_gap_is_paired_by_sample_and_intervals_stay_above_zero() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from expunge import stats
-from expunge.report import distance
+from expunge.report import distance, findings
 from expunge.report.distance import alarms, chance, overforgets, told, yardstick
 
 
@@ -186,6 +186,35 @@ def auc(section, x, half=0.02, retrained=0.5, original=0.6):
 )
 def test_over_forgetting_is_below_a_half_and_below_retrained_by_more_than_the_intervals(wide, numbers, over):
     assert auc(wide["sections"][0], **numbers) is over
+
+
+def off(section, key, x, half=0.1, original=-1.0):
+    def entry(x, half):
+        return {"x": x, "low": x - half, "high": x + half, "n": 103, "unit": "target units"}
+
+    for model, gap in (("ssd", x), ("original", original)):
+        section["values"][model][key], section["gaps"][model][key] = entry(gap + 2, half), entry(gap, half)
+    section["floor"][key] = {"x": 0.3, "low": None, "high": None, "n": 5, "unit": "target units"}
+    return overforgets(section, "ssd", key)
+
+
+@pytest.mark.parametrize("key", ["error/mae/forget", "error/rmse/forget"])
+@pytest.mark.parametrize(
+    ("numbers", "over"),
+    [
+        ({"x": 0.5}, True),
+        ({"x": -0.5}, False),  # closer than retrained: not forgotten
+        ({"x": 0.2}, False),  # within the floor
+        ({"x": 0.5, "half": 0.6}, False),  # its interval reaches 0
+        ({"x": 0.5, "original": 0.6}, False),  # the original is off by as much: no loss of memory
+    ],
+)
+def test_an_error_above_retrained_on_the_forgotten_samples_is_over_forgetting(wide, key, numbers, over):
+    section = wide["sections"][0]
+    assert off(section, key, **numbers) is over
+    said = "farther off on the forgotten samples than a model that never saw them" in findings.over(section, "ssd")
+    assert said is over
+    assert not off(section, "error/mae/test_forget", **numbers)
 
 
 def test_other_metrics_are_never_over_forgetting(wide):

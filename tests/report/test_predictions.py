@@ -1,16 +1,18 @@
 """Predictions over targets, their errors and forecasts, as charts and on the page."""
 
 import copy
+import io
 import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from audits import HOSTILE, build
 from expunge.errors import Incompatible
 from expunge.report import document as doc
-from expunge.report import errors, findings, forecasts, layout, looks, predictions, render
+from expunge.report import errors, findings, forecasts, layout, looks, predictions, render, tables
 from htmls import Page
 
 NS = "{http://www.w3.org/2000/svg}"
@@ -72,6 +74,12 @@ OF = {"unit": "target units", "goal": "as_retrained", "group": "error", "target"
 
 def number(x):
     return {"x": x, "low": x - 0.1, "high": x + 0.1, "n": 5, "unit": "target units"}
+
+
+def printed(part):
+    console = Console(width=120, record=True, file=io.StringIO(), color_system=None)
+    console.print(tables.terminal(part))
+    return console.export_text()
 
 
 def picture(draw, part):
@@ -231,7 +239,7 @@ def test_the_page_draws_them_says_that_they_are_data_and_speaks_of_no_class():
         "Errors of forgotten, retained and unseen samples",
         "Some forgotten samples, step by step",
         "12,345 bytes, without ids",
-        "Always saying the same one number gives: mean absolute error of the retain median 2.10 target units "
+        "Always saying the same gives: mean absolute error of the retain median 2.10 target units "
         "(forget set) and 3.10 (test set).",
     ):
         assert said in text, said
@@ -265,6 +273,33 @@ def test_what_is_the_same_for_every_model_is_no_column_and_not_counted():
     heads = [m["name"] for block in layout.blocks(part) for m in block.metrics]
     assert heads == ["error/mae/forget", "error/mae/test", "wasserstein/forget"]
     assert "On 3 of 3 quantities" in str(findings.sentences(part)[1])
+
+
+def test_the_constant_has_a_row_in_every_short_table():
+    part = section()
+    text = printed(part)
+    row = next(line for line in text.splitlines() if line.startswith("(constant)"))
+    assert row.split() == ["(constant)", "2.10", "3.10", "–"]
+    assert "(constant): always saying the same, the best of that kind for the retain set" in " ".join(text.split())
+    assert "_constant" not in text
+    tables_of = tables.markdown(part)
+    assert "| (constant): always the same | 2.10 ± 0.10 | 3.10 ± 0.10 |" in tables_of
+    assert tables_of.count("(constant)") == 1  # not under the distance of distributions, which no constant has
+    part["metrics"] = [m for m in part["metrics"] if "_constant" not in m["name"]]
+    assert "(constant)" not in printed(part) + tables.markdown(part)
+
+
+def test_the_constant_of_quantiles_stands_beside_the_loss_in_its_own_unit():
+    part = section()
+    for name, unit in (("loss/test", "loss"), ("error/pinball_constant/test", "loss")):
+        what = "pinball loss of the retain quantiles, test set" if "pinball" in name else "loss, test set"
+        group = {"unit": unit, "group": name.partition("/")[0]}
+        part["metrics"].append({"name": name, "label": what} | OF | group)
+        for values in part["values"].values():
+            values[name] = number(0.75 if "pinball" in name else 0.5) | {"unit": unit}
+    assert layout.constants(part)["loss/test"]["x"] == 0.75
+    assert "3.10 (test set); pinball loss of the retain quantiles 0.750 loss (test set)." in layout.constant(part)
+    assert "| (constant): always the same | 0.750 ± 0.100 |" in tables.markdown(part)
 
 
 def test_numbers_of_classes_are_not_missed_where_targets_are_real():

@@ -48,7 +48,8 @@ def test_the_loss_is_least_at_the_quantiles_of_the_targets(levels, seed):
 def test_the_prediction_is_the_quantile_nearest_to_the_median():
     outputs = torch.arange(24.0).reshape(2, 3, 4)
     assert Quantile(quantiles=(0.1, 0.4, 0.55, 0.9)).predictions(outputs).equal(outputs[..., 2])
-    assert Quantile(quantiles=(0.4, 0.6)).predictions(torch.tensor([[1.0, 2.0]])).tolist() == [1.0]
+    for levels in ((0.4, 0.6), (0.3, 0.7), (0.1, 0.9)):  # 0.7 − 0.5 is less than 0.5 − 0.3 in floating point
+        assert Quantile(quantiles=levels).predictions(torch.tensor([[1.0, 2.0]])).tolist() == [1.0]
 
 
 def test_targets_are_drawn_by_the_inverse_of_the_distribution():
@@ -100,6 +101,12 @@ def test_one_level_may_come_without_a_column():
 @pytest.mark.parametrize("levels", [(), (0.5, 0.5), (0.9, 0.1), (0.0, 0.5), (0.5, 1.0), (math.nan,)])
 def test_levels_that_are_no_quantiles_are_refused(levels):
     with pytest.raises(UserError, match="quantiles between 0 and 1, rising, got .*: write for example 0.1, 0.5, 0.9"):
+        Quantile(quantiles=levels)
+
+
+@pytest.mark.parametrize("levels", [0.5, ("a",), None])
+def test_what_are_no_numbers_is_refused(levels):
+    with pytest.raises(UserError, match="quantiles as several numbers, got .*: write for example 0.1, 0.5, 0.9"):
         Quantile(quantiles=levels)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Data
-from expunge.errors import UserError
+from expunge.errors import Misfit, UserError
 from expunge.method import Needs, Reference, Search, See, Session, State, option
 from expunge.methods._steps import Descent, Stepped, Taken, only_reals
 from expunge.references import TARUN_2023
@@ -148,12 +148,19 @@ def relabelled(now: Taken, draws: Tensor) -> Tensor:
     Args:
         now: inputs of source 0, and labelled samples of source 1.
         draws: of every sample of source 0, (n_f, ...).
+
+    Raises:
+        Misfit: as many numbers a sample were prepared as the rest has not.
     """
-    found = []
-    for source, part in now.parts.items():
-        own = draws[part.index.to(draws.device)] if source == 0 else part.target
-        assert own is not None
-        found.append(own)
+    forget, retain = now.parts.get(0), now.parts.get(1)
+    found = [] if forget is None else [draws[forget.index.to(draws.device)]]
+    if retain is not None:
+        assert retain.target is not None
+        shape = retain.target.shape[1:]
+        if draws[0].numel() != shape.numel():
+            got = f"{tuple(shape)} in retain and {tuple(draws.shape[1:])} when it was prepared"
+            raise Misfit("targets of one shape", got, "prepare anew, or pass the data that was prepared")
+        found = [*(own.reshape(-1, *shape) for own in found), retain.target]  # (B,) and (B, 1) are one
     return torch.cat(found)
 
 

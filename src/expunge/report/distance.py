@@ -17,6 +17,7 @@ from expunge.report.document import Entry, Section
 # A gap of class i is at most BOUNDS[i] yardsticks long; the last class is everything beyond.
 BOUNDS = (1, 2, 4, 8)
 FORGOTTEN = "accuracy/forget"
+ERRORS = ("error/mae/forget", "error/rmse/forget")  # of real targets in its place: the larger, the less is known
 FEW = 2
 ALPHA = 0.05
 UNCOUNTED = ("cost", "weights")  # groups in which a distance to retrained shows no trace: every edit starts elsewhere
@@ -192,26 +193,30 @@ def _reference(section: Section) -> str:
 def overforgets(section: Section, model: str, metric: str = FORGOTTEN) -> bool:
     """Return whether a model forgets more than retraining does, by more than the yardstick and the intervals.
 
-    On the accuracy of the forget set: fewer are right than retrained gets right. On the AUC of an attack: the
-    forgotten samples look less like members than unseen ones do (below one half), and than they do to retrained.
+    On the accuracy of the forget set: fewer are right than retrained gets right. On its error: it is larger than
+    retrained's. On the AUC of an attack: the forgotten samples look less like members than unseen ones do (below one
+    half), and than they do to retrained.
 
     Args:
         section: a section of the document.
         model: name of the model.
-        metric: name of the metric; others than these two kinds are never over-forgetting.
+        metric: name of the metric; others than these three kinds are never over-forgetting.
 
     Returns:
-        Whether it does; without a yardstick, or with an interval that reaches back, no. Nor where the original lies
-        below retrained itself, as it may on wrong labels: there a number below is memory, not its loss.
+        Whether it does; without a yardstick, or with an interval that reaches back, no. Nor where the original knows
+        less than retrained itself, as it may on wrong labels: there a number below is memory, not its loss.
     """
     gap, unit = doc.found(section, "gaps", model, metric), yardstick(section, model, metric)
-    if gap is None or unit is None or not gap["x"] < -unit[0]:
+    less = 1 if metric in ERRORS else -1  # the sign of a gap of what knows less
+    if gap is None or unit is None or not less * gap["x"] > unit[0]:
         return False
     before = [doc.found(section, "gaps", m["name"], metric) for m in doc.of_role(section, "original")]
-    if any(b is not None and b["x"] < -unit[0] for b in before):
+    if any(b is not None and less * b["x"] > unit[0] for b in before):
         return False
     if metric == FORGOTTEN:
         return True
+    if metric in ERRORS:
+        return fmt.half(gap) is None or gap["low"] > 0
     if not is_auc(metric):
         return False
     value = doc.found(section, "values", model, metric)

@@ -10,7 +10,7 @@ from typing import Any
 from expunge import stats
 from expunge.report import document as doc
 from expunge.report import format as fmt
-from expunge.report.distance import ALPHA, FORGOTTEN, Told, alarms, is_auc, overforgets, p_value, told
+from expunge.report.distance import ALPHA, ERRORS, FORGOTTEN, Told, alarms, is_auc, overforgets, p_value, told
 from expunge.report.document import Entry, Section
 
 FEW_SEEDS = 10
@@ -185,6 +185,8 @@ def over(section: Section, model: str) -> str:
     said = []
     if overforgets(section, model):
         said.append("it gets fewer of the forgotten samples right than a model that never saw them")
+    if any(overforgets(section, model, metric) for metric in ERRORS):
+        said.append("it is farther off on the forgotten samples than a model that never saw them")
     attacks = [m for m in doc.metrics(section) if is_auc(m["name"]) and overforgets(section, model, m["name"])]
     if attacks:
         values = {m["label"]: v for m in attacks if (v := doc.found(section, "values", model, m["name"])) is not None}

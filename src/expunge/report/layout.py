@@ -12,7 +12,7 @@ from typing import Any
 
 from expunge.report import document as doc
 from expunge.report import format as fmt
-from expunge.report.document import Section
+from expunge.report.document import Entry, Section
 
 Metric = Mapping[str, Any]
 
@@ -188,17 +188,34 @@ def blocks(section: Section) -> list[Block]:
 
 
 def constant(section: Section) -> str:
-    """Return how far the best single number for the retain set is off, the same for every model, in a sentence."""
+    """Return how far the best constants for the retain set are off, the same for every model, in a sentence."""
     told: dict[str, list[str]] = {}
+    unit = ""
     for metric in (m for m in section["metrics"] if doc.is_constant(m)):
         found = (doc.found(section, "values", m["name"], metric["name"]) for m in doc.models(section))
         value = next((v for v in found if v is not None), None)
         if value is not None:
             what, _, where = str(metric["label"]).partition(", ")
-            named = "" if told else fmt.suffix(str(value["unit"]))
+            named, unit = "" if str(value["unit"]) == unit else fmt.suffix(str(value["unit"])), str(value["unit"])
             told.setdefault(what, []).append(f"{fmt.digits(value['x'], str(value['unit']))}{named} ({where})")
     parts = [f"{what} {fmt.listed(values)}" for what, values in told.items()]
-    return f"Always saying the same one number gives: {'; '.join(parts)}." if parts else ""
+    return f"Always saying the same gives: {'; '.join(parts)}." if parts else ""
+
+
+def constants(section: Section) -> dict[str, Entry]:
+    """Return what the best constants for the retain set have, by the number of a model that it is held against.
+
+    That of ``error/mae/test`` is ``error/mae_constant/test``; that of the pinball loss ``loss/test`` of quantiles is
+    ``error/pinball_constant/test``. It is the same for every model, and taken from the first that has it.
+    """
+    out: dict[str, Entry] = {}
+    for metric in (m for m in section["metrics"] if doc.is_constant(m)):
+        found = (doc.found(section, "values", m["name"], metric["name"]) for m in doc.models(section))
+        value = next((v for v in found if v is not None), None)
+        if value is not None:
+            own = str(metric["name"]).replace("_constant/", "/")
+            out[own.replace("error/pinball/", "loss/")] = value
+    return out
 
 
 def leading(metric: Metric) -> bool:

@@ -20,6 +20,8 @@ from expunge.report.findings import caveats, sentences
 STYLES = ("green", "", "yellow", "dark_orange", "red")
 COLUMNS = 10  # of a short table at most
 NAMED = 3  # numbers left out that are named, not counted
+CONSTANT = "(constant)"  # a row beside the models: what always saying the same gives
+SAME = f"{CONSTANT}: always saying the same, the best of that kind for the retain set"
 
 HEADS = {
     "membership/entropy_lr": "entropy\nattack",
@@ -148,8 +150,14 @@ def terminal(section: Section, width: int = 120) -> Table:
     every = rows(section)
     metrics = doc.metrics(section)
     lines = {r.model: [_short(section, r, c) for c in r.cells] for r in every}
-    shown = _fitting(columns(section), metrics, lines, width - min(24, max(len(r.model) for r in every)))
+    fixed = layout.constants(section)
+    same = [_digits(fixed[m["name"]]) if m["name"] in fixed else fmt.MISSING for m in metrics]
+    names = [*(r.model for r in every), *([CONSTANT] if fixed else [])]
+    shown = _fitting(columns(section), metrics, [*lines.values(), same], width - min(24, max(map(len, names))))
     caption = "percent where no unit is given; ± + −: ends of the 95% interval; colour: distance to retrained"
+    compared = any(metrics[i]["name"] in fixed for i in shown)
+    if compared:
+        caption += f"; {SAME}"
     if rest := _rest(section, [metrics[i] for i in shown]):
         caption += f"; in the report also: {rest}"
     table = Table(title=Text(fmt.plain(section["name"])), caption=caption, title_justify="left", caption_justify="left")
@@ -160,6 +168,8 @@ def terminal(section: Section, width: int = 120) -> Table:
     for row in every:
         cells = [Text(lines[row.model][i], style=_style(row.cells[i])) for i in shown]
         table.add_row(Text(fmt.plain(row.model, 24), style="bold" if row.role == "retrained" else ""), *cells)
+    if compared:
+        table.add_row(Text(CONSTANT), *(Text(same[i], style="dim" if same[i] == fmt.MISSING else "") for i in shown))
     return table
 
 
@@ -170,23 +180,24 @@ def columns(section: Section) -> list[int]:
     first = [m["name"] for m in layout.key(section)]
     then = [m["name"] for m in there if m["group"] == "accuracy" and m["name"] != "accuracy/holdout"]
     last = [m["name"] for m in there if m["group"] == "membership" and layout.leading(m)]
-    chosen = list(dict.fromkeys([*first, *then, *last])) or [m["name"] for m in there]
+    chosen = list(dict.fromkeys([*first, *then, *last])) or [m["name"] for m in there if not doc.is_constant(m)]
     return [at[name] for name in chosen[:COLUMNS]]
 
 
 def _rest(section: Section, shown: list[Mapping[str, Any]]) -> str:
-    """Return the numbers that a short table leaves out: named where they are few, else counted."""
+    """Return the numbers that a short table leaves out, of models: named where they are few, else counted."""
     names = {m["name"] for m in shown}
-    left = [fmt.plain(m["name"]) for m in layout.measured(section) if m["name"] not in names]
+    there = (m for m in layout.measured(section) if not doc.is_constant(m))
+    left = [fmt.plain(m["name"]) for m in there if m["name"] not in names]
     return ", ".join(left) if len(left) <= NAMED else f"{len(left)} more numbers" if left else ""
 
 
-def _fitting(key: list[int], metrics: list[Mapping[str, Any]], lines: Mapping[str, list[str]], room: int) -> list[int]:
+def _fitting(key: list[int], metrics: list[Mapping[str, Any]], lines: list[list[str]], room: int) -> list[int]:
     """Return those of the columns that fit, in the order of the report; the first ones are placed first."""
     shown: list[int] = []
     for i in key:
         words = head(metrics[i]).splitlines()
-        size = 2 + max(len(text) for text in [*words, *(line[i] for line in lines.values())])
+        size = 2 + max(len(text) for text in [*words, *(line[i] for line in lines)])
         if size > room:
             break
         room -= size
@@ -209,6 +220,11 @@ def _short(section: Section, row: Row, cell: Cell) -> str:
     entry = doc.found(section, "values", row.model, cell.metric)
     if entry is None:
         return fmt.MISSING
+    return _digits(entry)
+
+
+def _digits(entry: Entry) -> str:
+    """Return a number as a short table prints it."""
     ended = entry.get("high") is None and entry.get("low") == entry["x"]  # a count given up at its cap
     whole = entry["unit"] == "1" or ended
     return fmt.value(entry, compact=True) if whole else fmt.digits(entry["x"], entry["unit"])
@@ -234,9 +250,11 @@ def markdown(section: Section) -> str:
     out += ["\n".join(f"- {escape(str(sentence))}" for sentence in sentences(section))]
     if len(layout.measured(section)) > layout.MANY:
         shown = [metrics[i] for i in sorted(columns(section))]
-        out += [_table(every, shown), f"In the report also: {escape(_rest(section, shown))}."]
+        rest = _rest(section, shown)
+        out += [_table(section, every, shown), f"In the report also: {escape(rest)}." if rest else ""]
     else:
-        out += [_table(every, group) for group in doc.groups(section).values()]
+        groups = ([m for m in group if not doc.is_constant(m)] for group in doc.groups(section).values())
+        out += [_table(section, every, group) for group in groups if group]
     return "\n\n".join(part for part in out if part) + "\n"
 
 
@@ -245,8 +263,8 @@ def bounds(section: Section) -> list[str]:
     return [str(bound["text"]) for bound in section.get("bounds") or ()]
 
 
-def _table(every: list[Row], metrics: list[Mapping[str, Any]]) -> str:
-    names = {m["name"] for m in metrics}
+def _table(section: Section, every: list[Row], metrics: list[Mapping[str, Any]]) -> str:
+    names, fixed = {m["name"] for m in metrics}, layout.constants(section)
     ideals = [f" (ideal {fmt.ideal(m)})" if fmt.ideal(m) else "" for m in metrics]
     units = [layout.unit(m) for m in metrics]
     heads = [escape(m["label"] + u + i) for m, u, i in zip(metrics, units, ideals, strict=True)]
@@ -254,6 +272,9 @@ def _table(every: list[Row], metrics: list[Mapping[str, Any]]) -> str:
     for row in every:
         cells = [f"{c.text} ({c.gap})" if c.gap else c.text for c in row.cells if c.metric in names]
         lines.append([escape(row.model), *map(escape, cells)])
+    same = [fmt.value(fixed[m["name"]], named=False) if m["name"] in fixed else fmt.MISSING for m in metrics]
+    if names & fixed.keys():
+        lines.append([f"{CONSTANT}: always the same", *map(escape, same)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

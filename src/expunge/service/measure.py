@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from expunge import bounds, folders, metrics, summary
+from expunge import bounds, folders, summary
 from expunge.bounds import Bound
 from expunge.data import Data
 from expunge.evaluate import Model, evaluate
@@ -20,8 +20,19 @@ from expunge.scenario import Scenario, forget_ids
 from expunge.scores import REFERENCE, Scores
 from expunge.task import Classes
 
-UNTOUCHED = ("accuracy", "flips", "loss", "subgroups")  # families with numbers on samples that stay, and on test
-_STAYS = re.compile(r"(subgroups/.*|.*/(retain|test|holdout))")
+# Families with numbers on samples that stay, and on test.
+UNTOUCHED = (
+    "accuracy",
+    "coverage",
+    "decisions",
+    "error",
+    "flips",
+    "loss",
+    "segments",
+    "stability",
+    "subgroups",
+)
+_STAYS = re.compile(r"((subgroups|segments)/.*|decisions/flipped/.*|.*/(retain|test|holdout))")
 ABSENT = "No sample that was forgotten is at hand any more"
 
 
@@ -44,10 +55,10 @@ def families(place: Project) -> list[Metric]:
     Raises:
         UserError: a bound names no number.
     """
-    every = {name: metrics.load(name)() for name in metrics.names()}
-    known = {number: held for metric in every.values() for number, held in metric.numbers.items()}
+    every = place.metrics()
+    known = {number: held for metric in every for number, held in metric.numbers.items()}
     named = {Bound.parse(text, known).name for text in place.config.policy.bounds}
-    return [m for m in every.values() if not m.trains or named & m.numbers.keys()]
+    return [m for m in every if not m.trains or named & m.numbers.keys()]
 
 
 def measure(
@@ -120,8 +131,10 @@ def measure(
 
 
 def _staying(scores: Scores) -> Scores:
+    """Return the numbers that a sample which stays, taken for the forgotten one, has no share in; their gaps too."""
     values = {m: {k: v for k, v in found.items() if _STAYS.fullmatch(k)} for m, found in scores.values.items()}
-    return Scores(**{**vars(scores), "values": values})
+    gaps = {m: {k: v for k, v in found.items() if _STAYS.fullmatch(k)} for m, found in scores.gaps.items()}
+    return replace(scores, values=values, gaps=gaps)
 
 
 def _numbers(scores: Scores, name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -155,12 +154,20 @@ def run(model: nn.Module, batch: Batch, taps: Sequence[str] = ()) -> tuple[Tenso
     return output_tensor(value), found
 
 
+def as_columns(outputs: Tensor) -> Tensor:
+    """Return outputs (B, ...) of at least two dimensions: (B,), or the () of a batch of one squeezed, become (B, 1)."""
+    return outputs.reshape(-1, 1) if outputs.dim() < 2 else outputs
+
+
 def check_real(outputs: tuple[int, ...], target: Tensor) -> None:
     """Refuse targets that are not finite real numbers, one for each prediction.
 
+    Dimensions of one number apart, (B, 1) and (B,), the two shapes must be equal: targets (B, T, C) for outputs
+    (B, C, T) are as many, and would be compared with others' numbers.
+
     Args:
-        outputs: the shape of the predictions, (B,) or (B, T).
-        target: (B,) or (B, T).
+        outputs: the shape of the predictions, (B,), (B, T) or more.
+        target: of the same shape.
 
     Raises:
         Misfit: says what they are.
@@ -168,7 +175,8 @@ def check_real(outputs: tuple[int, ...], target: Tensor) -> None:
     if not target.is_floating_point():
         remedy = "pass floats, or use Classification for classes"
         raise Misfit("real targets", f"{target.dtype}, targets that are classes", remedy)
-    if target.shape[:1] != outputs[:1] or target.numel() != math.prod(outputs):
+    own, other = ([n for n in shape[1:] if n != 1] for shape in (target.shape, outputs))
+    if target.shape[:1] != outputs[:1] or own != other:
         got = f"{tuple(target.shape)} for outputs {outputs}"
         raise Misfit("targets of the outputs' shape", got, "make the two agree")
     if not bool(torch.isfinite(target).all()):

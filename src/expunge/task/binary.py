@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from expunge.data import Batch
 from expunge.errors import Misfit
-from expunge.task._base import check_zero_one, run
+from expunge.task._base import as_columns, check_zero_one, run
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Binary:
     def forward(self, model: nn.Module, batch: Batch, taps: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits (B, 1) and taps; (B,) becomes (B, 1)."""
         outputs, found = run(model, batch, taps)
-        return outputs.unsqueeze(1) if outputs.dim() == 1 else outputs, found
+        return as_columns(outputs), found
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the binary cross-entropy of each sample, (B,), in nats."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from expunge.data import Batch
 from expunge.errors import Misfit, UserError
-from expunge.task._base import check_real, run
+from expunge.task._base import as_columns, check_real, run
 
 TINY = 2**-60  # in place of a uniform number that is exactly 0
 
@@ -36,20 +36,24 @@ class Quantile:
     quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
 
     def __post_init__(self) -> None:
-        levels = tuple(float(q) for q in self.quantiles)
+        remedy = "write for example 0.1, 0.5, 0.9"
+        try:
+            levels = tuple(float(q) for q in self.quantiles)
+        except (TypeError, ValueError) as error:
+            raise UserError("quantiles as several numbers", repr(self.quantiles), remedy) from error
         object.__setattr__(self, "quantiles", levels)
         if not levels or not all(0 < q < 1 for q in levels) or any(a >= b for a, b in pairwise(levels)):
-            raise UserError("quantiles between 0 and 1, rising", str(list(levels)), "write for example 0.1, 0.5, 0.9")
+            raise UserError("quantiles between 0 and 1, rising", str(list(levels)), remedy)
 
     @property
     def middle(self) -> int:
         """Return the place of the level nearest to one half, the lower of two."""
-        return min(range(len(self.quantiles)), key=lambda n: abs(self.quantiles[n] - 0.5))
+        return min(range(len(self.quantiles)), key=lambda n: round(abs(self.quantiles[n] - 0.5), 12))
 
     def forward(self, model: nn.Module, batch: Batch, taps: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the quantiles (B, Q) or (B, T, Q) and taps; (B,) becomes (B, 1)."""
         outputs, found = run(model, batch, taps)
-        return outputs.unsqueeze(1) if outputs.dim() == 1 else outputs, found
+        return as_columns(outputs), found
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the pinball loss of each sample, (B,), in target units."""

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Batch
-from expunge.task._base import check_real, run
+from expunge.errors import UserError
+from expunge.task._base import as_columns, check_real, run
+
+ERRORS = ("squared", "absolute")
 
 
 @dataclass(frozen=True)
@@ -19,20 +22,27 @@ class Regression:
 
     Args:
         error: ``squared`` gives (f − y)², ``absolute`` |f − y|.
+
+    Raises:
+        UserError: another error.
     """
 
     error: Literal["squared", "absolute"] = "squared"
 
+    def __post_init__(self) -> None:
+        if self.error not in ERRORS:
+            raise UserError(f"error as {' or '.join(ERRORS)}", repr(self.error), "name one of the two")
+
     def forward(self, model: nn.Module, batch: Batch, taps: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Return predictions (B, T) and taps; (B,) becomes (B, 1)."""
         outputs, found = run(model, batch, taps)
-        return outputs.unsqueeze(1) if outputs.dim() == 1 else outputs, found
+        return as_columns(outputs), found
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the error of each sample, (B,), in squared or plain target units."""
         gap = outputs - target.reshape(outputs.shape).to(outputs.dtype)
         each = gap.square() if self.error == "squared" else gap.abs()
-        return each.flatten(1).mean(dim=1)
+        return each.unsqueeze(-1).flatten(1).mean(dim=1)
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Return the outputs, (B, T)."""
