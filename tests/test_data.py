@@ -442,3 +442,20 @@ def test_contents_of_any_type_over_several_blocks_of_reading(dtype):
     assert len(found) == 600
     assert set(found.tolist()) == {found[0], found[1]}
     assert len(set(found[::2].tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        ([1.0, -1.0, 1.0], "finite weights of 0 or more, got -1 for train/1: correct them"),
+        ([1.0, 1.0, float("nan")], "finite weights of 0 or more, got nan for train/2"),
+        ([float("inf"), 1.0, float("inf")], "got inf for train/0, train/2"),
+        ([0.0, 0.0, 0.0], "a weight above 0, got 0 for every sample"),
+        ([1.0, 1.0], r"weights of shape \(3,\), got \(2,\)"),
+        (["a", "b", "c"], "a number as the weight of each sample"),
+    ],
+)
+def test_weights_that_would_train_the_wrong_way_are_refused(weight, said):
+    with pytest.raises(UserError, match=said):
+        Data.from_arrays(torch.zeros(3, 1), [0, 1, 0], weight=weight)
+    assert Data.from_arrays(torch.zeros(3, 1), weight=[0, 2, 0]).read([1]).weight.tolist() == [2.0]

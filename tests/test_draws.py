@@ -87,6 +87,13 @@ def test_a_range_is_of_targets_or_of_a_column_its_upper_end_left_out():
         drawn("range=5..6", **real)
 
 
+@pytest.mark.parametrize(
+    "text", ["2016-08-01T05:00..2016-08-01 06:00", "2016-08-01 18:00..2016-08-01", "2016-08-01..2016-08-01"]
+)
+def test_a_stretch_of_time_is_told_by_its_moments_and_not_by_its_text(text):
+    assert Request.parse(f"dates={text}").value == text
+
+
 def test_options_at_their_default_are_left_out_so_that_a_new_one_changes_no_key():
     assert Request("class", 3).to_json() == {"kind": "class", "value": 3}
     assert Request("sequential", (2, 0)).to_json() == {"kind": "sequential", "value": [2, 0]}
@@ -120,6 +127,11 @@ def test_the_examples_of_messages_are_right():
         ("range=3..", "a range LOW..HIGH, got '3..'"),
         ("range=3..1", "a range LOW..HIGH with LOW below HIGH, got 3..1: give the lower end first"),
         ("range:date=2016-09-01..2016-09-01", "LOW below HIGH"),
+        ("dates=2016-08-01", "a range LOW..HIGH, got '2016-08-01': write for example dates=2016-08-01..2016-08-31"),
+        ("dates=2016-08-05..2016-08-01", "a stretch FROM..TO with TO not before FROM, got 2016-08-05..2016-08-01"),
+        ("dates=2016/08/01..2016/08/05", "a date or time in '2016/08/01..2016/08/05', got '2016/08/01'"),
+        ("dates=0..1", "a date or time in '0..1', got '0': write it as 2024-01-31"),
+        ("dates=2016-08-01T00:00+00:00..2016-08-05", "dates both with a time zone, or none"),
         ("random=0", "a number of samples of 1 or more, or a share in .0, 1., got 0"),
         ("random=1.5", "a number of samples of 1 or more, or a share in .0, 1., got 1.5"),
         ("hardest=-3", "a number of samples of 1 or more"),

@@ -19,6 +19,7 @@ from expunge.bench import collect, grid, runner
 from expunge.bench.stages import Setting
 from expunge.bench.store import Store
 from expunge.data import Data
+from expunge.errors import UserError
 from expunge.ledger import Ledger
 from expunge.metric import Value
 from expunge.recipe import Recipe
@@ -48,6 +49,29 @@ def transfer() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def story() -> Iterator[ModuleType]:
     yield from script("erasure_requests", "story")
+
+
+@pytest.fixture(scope="module")
+def cards() -> Iterator[ModuleType]:
+    yield from script(".", "cards")
+
+
+def test_a_cardholder_goes_with_the_embedding_row(cards: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    cards.main(["--limit", "400", "--threshold", "0.12"])
+    said, _, head, line, *rows = capsys.readouterr().out.splitlines()
+    assert said == "Forgotten: a cardholder with 8 of 400 transactions. Fraud is decided above 0.12."
+    found = {name: values for name, *values in (row.strip("| ").split(" | ") for row in rows)}
+    assert list(found) == ["original", "retrained", *cards.METHODS]
+    assert len(head.split("|")) == len(line.split("|")) == 7
+    moved = {name: float(values[0]) for name, values in found.items()}
+    assert [name for name, far in moved.items() if far == 0] == ["retrained", "finetune, fresh row", "ssd, fresh row"]
+    number = re.compile(r"(\d\.\d{4}) \(\d\.\d{4} to \d\.\d{4}\)")
+    assert all(number.fullmatch(text) for name, row in found.items() for text in row[1:] if name != "retrained")
+    assert found["retrained"][2] == "–"
+    assert found["original"][1].startswith("0.0000")
+    assert float(found["finetune"][1][:6]) > 0  # decisions turn though one cardholder of many went
+    with pytest.raises(UserError, match=r"decisions.threshold in \[0, 1\)"):
+        cards.main(["--limit", "400", "--threshold", "2"])
 
 
 def test_the_backdoor_is_planted_and_every_method_is_measured(tmp_path: Path) -> None:

@@ -334,3 +334,25 @@ def test_a_date_alone_is_the_whole_day():
 def test_dates_that_make_no_sense(build, said):
     with pytest.raises(UserError, match=re.escape(said)):
         build(series()[0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (
+            torch.tensor([[3.0], [1.0], [2.0]]),
+            r"class labels in train, .* got real targets, of shape \(3, 1\): use forget_range",
+        ),
+        (torch.tensor([3.0, 1.0, 2.0]), r"got real targets, of shape \(3,\)"),
+        (torch.tensor([[0, 1], [1, 1], [0, 0]]), r"got several labels a sample, of shape \(3, 2\)"),
+        (torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), r"got several labels a sample, of shape \(3, 2\)"),
+    ],
+)
+def test_no_class_of_what_has_none(targets, said):
+    with pytest.raises(UserError, match=said):
+        sc.forget_class(Data.from_arrays(torch.zeros(3, 1), targets), 1)
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([0.0, 1.0, 0.0]), torch.tensor([[0], [1], [0]])])
+def test_a_class_of_one_of_two_however_it_is_written(targets):
+    assert sc.forget_class(Data.from_arrays(torch.zeros(3, 1), targets), 1).forget == ("train/1",)

@@ -1,4 +1,4 @@
-"""Tiny trained worlds, of which each method fits one: images of three classes, or of values, and BatchNorm."""
+"""Tiny trained worlds, of which each method fits one: images of three classes or values, BatchNorm or blocks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
 
 from expunge.data import Data
 from expunge.runtime import Runtime
@@ -46,6 +47,24 @@ def one_number() -> nn.Module:
     return network(1)
 
 
+class Body(nn.Module):
+    """A ViT of two blocks that gives three numbers an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+        self.net = ViTForImageClassification(
+            ViTConfig(**size, image_size=4, patch_size=2, num_channels=1, num_labels=3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).logits
+
+
+def blocks() -> nn.Module:
+    return nn.Sequential(Body(), nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(3, CLASSES))
+
+
 @dataclass(frozen=True)
 class World:
     model: nn.Module
@@ -67,9 +86,14 @@ class World:
 
 
 def world(kind: str = "class", n: int = 39) -> World:
-    """Return a world of classes with a request for a class or random samples, or of numbers with one for a range."""
+    """Return a world of classes with a request for a class or random samples, or of numbers with one for a range.
+
+    The kind ``blocks`` is a request for a class, and a network of transformer blocks.
+    """
     drawn, build, task = (
-        (images, network, Classification()) if kind != "range" else (measured, one_number, Regression())
+        (images, blocks if kind == "blocks" else network, Classification())
+        if kind != "range"
+        else (measured, one_number, Regression())
     )
     train, holdout, test = (
         Data.from_arrays(*drawn(size, seed), name=name)
@@ -82,5 +106,5 @@ def world(kind: str = "class", n: int = 39) -> World:
     if kind == "range":
         case = forget_range(train, 0.5, 9.0, **rest)
     else:
-        case = forget_class(train, 1, **rest) if kind == "class" else forget_random(train, 5, **rest)
+        case = forget_class(train, 1, **rest) if kind in ("class", "blocks") else forget_random(train, 5, **rest)
     return World(model, train, holdout, test, recipe, case, task, build)

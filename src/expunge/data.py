@@ -99,9 +99,7 @@ class Data:
         short = [k for k, v in cols.items() if len(v) != n]
         if short:
             raise UserError(f"{n} values in every column", f"another number in {listing(short)}", "pass one a sample")
-        weights = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        if weights is not None and weights.shape != (n,):
-            raise UserError(f"weights of shape ({n},)", str(tuple(weights.shape)), "pass one weight a sample")
+        weights = None if weight is None else _weights(weight, keys)
         return cls(source, np.arange(n), np.asarray(keys, dtype=object), cols, weights, name)
 
     @classmethod
@@ -124,7 +122,7 @@ class Data:
             ids: unique, stable; kept as str; default ``name/0``, ``name/1``, ...
             columns: further per-sample values by name: subject, superclass, date ...
             transform: applied to each batch of inputs; must treat samples one by one and be deterministic.
-            weight: (N,) sample weights that multiply the loss.
+            weight: (N,) sample weights that multiply the loss, 0 or more, not all 0.
             name: what messages and default ids call it.
 
         Returns:
@@ -387,6 +385,23 @@ def id_texts(ids: Any) -> list[str]:
 def id_hashes(key: bytes, ids: Iterable[str]) -> NDArray[np.int64]:
     """Return the keyed 8-byte hash of each id, as `Data.fingerprints` gives it."""
     return np.asarray([_hash(key, i.encode()) for i in ids], dtype=np.int64)
+
+
+def _weights(given: Any, ids: Sequence[str]) -> Tensor:
+    """Return sample weights, (N,) float32: a negative one would train its sample away without a word."""
+    try:
+        weights = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError("a number as the weight of each sample", f"{error}", "pass one weight a sample") from error
+    if weights.shape != (len(ids),):
+        raise UserError(f"weights of shape ({len(ids)},)", str(tuple(weights.shape)), "pass one weight a sample")
+    bad = (~(weights.isfinite() & (weights >= 0))).nonzero().flatten().tolist()
+    if bad:
+        got = f"{weights[bad[0]]:g} for {listing(ids[i] for i in bad)}"
+        raise UserError("finite weights of 0 or more", got, "correct them, or drop those samples")
+    if len(ids) and not bool(weights.any()):
+        raise UserError("a weight above 0", "0 for every sample", "weigh those that count")
+    return weights
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:

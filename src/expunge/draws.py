@@ -12,7 +12,7 @@ from torch import nn
 from expunge.data import Data
 from expunge.errors import UserError, listing, suggest
 from expunge.hardness import memorisation
-from expunge.kinds import ANY, BETWEEN, COLUMN, EXAMPLES, OPTIONS, SPANS, Kind, checked, ends, read, whole
+from expunge.kinds import ANY, COLUMN, EXAMPLES, OPTIONS, SPANS, Kind, checked, dates, ends, read, whole
 from expunge.poison import Backdoor
 from expunge.runtime import Runtime
 from expunge.scenario import (
@@ -211,8 +211,7 @@ class Request:
         if self.kind == "range":
             return train, forget_range(train, *ends(self.value), column=self.column, **rest)
         if self.kind == "dates":
-            low, high = (part.strip() for part in str(self.value).split(BETWEEN))
-            return train, forget_dates(train, low, high, **rest)
+            return train, forget_dates(train, *dates(self.value), **rest)
         if self.kind == "random":
             return train, forget_random(train, self.value, seed=seed, **rest)
         if self.kind in ("single", "sequential"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from datetime import time
 from numbers import Integral
 from typing import Any, Literal, get_args
 
 from expunge.errors import UserError, suggest
+from expunge.scenario import moment
 
 Kind = Literal[
     "class",
@@ -24,7 +26,7 @@ Kind = Literal[
 ANY = "*"  # a subject drawn for each seed
 COLUMN = ("subclass", "subject")
 SPANS = ("range", "dates")
-BETWEEN = ".."  # from the lower end, which belongs to a range, to the upper, which does not
+BETWEEN = ".."  # from the lower end, which belongs to a range, to the upper, which does so of dates alone
 OPTIONS: dict[str, tuple[str, ...]] = {
     "fraction": ("class", "subclass"),
     "times": ("sequential",),
@@ -94,7 +96,7 @@ def checked(kind: Kind, value: Any) -> Any:
     if kind in COLUMN:
         return value
     if kind in SPANS:
-        ends(value, closed=kind == "dates")
+        (dates if kind == "dates" else ends)(value)
         return value
     if kind == "sequential" and isinstance(value, list | tuple):
         if len(value) < 2 or not all(whole(v) for v in value) or len(set(value)) < len(value):
@@ -115,12 +117,11 @@ def checked(kind: Kind, value: Any) -> Any:
     return value
 
 
-def ends(text: Any, *, closed: bool = False) -> tuple[Any, Any]:
+def ends(text: Any) -> tuple[Any, Any]:
     """Return the ends of a range ``LOW..HIGH``: two numbers, or else two texts, such as dates in ISO order.
 
     Args:
         text: LOW belongs to the range, HIGH does not.
-        closed: whether both belong to it, and so may be the same.
 
     Raises:
         UserError: it reads otherwise, or LOW is not below HIGH.
@@ -128,18 +129,43 @@ def ends(text: Any, *, closed: bool = False) -> tuple[Any, Any]:
     >>> ends("0..2.5"), ends("2016-08-01..2016-09-01")
     ((0.0, 2.5), ('2016-08-01', '2016-09-01'))
     """
-    parts = [part.strip() for part in text.split(BETWEEN)] if isinstance(text, str) else []
-    if len(parts) != 2 or not all(parts):
-        example = EXAMPLES["dates" if closed else "range"]
-        raise UserError("a range LOW..HIGH", repr(text), f"write for example {example}")
-    low, high = parts
+    low, high = _both(text, "range")
     try:
         found: tuple[Any, Any] = (float(low), float(high))
     except ValueError:
         found = (low, high)
-    if not (found[0] < found[1] or (closed and low == high)):
+    if not found[0] < found[1]:
         raise UserError("a range LOW..HIGH with LOW below HIGH", text, "give the lower end first")
     return found
+
+
+def dates(text: Any) -> tuple[str, str]:
+    """Return the ends of a stretch of time ``FROM..TO``, as they are written.
+
+    Args:
+        text: dates or times; both belong to it, and a date alone is the whole day.
+
+    Raises:
+        UserError: it reads otherwise, holds no dates, or TO is before FROM.
+
+    >>> dates("2016-08-01..2016-08-01"), dates("2016-08-01 18:00 .. 2016-08-01")
+    (('2016-08-01', '2016-08-01'), ('2016-08-01 18:00', '2016-08-01'))
+    """
+    low, high = _both(text, "dates")
+    first, last = moment(low, text, at=time.min), moment(high, text, at=time.max)
+    if (first.tzinfo is None) != (last.tzinfo is None):
+        raise UserError("dates both with a time zone, or none", text, "write them alike")
+    if last < first:
+        raise UserError("a stretch FROM..TO with TO not before FROM", text, "give the earlier end first")
+    return low, high
+
+
+def _both(text: Any, kind: str) -> tuple[str, str]:
+    """Return the texts of the two ends of a range."""
+    parts = [part.strip() for part in text.split(BETWEEN)] if isinstance(text, str) else []
+    if len(parts) != 2 or not all(parts):
+        raise UserError("a range LOW..HIGH", repr(text), f"write for example {EXAMPLES[kind]}")
+    return parts[0], parts[1]
 
 
 def whole(value: Any) -> bool:

@@ -166,8 +166,16 @@ def forget_class(
 
     Returns:
         The scenario, kind ``class``, target the label.
+
+    Raises:
+        UserError: real targets, several labels a sample, or no sample of the class.
     """
-    labels = data.targets().tolist()
+    targets = data.targets()
+    real = targets.is_floating_point() and not bool(((targets == 0) | (targets == 1)).all())
+    if real or targets.numel() != len(targets):
+        got = f"{'real targets' if real else 'several labels a sample'}, of shape {tuple(targets.shape)}"
+        raise UserError(f"class labels in {data.name}, to forget a class", got, "use forget_range, or name ids")
+    labels = targets.reshape(-1).tolist()
     ids = _matching(data, labels, lambda v: v == label, f"a sample of class {label}", labels)
     return _build(data, _part(ids, fraction, seed, "class", _plain(label)), holdout, test, "class", _plain(label))
 
@@ -355,9 +363,9 @@ def forget_dates(
     >>> forget_dates(series, "2024-01-02", "2024-01-02").retain
     ('train/2',)
     """
-    first, last = _moment(low, "low", at=time.min), _moment(high, "high", at=time.max)
-    starts = [_moment(v, start, at=time.min) for v in data.column(start)]
-    ends = [_moment(v, end, at=time.max) for v in data.column(end)]
+    first, last = moment(low, "low", at=time.min), moment(high, "high", at=time.max)
+    starts = [moment(v, start, at=time.min) for v in data.column(start)]
+    ends = [moment(v, end, at=time.max) for v in data.column(end)]
     try:
         reversed_ = [i for i, a, b in zip(data.ids, starts, ends, strict=True) if b < a]
         ids = [i for i, a, b in zip(data.ids, starts, ends, strict=True) if a <= last and b >= first]
@@ -375,8 +383,17 @@ def forget_dates(
     return _build(data, ids, holdout, test, "dates", target)
 
 
-def _moment(value: Any, what: str, *, at: time) -> datetime:
-    """Return a date or time as a moment; a date alone stands for that time of the day."""
+def moment(value: Any, what: str, *, at: time) -> datetime:
+    """Return a date or time as a moment; a date alone stands for that time of the day.
+
+    Args:
+        value: ISO text, or a ``date`` or ``datetime``.
+        what: it is found in, for the message.
+        at: the time of a day that is named alone.
+
+    Raises:
+        UserError: it is no date.
+    """
     value = _plain(value)
     try:
         if isinstance(value, str):

@@ -11,7 +11,7 @@ from typing import Any
 from expunge.data import Data
 from expunge.errors import UserError, listing
 from expunge.files import there
-from expunge.kinds import BETWEEN, ends
+from expunge.kinds import BETWEEN, SPANS, dates, ends
 from expunge.project import Project
 from expunge.scenario import (
     Scenario,
@@ -244,9 +244,19 @@ def check_share(place: Project, request: Selection, trained: int | None) -> None
 
 
 def _span(train: Data, text: str, rest: dict[str, Any]) -> Scenario:
-    """Return the scenario of a range of targets, or of dates where the ends are no numbers."""
-    low, high = ends(text, closed=True)
-    return (forget_dates if isinstance(low, str) else forget_range)(train, low, high, **rest)
+    """Return the scenario of a range of targets; of dates where the ends are none, or a sample has several targets."""
+    several = train.labelled and (targets := train.targets()).numel() != len(targets)
+    if several or not all(_number(part) for part in text.split(BETWEEN)):
+        return forget_dates(train, *dates(text), **rest)
+    return forget_range(train, *ends(text), **rest)
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(ids: list[str]) -> str:
@@ -291,16 +301,32 @@ def title(scenario: Scenario, classes: Sequence[str] = ()) -> str:
         return f"class {classes[scenario.target] if known else scenario.target}"
     if target is not None:
         return f"{scenario.kind} {target}"
+    if scenario.kind in SPANS and isinstance(scenario.target, dict):
+        low, high = _ends(scenario)
+        column = scenario.target.get("column")
+        return f"{scenario.kind} {column} {low}{BETWEEN}{high}" if column else f"{scenario.kind} {low}{BETWEEN}{high}"
     return f"{len(scenario.forget)} samples ({scenario.kind})"
 
 
 def text(scenario: Scenario, classes: Sequence[str] = ()) -> str:
     """Return a sentence on who is forgotten."""
     named = scenario.kind in ("class", "subclass", "subject")
-    spans = {"range": "the samples of a range", "dates": "the windows of a stretch of time"}
-    what = {"random": "samples drawn at random", **spans}.get(scenario.kind, "the samples named")
+    what = {"random": "samples drawn at random"}.get(scenario.kind, "the samples named")
     what = f"all samples of {title(scenario, classes)}" if named else what
+    if scenario.kind in SPANS and isinstance(scenario.target, dict):
+        low, high = _ends(scenario)
+        of = scenario.target.get("column") or "target"
+        spans = {
+            "range": f"all samples whose {of} is from {low} up to, not including, {high}",
+            "dates": f"every window of the series with a moment from {low} to {high} in it",
+        }
+        what = spans[scenario.kind]
     return f"Forgotten: {what}, {len(scenario.forget)} of {len(scenario.train)} training samples."
+
+
+def _ends(scenario: Scenario) -> tuple[str, str]:
+    low, high = (scenario.target[end] for end in ("low", "high"))
+    return tuple(f"{v:g}" if isinstance(v, float) else str(v) for v in (low, high))  # type: ignore[return-value]
 
 
 def counts(scenario: Scenario) -> dict[str, int]:

@@ -6,70 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from projects import FEATURES, csv, parquet, toml
+from banks import done, place, table
+from projects import csv
 from shell import Run, _reports, expunge, run
 
 __all__ = ["_reports", "run"]
-NETWORKS = """\
-import torch
-from torch import nn
-
-
-def one():
-    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0))
-
-
-def three():
-    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def steps():
-    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.Unflatten(1, (2, 3)))
-"""
-
-
-def table(n: int, seed: int, first: int) -> dict[str, Any]:
-    """Return columns of n loans: three numbers, labels of several kinds, an owner and an id."""
-    x = np.random.default_rng(seed).normal(size=(n, 3))
-    return {
-        **{name: x[:, at].astype(np.float32) for at, name in enumerate(FEATURES)},
-        "default": ["bad" if row[0] > 0.5 else "good" for row in x],
-        "late": (x[:, 0] > 0.5).astype(float),
-        "rich": x[:, 1] > 0,
-        "old": (x[:, 2] > 0).astype(int),
-        "flags": [[int(v > 0) for v in row] for row in x],
-        "value": x[:, 0] + x[:, 1],
-        "next": x[:, 0] - x[:, 1],
-        "owner": [f"o{i % 5}" for i in range(n)],
-        "key": list(range(first, first + n)),
-    }
-
-
-def place(folder: Path, changes: dict[str, Any], network: str, kind: str = "csv") -> Path:
-    """Write a project that is trained by its recipe."""
-    folder.mkdir()
-    (folder / "shop.py").write_text(NETWORKS)
-    write = csv if kind == "csv" else parquet
-    for name, (n, seed, first) in {"train": (60, 0, 100), "test": (40, 1, 1000)}.items():
-        columns = table(n, seed, first)
-        write(folder / f"{name}.{kind}", {k: v for k, v in columns.items() if kind != "csv" or k != "flags"})
-    base = {
-        "model": {"network": f"shop:{network}", "weights": "train"},
-        "data": {"train": f"train.{kind}", "test": f"test.{kind}", "inputs": list(FEATURES), "id": "key"},
-        "recipe": {"epochs": 8, "batch_size": 16, "lr": 0.1},
-        "method": {"name": "ssd", "alpha": 1.0},
-    }
-    (folder / "expunge.toml").write_text(toml({"data.subject": "owner", **changes}, base))
-    return folder
-
-
-def done(where: Path, *words: object) -> str:
-    code, out, err = expunge(*words, cwd=where)
-    assert code == 0, err
-    return out
 
 
 def record(where: Path, folder: str) -> dict[str, Any]:
@@ -109,6 +52,47 @@ def test_a_project_of_several_label_columns(tmp_path: Path) -> None:
     assert numbers["accuracy/test"] == {"unavailable": "the task has no classes"}
     code, _, err = expunge("forget", "--class", "1", "-o", "more", cwd=where)
     assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "network", "what"),
+    [
+        ("regression", "value", "one", "Mean absolute error"),
+        ("quantile", "value", "three", "Mean absolute error"),
+        ("multilabel", ["late", "rich", "old"], "three", "Mean loss"),
+    ],
+)
+def test_errors_before_and_after_are_printed_where_there_are_no_classes(
+    kind: str, target: str | list[str], network: str, what: str, tmp_path: Path
+) -> None:
+    where = place(tmp_path / "bank", {"task.kind": kind, "data.target": target}, network)
+    done(where, "prepare")
+    out = done(where, "forget", "--subject", "o1", "-o", "gone")
+    found = record(where, "gone")["errors"]
+    assert found["measure"] == what.lower()
+    for part, of in (("test", "the test data"), ("forget", "the forgotten samples")):
+        row = found[part]
+        same = f" (always saying the same: {row['constant']:.4g})" if kind != "multilabel" else ""
+        assert f"{what} on {of}: {row['before']:.4g} before, {row['after']:.4g} after{same}." in out
+        assert row["before"] != row["after"]
+    assert "Right on" not in out
+    gone = {name: column[1::5] for name, column in table(60, 0, 100).items() if name != "flags"}
+    csv(where / "gone.csv", gone)
+    again = done(where, "forget", "--samples", "gone.csv", "-o", "again")
+    there = record(where, "again")["errors"]
+    assert set(there) == {"measure", "test"}
+    assert there["test"] == pytest.approx({at: found["test"][at] for at in ("before", "after")})
+    assert f"{what} on the test data: {there['test']['before']:.4g} before" in again
+    assert "always saying" not in again
+
+
+def test_shares_alone_are_printed_of_a_binary_project(tmp_path: Path) -> None:
+    where = place(tmp_path / "bank", {"task.kind": "binary", "data.target": "late"}, "one")
+    done(where, "prepare")
+    out = done(where, "forget", "--subject", "o1", "-o", "gone")
+    assert "Right on" in out
+    assert "On the forgotten samples: " in out
+    assert "errors" not in record(where, "gone")
 
 
 def test_a_project_of_a_list_of_labels(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from expunge.errors import Incompatible, UserError
 from expunge.project import Project
 from expunge.runtime import Runtime
 from expunge.scenario import forget_dates
-from expunge.selection import Who, text
+from expunge.selection import Who, text, title
 from expunge.task import Quantile, Regression
 from expunge.train import fit
 from expunge.trial import describe
@@ -143,7 +143,9 @@ def test_a_request_names_dates(made):
     place = Project.named("ett_mean", None, None, made[0])
     case = Who(label="2016-12-01..2016-12-01").scenario(place, place.train, 0)
     assert case == forget_dates(place.train, "2016-12-01", "2016-12-01", holdout=place.holdout, test=place.test)
-    assert text(case) == f"Forgotten: the windows of a stretch of time, {24 + 191} of 8449 training samples."
+    said = "every window of the series with a moment from 2016-12-01 to 2016-12-01 in it"
+    assert text(case) == f"Forgotten: {said}, {24 + 191} of 8449 training samples."
+    assert title(case) == "dates 2016-12-01..2016-12-01"
 
 
 def broken(at, cell):

@@ -39,7 +39,8 @@ class Cell:
         seed: of training, of draws, and of everything random.
         precision: of all work, ``full`` or ``bf16``.
         method: the method's settings with its ``name``; empty for what all methods share.
-        measures: what is measured: ``metrics`` and ``attacks`` by name, and the number of ``retrained`` models.
+        measures: what is measured: ``metrics`` and ``attacks`` by name, the ``settings`` of metrics that differ from
+            their defaults, and the number of ``retrained`` models.
     """
 
     data: Mapping[str, Any]

@@ -19,6 +19,7 @@ from expunge.metric import Number
 from expunge.metrics.membership import Membership
 from expunge.project import Project
 from expunge.project.config import check_recipe
+from expunge.project.measures import changed, measure
 from expunge.project.sections import place, read
 from expunge.recipe import Recipe, fields_of
 from expunge.trial import Request
@@ -321,6 +322,13 @@ class _Asked:
                 if name not in known:
                     raise self.refuse([], key, f"a known name in {key}", repr(name), suggest(name, known))
             chosen[key] = sorted(given) or ([n for n in known if not _trains(n)] if key == "metrics" else known)
+        for name, table in self.file.metrics.items():
+            try:
+                measure(name, table)
+            except UserError as error:
+                raise self.told(["metrics"], name, error) from error
+        if settings := changed(self.file.metrics):
+            chosen["settings"] = settings
         if "membership" not in chosen["metrics"]:
             if self.file.attacks:
                 want, remedy = "'membership' among the metrics", "add it, or leave attacks out"
@@ -398,7 +406,8 @@ def _numbers(measures: Mapping[str, Any]) -> dict[str, Number]:
     """Return the numbers that are measured, by name."""
     found = dict[str, Number]()
     for name in measures["metrics"]:
-        family = Membership(names=tuple(measures["attacks"])) if name == "membership" else metrics.load(name)()
+        own = measures.get("settings", {}).get(name)
+        family = Membership(names=tuple(measures["attacks"])) if name == "membership" else measure(name, own)
         found |= family.numbers
     return found
 

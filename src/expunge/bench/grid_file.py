@@ -140,7 +140,7 @@ class GridFile(Section):
         about: a sentence or two for the reader.
         seeds: a number n for seeds 0 to n−1, or the seeds.
         retrained: models retrained a seed: the first is the reference, each further one gives the floor.
-        metrics: families to measure; all that do not train by default.
+        metrics: families to measure, or tables of their settings by name; all that do not train by default.
         attacks: membership attacks; all by default.
         data: names, or tables by name.
         networks: names, or tables by name; each data set's own by default.
@@ -156,7 +156,7 @@ class GridFile(Section):
     about: str = ""
     seeds: Annotated[list[int], BeforeValidator(_seeds)] = list(range(10))
     retrained: Annotated[int, Field(ge=2, le=20)] = 2
-    metrics: Words = []
+    metrics: Annotated[dict[str, Free], BeforeValidator(_tables)] = {}
     attacks: Words = []
     data: Annotated[dict[str, DataEntry], BeforeValidator(_tables), AfterValidator(_some), AfterValidator(_shown)]
     networks: Annotated[dict[str, NetworkEntry], BeforeValidator(_tables), AfterValidator(_shown)] = {}

@@ -136,7 +136,11 @@ class _Finder:
 
     def _index(self, value: str) -> str:
         from expunge.selection import Who
+        from expunge.task import Classes
 
+        if not isinstance(self.place.task, Classes):
+            remedy = "name samples by --ids FILE or --id, or a person by --subject"
+            raise UserError("a request by class of a model that has classes", f"{value!r:.60}", remedy)
         return str(Who(label=value).class_index(self.place))
 
     def _grouped(self, keys: Any) -> dict[str, list[str]]:

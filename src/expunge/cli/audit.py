@@ -70,7 +70,7 @@ def audit(
     fields, runs = read(settings)
     if fields:
         raise UserError("settings of the runtime, runtime.KEY=VALUE", ", ".join(fields), "give the method's to forget")
-    measures = _measures(metric or [])
+    names = _known(metric or [])
     replace = False if plan else _jobs.free(chosen, output)
     _jobs.apart(output, unlearned, original, *(retrained or []))
     after, before = _jobs.opened(unlearned, chosen), _jobs.opened(original, chosen)
@@ -78,6 +78,7 @@ def audit(
     if after.record["before"] != before.record["weights"]:
         raise Incompatible(f"the folder that {unlearned} started from", str(original), "name it with --original")
     runtime = place.runtime(chosen.device, runs)
+    measures = _measures(names, place)
     bounds = _bounds(bound or [], place, measures)
     marked = _canaries(canaries, place)
     train = place.train.subset(scenario.train)
@@ -146,6 +147,9 @@ def _page(scores: Any, case: Any, name: str, place: Any, shown: Any, outcomes: A
         classes=names,
     )
     lead = "One request on one model: intervals are over samples, not over training seeds."
+    tables = place.config.metrics
+    changed = [f"{own}.{key} = {value}" for own, table in tables.items() for key, value in table.items()]
+    lead += f" Settings of the project file: {', '.join(changed)}." if changed else ""
     return document([part], title=f"Audit of {name} on {place.name}", lead=lead, command=_jobs.command())
 
 
@@ -161,15 +165,14 @@ def _write(page: dict[str, Any], output: Path, replace: bool) -> None:
         save_document(room / "audit.json", page)
 
 
-def _measures(names: list[str]) -> Any:
-    """Return the metrics to run, each of the names being a family or an attack; None for all.
+def _known(names: list[str]) -> list[str]:
+    """Return the names, each of a family or an attack.
 
     Raises:
         UserError: a name that is neither.
     """
     from expunge import attacks, metrics
     from expunge.errors import UserError, suggest
-    from expunge.metrics.membership import Membership
 
     known = [*metrics.names(), *(f"membership/{name}" for name in attacks.names())]
     stray = [name for name in names if name not in known]
@@ -177,11 +180,19 @@ def _measures(names: list[str]) -> Any:
         found = f"membership/{stray[0]}"
         remedy = f"write {found}" if found in known else suggest(stray[0], known)
         raise UserError("a known metric or attack in --metric", repr(stray[0]), remedy)
-    families = [metrics.load(name)() for name in dict.fromkeys(names) if name in metrics.names()]
+    return names
+
+
+def _measures(names: list[str], place: Any) -> Any:
+    """Return the metrics to run, set as the project says; all where none is named."""
+    from expunge import metrics
+    from expunge.metrics.membership import Membership
+
+    families = place.metrics([name for name in dict.fromkeys(names) if name in metrics.names()] if names else None)
     chosen = tuple(name.partition("/")[2] for name in dict.fromkeys(names) if "/" in name)
     if chosen and "membership" not in names:
         families.append(Membership(names=chosen))
-    return families or None
+    return families
 
 
 def _bounds(given: list[str], place: Any, measures: Any) -> Any:
@@ -189,8 +200,7 @@ def _bounds(given: list[str], place: Any, measures: Any) -> Any:
     from expunge.bounds import Bound
     from expunge.errors import UserError
 
-    families = measures or [metrics.load(name)() for name in metrics.names()]
-    known = {name: number for family in families for name, number in family.numbers.items()}
+    known = {name: number for family in measures for name, number in family.numbers.items()}
     texts = (*place.config.policy.bounds, *given)
     stray = next((name for text in texts if (name := Bound.parse(text).name) not in known), None)
     home = next((family for family in metrics.names() if stray in metrics.load(family)().numbers), None)
@@ -217,10 +227,7 @@ def _canaries(path: Path | None, place: Any) -> Any:
 
 def _again(measures: Any) -> list[str]:
     """Return the families that train or perturb copies of the models, beyond one pass over each set."""
-    from expunge import metrics
-
-    families = [metrics.load(name)() for name in metrics.names()] if measures is None else measures
-    return [type(family).__module__.rpartition(".")[2] for family in families if family.trains]
+    return [type(family).__module__.rpartition(".")[2] for family in measures if family.trains]
 
 
 def _reference(folder: Any, scenario: Any, after: Any, model: Any) -> Any:

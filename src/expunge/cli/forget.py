@@ -125,7 +125,7 @@ def _measured(
     record: dict[str, Any],
 ) -> tuple[dict[str, str], str]:
     """Measure before and after; return the report's file, if any, and the sentence on a missed bound of the policy."""
-    from expunge import folders, metrics, selection
+    from expunge import folders, selection
     from expunge.cli import _jobs
     from expunge.evaluate import evaluate
     from expunge.report import render
@@ -135,6 +135,7 @@ def _measured(
     if request.scenario is None:
         before, after = (folders.accuracy(m, place, runtime) for m in (model, done.model))
         record["test_accuracy"] = {"before": before, "after": after}
+        record |= _tested(place, model, done.model, runtime)
         return {}, _missed(place, record, record["test_accuracy"], None)
     scores = evaluate(
         {"original": model, method.name: done},
@@ -143,7 +144,7 @@ def _measured(
         test=place.test,
         holdout=place.holdout,
         scenario=request.scenario,
-        metrics=[name for name in metrics.names() if not metrics.load(name).trains],  # a request is not an audit
+        metrics=[metric for metric in place.metrics() if not metric.trains],  # a request is not an audit
         runtime=runtime,
         seed=seed,
     )
@@ -170,8 +171,51 @@ def _measured(
     if None not in pairs["forget"].values():  # an edit that forgot nobody shows here
         record["forget_accuracy"] = pairs["forget"]
     record["test_accuracy"] = pairs["test"]
+    record |= _errors(place, scores, method.name)
     kept = pairs["test_retain" if case.kind == "class" else "test"]
     return {"report.html": render(page)}, _missed(place, record, kept, case)
+
+
+def _measure(task: Any) -> tuple[str, str] | None:
+    """Return the number that tells how well a task without classes is done, and its name in words; None of classes."""
+    from expunge.task import Classes, Quantile, Regression
+
+    if isinstance(task, Classes):
+        return None
+    real = isinstance(task, Regression | Quantile)
+    return ("error/mae", "mean absolute error") if real else ("loss", "mean loss")
+
+
+def _errors(place: Any, scores: Any, name: str) -> dict[str, Any]:
+    """Return errors before and after for the record, with what always saying the same gives; nothing of classes."""
+    measure = _measure(place.task)
+    if measure is None:
+        return {}
+    number, words = measure
+    rows = (("before", "original", number), ("after", name, number), ("constant", name, f"{number}_constant"))
+    found = {
+        part: {at: getattr(scores[who].get(f"{key}/{part}"), "x", None) for at, who, key in rows}
+        for part in ("test", "forget")
+    }
+    known = {part: {at: x for at, x in row.items() if x is not None} for part, row in found.items()}
+    return {"errors": {"measure": words, **{part: row for part, row in known.items() if {"before", "after"} <= {*row}}}}
+
+
+def _tested(place: Any, before: Any, after: Any, runtime: Any) -> dict[str, Any]:
+    """Return the same on the test data alone, where the training data is not at hand and nothing is evaluated."""
+    from expunge.evidence import collect
+
+    measure = _measure(place.task)
+    if measure is None or place.test is None:
+        return {}
+    row = {}
+    for at, model in (("before", before), ("after", after)):
+        said = collect(model, place.task, place.test, runtime=runtime)
+        if said.target is None or said.loss is None:
+            return {}
+        away = said.prediction.double().flatten() - said.target.double().flatten()
+        row[at] = float((said.loss if measure[0] == "loss" else away.abs()).mean())
+    return {"errors": {"measure": measure[1], "test": row}}
 
 
 def _missed(place: Any, record: dict[str, Any], kept: dict[str, float | None], case: Any) -> str:
@@ -216,6 +260,7 @@ def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output:
     if record.get("forget_accuracy"):
         own = record["forget_accuracy"]
         lines.append(f"On the forgotten samples: {100 * own['before']:.1f} % before, {100 * own['after']:.1f} % after.")
+    lines += _off(record.get("errors", {}))
     if record.get("not_at_hand"):
         lines.append(
             f"{record['not_at_hand']} of the prepared samples are not in the training data any more: no request that "
@@ -227,6 +272,18 @@ def _lines(request: Any, method: Any, done: Any, record: dict[str, Any], output:
     lines.append(f"{what}: {output}")
     if request.scenario is None:
         lines.append("No report: it needs the training data, which --samples leaves unread.")
+    return lines
+
+
+def _off(errors: dict[str, Any]) -> list[str]:
+    """Return sentences on errors before and after, of a task without classes."""
+    lines = []
+    for part, where in (("test", "the test data"), ("forget", "the forgotten samples")):
+        if part in errors:
+            row = errors[part]
+            same = f" (always saying the same: {row['constant']:.4g})" if "constant" in row else ""
+            what = str(errors["measure"]).capitalize()
+            lines.append(f"{what} on {where}: {row['before']:.4g} before, {row['after']:.4g} after{same}.")
     return lines
 
 

@@ -25,7 +25,7 @@ def init(
     target: Annotated[str, typer.Option(help="Label column, or several, comma-separated, of multilabel.")] = "label",
     ids: Annotated[str | None, typer.Option("--id", help="Column of unique ids.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="classification, binary, multilabel, regression or quantile.")
+        str | None, typer.Option(help="classification, binary, multilabel, regression, quantile or causal_lm.")
     ] = None,
     regression: Annotated[bool, typer.Option("--regression", help="The same as --task regression.")] = False,
     method: Annotated[str, typer.Option("--method", "-m", help="See expunge methods.")] = "ssd",

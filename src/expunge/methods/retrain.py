@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.method import Method, Nature, Needs, Reference, See, Session, State
+from expunge.references import CAO_2015
 from expunge.train import Recipe, fit
 
 
@@ -24,13 +25,7 @@ class Retrain(Method):
     unlearns = Needs(
         retain=See.LABELLED, holdout=See.LABELLED, recipe=True, fresh=True, optional=frozenset({"holdout"})
     )
-    reference: ClassVar[Reference] = Reference(
-        "Towards Making Systems Forget with Machine Unlearning",
-        "Yinzhi Cao and Junfeng Yang",
-        2015,
-        "https://doi.org/10.1109/SP.2015.35",
-        "IEEE Symposium on Security and Privacy",
-    )
+    reference: ClassVar[Reference] = CAO_2015
     example: ClassVar[dict[str, object]] = {}
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:

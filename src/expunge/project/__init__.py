@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from expunge import metrics as families
 from expunge import zoo as named_data
 from expunge.canaries import Canaries, plant
 from expunge.data import Data
@@ -20,14 +21,26 @@ from expunge.errors import ExpungeError, UserError, listing, suggest
 from expunge.files import jsonable, there
 from expunge.method import Method
 from expunge.methods import build
+from expunge.metric import Metric
 from expunge.project.config import NAME, Config, DataSection, ModelSection, RuntimeSection, TaskSection, read
 from expunge.project.entry import is_entry
+from expunge.project.measures import measures
 from expunge.project.networks import WEIGHTS, Built, Network, Pretrained, open_network
 from expunge.project.samples import Samples, matches
 from expunge.project.template import template
 from expunge.recipe import fields_of
 from expunge.runtime import Runtime
-from expunge.task import Binary, Classification, MultiLabel, Quantile, Regression, Task, check_targets, class_count
+from expunge.task import (
+    Binary,
+    CausalLM,
+    Classification,
+    MultiLabel,
+    Quantile,
+    Regression,
+    Task,
+    check_targets,
+    class_count,
+)
 from expunge.tensors import eval_mode
 from expunge.train import Recipe, fit, fresh
 from expunge.zoo import Problem
@@ -291,6 +304,14 @@ class Project:
             raise UserError(f"a method that the policy allows: {', '.join(allowed)}", repr(made.name), remedy)
         return made
 
+    def metrics(self, names: Iterable[str] | None = None) -> list[Metric]:
+        """Return families of metrics, set as ``[metrics]`` says; all by default.
+
+        Raises:
+            UserError: no such family, or a setting that is none of its own.
+        """
+        return measures(families.names() if names is None else names, self.config.metrics)
+
     def runtime(self, device: str = "auto", settings: dict[str, Any] | None = None) -> Runtime:
         """Return the runtime: the project's settings, with others on top.
 
@@ -419,8 +440,8 @@ def task_of(section: TaskSection) -> Task:
         return Quantile(quantiles=tuple(section.quantiles))
     if section.kind == "regression":
         return Regression(error=section.error)
-    kinds: dict[str, Task] = {"classification": Classification(), "binary": Binary(), "multilabel": MultiLabel()}
-    return kinds[section.kind]
+    plain = {"classification": Classification, "binary": Binary, "multilabel": MultiLabel, "causal_lm": CausalLM}
+    return plain[section.kind]()
 
 
 def _tried(work: Callable[[], T], expected: str) -> T:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from expunge.errors import UserError, suggest
-from expunge.project import sections
+from expunge.project import measures, sections
 from expunge.project.sections import LARGEST, Count, Free, Pixels, Section, Word, Words
 from expunge.recipe import KEYS
 from expunge.task import Quantile
@@ -127,12 +128,12 @@ class TaskSection(Section):
     """What the network predicts.
 
     Args:
-        kind: ``classification``, ``binary``, ``multilabel``, ``regression`` or ``quantile``.
+        kind: ``classification``, ``binary``, ``multilabel``, ``regression``, ``quantile`` or ``causal_lm``.
         error: of regression, ``squared`` or ``absolute``.
         quantiles: of the kind quantile, the levels in the order of the network's outputs, rising.
     """
 
-    kind: Literal["classification", "binary", "multilabel", "regression", "quantile"] = "classification"
+    kind: Literal["classification", "binary", "multilabel", "regression", "quantile", "causal_lm"] = "classification"
     error: Literal["squared", "absolute"] = "squared"
     quantiles: Annotated[list[float], AfterValidator(_levels)] = [0.1, 0.5, 0.9]
 
@@ -220,6 +221,7 @@ class Config(Section):
         method: name and fields of the method.
         runtime: how work runs.
         policy: what a request may do.
+        metrics: settings of families of metrics, by name, as `expunge.project.measures` reads them.
         requests: how deletion requests are fulfilled.
     """
 
@@ -230,6 +232,7 @@ class Config(Section):
     method: Free = {"name": "ssd"}
     runtime: RuntimeSection = RuntimeSection()
     policy: PolicySection = PolicySection()
+    metrics: dict[str, Free] = {}
     requests: RequestsSection = RequestsSection()
 
 
@@ -246,6 +249,7 @@ def read(path: Path) -> Config:
     missing = "write one with expunge init, or name it by --project"
     config, text = sections.read(path, Config, what="a project file", missing=missing)
     check_recipe(config.recipe or {}, path, text, ["recipe"])
+    check_metrics(config.metrics, path, text)
     return config
 
 
@@ -259,3 +263,17 @@ def check_recipe(given: Free, path: Path, text: str, tables: list[str]) -> None:
         if key not in KEYS:
             at = sections.place(path, text, tables, key)
             raise UserError(f"known keys in {at}", f"'{'.'.join([*tables, key])}'", suggest(key, KEYS))
+
+
+def check_metrics(given: Mapping[str, Free], path: Path, text: str) -> None:
+    """Refuse settings of metrics that do not exist, or are out of range.
+
+    Raises:
+        UserError: one is; names the line.
+    """
+    for name, table in given.items():
+        try:
+            measures.measure(name, table)
+        except UserError as error:
+            at = sections.place(path, text, ["metrics"], name)
+            raise UserError(f"{error.expected} in {at}", error.got, error.remedy) from error

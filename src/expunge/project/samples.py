@@ -60,6 +60,11 @@ class Samples:
         return self.task in ("binary", "multilabel")
 
     @property
+    def tokens(self) -> bool:
+        """Whether targets are token ids."""
+        return self.task == "causal_lm"
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """The columns of labels that ``[data]`` names."""
         named = self.section.target
@@ -102,7 +107,7 @@ class Samples:
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes where labels are texts: given, the checkpoint's, or those of train."""
-        if self.section.classes or self.real:
+        if self.section.classes or self.real or self.tokens:
             return tuple(self.section.classes)
         place = self.section.train
         kind = None if place is None else self._kind(place, "train")
@@ -196,6 +201,7 @@ class Samples:
             text=self._tokens(table, inputs),
             real=self.real,
             labels=self.labels,
+            tokens=self.tokens,
         )
 
     def _tokens(self, table: datasets.Dataset, inputs: Sequence[str]) -> Any:

@@ -48,7 +48,7 @@ network = {network}
 
 [task]
 # kind: classification (one of K classes, K logits), binary (one logit, targets 0 or 1), multilabel (K logits, K targets
-# 0 or 1), regression, or quantile (one output a level).
+# 0 or 1), regression, quantile (one output a level), or causal_lm (token logits, targets token ids).
 kind = "{kind}"
 {task}
 # How the network was trained: retraining, fine-tuning and the audit use it. optimizer: sgd or adamw; schedule: cosine,
@@ -71,6 +71,10 @@ name = "{method}"            # expunge methods shows what there is; its fields m
 # largest_share = 0.5      # most of the training samples that one request may forget
 # accuracy_drop = 0.02     # most that test accuracy may fall by a request (for a class, on the others); beyond: exit 3
 # bounds = ["accuracy/test >= 0.9", "gap membership/loss/auc <= 0.05"]   # held by audit and requests; missed: exit 3
+
+# Settings of the audit's metrics, by family: expunge measures NAME shows them. What bounds above hold is measured so.
+# [metrics.decisions]
+# threshold = 0.5          # probability above which class 1 is decided
 
 # How deletion requests are received, fulfilled and recorded: expunge requests add, list, process ...
 [requests]

@@ -50,6 +50,7 @@ class Columns:
             `hashed_words` or a tokenizer.
         real: whether targets are real numbers, for regression, and no classes.
         labels: whether targets are 0 or 1, for one label a sample or several; names of two classes do too.
+        tokens: whether targets are token ids in lists of one length, -100 where they count for nothing.
     """
 
     inputs: tuple[str, ...]
@@ -61,6 +62,7 @@ class Columns:
     text: Callable[..., dict[str, Tensor]] | None = None
     real: bool = False
     labels: bool = False
+    tokens: bool = False
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -93,7 +95,7 @@ def to_data(table: datasets.Dataset, columns: Columns, *, name: str = "train") -
     features = table.features
     kept = {c: of.plain_values(rows.column(c), features[c], c) for c in columns.keep}
     targets = _targets(rows, features, columns) if columns.targets else None
-    if isinstance(columns.target, str) and not columns.real:
+    if isinstance(columns.target, str) and not columns.real and not columns.tokens:
         feature, values = features[columns.target], rows.column(columns.target)
         if not _bare(values.type, feature, columns) and of.names_of(values, feature, columns.target) is not None:
             kept[columns.target] = of.plain_values(values, feature, columns.target)
@@ -118,8 +120,9 @@ def class_names(table: datasets.Dataset, columns: Columns) -> tuple[str, ...]:
     Raises:
         UserError: no target, real targets, or one that is no class.
     """
-    if not isinstance(columns.target, str) or columns.real:
+    if not isinstance(columns.target, str) or columns.real or columns.tokens:
         got = "real targets" if columns.real else "several" if columns.targets else "no target"
+        got = "token ids" if columns.tokens else got
         raise UserError("a column of classes", got, "name one as target")
     rows = _checked(table, columns, "the table")
     if columns.classes:
@@ -161,10 +164,14 @@ def _targets(rows: pa.Table, features: datasets.Features, columns: Columns) -> T
     """Return the labels, (N,), or (N, K) of lists or of several columns.
 
     Raises:
-        UserError: several columns of classes.
+        UserError: several columns of classes, or of token ids.
     """
     names = columns.targets
     values = [rows.column(c) for c in names]
+    if columns.tokens:
+        if not isinstance(columns.target, str):
+            raise UserError("one column of token ids", listing([f"'{c}'" for c in names]), "name one target")
+        return of.token_ids(values[0], columns.target)
     if columns.real:
         return torch.cat([of.real_targets(v, features[c], c) for v, c in zip(values, names, strict=True)], dim=1)
     if not isinstance(columns.target, str):

@@ -181,6 +181,21 @@ def zero_one(column: pa.ChunkedArray, name: str) -> Tensor:
     return found.long()
 
 
+def token_ids(column: pa.ChunkedArray, name: str) -> Tensor:
+    """Return token ids, int64 (N, T), from lists of one length.
+
+    Raises:
+        UserError: no lists, or lists of something else than whole numbers.
+    """
+    if not is_list(column.type):
+        raise UserError(f"lists of token ids in '{name}'", f"{column.type}", "write the token ids of each sequence")
+    found = arrays(column, name)
+    if found.is_floating_point() or found.dim() != 2:
+        got = "fractional numbers" if found.is_floating_point() else "lists of lists"
+        raise UserError(f"lists of token ids in '{name}'", got, "write the token ids of each sequence")
+    return found
+
+
 def names_of(column: pa.ChunkedArray, feature: Any, name: str) -> list[str] | None:
     """Return the class names that a target column brings: declared or, of texts, sorted; None for whole numbers.
 
