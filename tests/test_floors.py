@@ -14,25 +14,29 @@ ROOT = Path(expunge.__file__).parent
 LAW = """
 __init__ errors files seeds stats extras
 tensors processes copies runtime sources data
-task/_base task/classification task/binary task/multilabel task/regression task/quantile task/__init__
+task/_base task/classification task/binary task/multilabel task/regression task/quantile task/causal_lm task/__init__
 passes scenario identity canaries poison
 fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention
 fisher/rules
 fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
 masks penalties recipe checkpoints train signals evidence
-influence/products influence/gram influence/solvers influence/woodbury influence/__init__
+influence/space influence/products influence/gram influence/solvers influence/woodbury influence/__init__
 part references registry method metric
+exact/manifest exact/orders exact/priors exact/sequences exact/rates exact/arrivals exact/simulate exact/costs
+exact/journal exact/book exact/receipt exact/assign exact/ensemble exact/groups exact/lora exact/stages exact/store
+exact/__init__
 objectives/_labels objectives/_distances objectives/_base objectives/* objectives/__init__
 anchors/_base anchors/_rules anchors/_settings anchors/_flat anchors/_posterior anchors/_bgd anchors/_importance
 anchors/_learn anchors/_gaussian anchors/_* anchors/* anchors/__init__
 methods/_fields methods/_steps methods/_* methods/* methods/__init__ choice stamp phase unlearn
+exact/server exact/replay
 plan shadows
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds predicted summary twins
 evaluate
-tables/* tables/__init__ zoo/transformer zoo/forecast zoo/tabular zoo/networks zoo/recipes zoo/embedded zoo/cards
-zoo/named zoo/ett zoo/rows zoo/filed zoo/__init__
-project/sections project/config project/template project/entry project/weights project/pretrained project/networks
-project/samples
+tables/* tables/__init__ zoo/transformer zoo/minilm zoo/forecast zoo/tabular zoo/networks zoo/public zoo/recipes
+zoo/embedded zoo/cards zoo/named zoo/ett zoo/rows zoo/halves zoo/filed zoo/__init__
+project/sections project/measures project/config project/template project/entry project/weights project/pretrained
+project/networks project/samples
 project/__init__ kinds selection folders steps originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/labels report/recorded report/traces report/frontiers report/standalone

@@ -12,7 +12,7 @@ from expunge import methods
 from expunge.errors import UserError, suggest
 from expunge.method import SETS, Method, Needs, See
 from expunge.scenario import Kind, Scenario
-from expunge.task import Binary, Classification, MultiLabel, Quantile, Regression, Task
+from expunge.task import Binary, CausalLM, Classification, MultiLabel, Quantile, Regression, Task
 from expunge.train import Recipe
 
 STATE = "train-state"  # what prepare left while the training data was there
@@ -23,6 +23,7 @@ TASKS: Mapping[str, Task] = {
     "multilabel": MultiLabel(),
     "regression": Regression(),
     "quantile": Quantile(),
+    "causal_lm": CausalLM(),
 }
 ALWAYS = {"fresh": 1, "scenario": 1}  # a network can be built anew, and who asks knows what is to be forgotten
 SHARE = 0.05  # of the training data that a request takes, where costs are compared

@@ -18,7 +18,7 @@ from typing import Any
 
 from expunge.errors import CorruptArtefact, Incompatible, NotFinite, Unwritable, UserError
 
-MARKS = ("record.json", "manifest.json", "audit.json")  # of folders that may be replaced
+MARKS = ("record.json", "manifest.json", "audit.json", "book.json")  # of folders that may be replaced
 _PRIVATE: ContextVar[Path | None] = ContextVar("private", default=None)
 JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
 

@@ -20,7 +20,7 @@ from expunge.canaries import Canaries
 from expunge.errors import CorruptArtefact, Incompatible, UserError
 from expunge.evidence import collect
 from expunge.files import atomic, check_free, read_document, there, write_document
-from expunge.method import Method, State
+from expunge.method import Method, Nature, State
 from expunge.methods import build
 from expunge.project import Project
 from expunge.runtime import Runtime
@@ -131,9 +131,17 @@ class Folder:
             Incompatible: the weights are not those that the record names.
         """
         network = self.project.network.load(self.path)
-        if weights_digest(network) != self.record["weights"]:
+        plain = type(self.method).stored is Method.stored
+        if plain:  # what is stored is what is recorded, before a method wraps it
+            self._hold(network)
+        model = serve(self.method, network, self.state)
+        if not plain:
+            self._hold(model)
+        return model
+
+    def _hold(self, model: nn.Module) -> None:
+        if weights_digest(model) != self.record["weights"]:
             raise Incompatible(f"the weights of {self.path / NOTE}", "others", "restore the folder from a copy")
-        return serve(self.method, network, self.state)
 
     @cached_property
     def method(self) -> Method:
@@ -227,14 +235,17 @@ def write(
     extra: Mapping[str, str],
     overwrite: bool,
 ) -> None:
-    """Write a folder whole or not at all: weights, state, record, canaries, and further text files by name."""
+    """Write a folder whole or not at all: weights, state, record, canaries, and further text files by name.
+
+    The weights are those that the record's method stores beside its state.
+    """
     check_free(path, overwrite)
     if place.file is not None:
         near = os.path.relpath(place.file, path.absolute())
         record = {**record, "project": {**record["project"], "near": near}}
     with atomic(path) as room:
         room.mkdir()
-        place.network.save(room, model)
+        place.network.save(room, build(record["method"]).stored(model))
         state.save(room / STATE)
         for name, text in extra.items():
             (room / name).write_text(text, encoding="utf-8")
@@ -306,5 +317,9 @@ def outcome(done: Unlearned, place: Project, seed: int, scenario: Scenario | Non
 
 
 def idle(done: Unlearned) -> bool:
-    """Return whether an edit left every parameter as it was."""
-    return done.changed is not None and done.changed.count == 0
+    """Return whether an edit left every parameter as it was, and so forgot nothing.
+
+    Where the method is exact, no served weight had been trained on the samples then, and the state forgets them.
+    """
+    same = done.changed is not None and done.changed.count == 0
+    return same and build(done.method).nature is not Nature.EXACT

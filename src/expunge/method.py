@@ -315,6 +315,7 @@ class Method(Part, ABC):
     prepared_by: ClassVar[frozenset[str] | None] = None  # fields that decide what prepare leaves; None for all
     nature: ClassVar[Nature] = Nature.EDIT
     refits: ClassVar[bool] = False  # whether prepare gives the model other weights without a recipe
+    whole: ClassVar[bool] = False  # whether it trains, and takes all of a set or none: a dry run trains on a part
 
     @property
     def prepares(self) -> Needs:
@@ -352,6 +353,13 @@ class Method(Part, ABC):
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Return the reason why this method does not apply, or None."""
         return None
+
+    def stored(self, model: nn.Module) -> nn.Module:
+        """Return the network whose weights are written beside the state, of which `serve` makes the model again.
+
+        By default the model itself.
+        """
+        return model
 
     def serve(self, model: nn.Module, state: State) -> nn.Module:
         """Return the module that answers requests, from the stored weights and state; default: the model."""

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from expunge.copies import private
 from expunge.data import Data
 from expunge.errors import ExpungeError
 from expunge.method import SETS, Method, See
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.task import Task
-from expunge.train import Recipe
+from expunge.train import Recipe, fit
 from expunge.unlearn import check, prepare, unlearn
 
 PROBE = 64  # samples a set of the smaller of the first two probes
@@ -60,7 +61,7 @@ def plan(
 
     The time is a straight line through two probes of n and 2n samples a set: t(N) = t(2n) + (t(2n) − t(n))/n·(N − 2n),
     a training counted by its epochs. n is 64, or half the largest set, doubled while a probe is brief and does not
-    fill two batches.
+    fill two batches. A method that takes all of a set or none is probed by plain training on a part of it.
 
     Args:
         method: from `expunge.methods`.
@@ -85,6 +86,8 @@ def plan(
     short = None if recipe is None else replace(recipe, epochs=1, warmup=0.0, patience=None, lr=1e-6 * recipe.lr)
     once = method.passes(phase, short)
 
+    start: nn.Module | None = None
+
     def probe(size: int) -> tuple[float, float]:
         part = {n: v.subset(v.ids[:size]) if n in SETS and isinstance(v, Data) else v for n, v in given.items()}
         part["recipe"] = short
@@ -92,15 +95,22 @@ def plan(
             part["scenario"] = replace(given["scenario"], forget=tuple(part["forget"].ids))
         reads = sum(p * min(size, sizes[n]) for n, p in once.items() if n in seen)
         begun = time.perf_counter()
-        call(method, model, task, **part, runtime=quiet, seed=seed)
+        if start is not None and short is not None:
+            fit(start, task, part[largest], short, runtime=quiet, seed=seed)
+            reads = float(len(part[largest]))
+        else:
+            call(method, model, task, **part, runtime=quiet, seed=seed)
         return reads, time.perf_counter() - begun
 
     most = max(sizes.values(), default=0)
+    largest = max(sizes, key=lambda n: sizes[n], default="")
     full = 2 * max(quiet.batch_size, 0 if recipe is None else recipe.batch_size)
     size = min(PROBE, max(2, most // 2))
     try:
         with quiet.agreed():
             check(method, phase, model, task, given)
+            if method.whole and seen:
+                start = private(method.stored(model)).requires_grad_(True)
         probe(min(8, size))  # the first call pays for what is done once: kernels chosen, modules imported
         small, large = probe(size), probe(2 * size)
         while 2 * size < min(full, most) and quiet.shared(large[1]) < BRIEF:

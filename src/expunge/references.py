@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from expunge.part import Reference
 
+CAO_2015 = Reference(
+    "Towards Making Systems Forget with Machine Unlearning",
+    "Yinzhi Cao and Junfeng Yang",
+    2015,
+    "https://doi.org/10.1109/SP.2015.35",
+    "IEEE Symposium on Security and Privacy",
+)
+"""Of `retrain` and `fresh_rows`."""
+
 GOLATKAR_2020 = Reference(
     "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
     "Aditya Golatkar and Alessandro Achille and Stefano Soatto",
@@ -120,3 +129,13 @@ KOH_2017 = Reference(
     "ICML",
 )
 """Of `influence`."""
+
+CHOWDHURY_2025 = Reference(
+    "Towards Scalable Exact Machine Unlearning Using Parameter-Efficient Fine-Tuning",
+    "Somnath Basu Roy Chowdhury and Krzysztof Choromanski and Arijit Sehanobish and Avinava Dubey and "
+    "Snigdha Chaturvedi",
+    2025,
+    "https://arxiv.org/abs/2406.16257",
+    "ICLR",
+)
+"""Of `s3t`."""

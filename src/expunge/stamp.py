@@ -142,6 +142,45 @@ def staying(state: State) -> int | None:
     return int((state.tensors[_FORGOTTEN].numpy() == 0).sum())
 
 
+def key(meta: Mapping[str, Any]) -> bytes | None:
+    """Return the key of a state's hashes of ids, from its meta; None where it knows no samples."""
+    own = meta.get(_OWN)
+    return bytes.fromhex(own["key"]) if isinstance(own, Mapping) and "samples" in own else None
+
+
+def erased(
+    meta: Mapping[str, Any], values: Mapping[str, Tensor], hashes: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a state's meta and tensors with one more request in the stamp: samples forgotten, their content erased.
+
+    Args:
+        meta: of the state.
+        values: its tensors.
+        hashes: of the ids, under the stamp's `key`; samples marked already stay marked.
+    """
+    if key(meta) is None:
+        return dict(meta), dict(values)
+    hit = np.isin(values[_IDS].numpy(), np.asarray(hashes, dtype=np.int64))
+    flags, content = values[_FORGOTTEN].numpy().copy(), values[_CONTENT].numpy().copy()
+    flags[hit], content[hit] = 1, 0
+    own = {**meta[_OWN], "requests": meta[_OWN]["requests"] + 1, "forgotten": int(flags.sum())}
+    changed = {_CONTENT: torch.from_numpy(content), _FORGOTTEN: torch.from_numpy(flags)}
+    return {**meta, _OWN: own}, {**values, **changed}
+
+
+def again(state: State, model: nn.Module) -> State:
+    """Return a state with the digests of the network that it belongs to now.
+
+    Raises:
+        Incompatible: it has no stamp.
+    """
+    own = state.meta.get(_OWN)
+    if not isinstance(own, Mapping):
+        raise Incompatible("a state made by prepare or unlearn", "one without their stamp", "run prepare again")
+    table = {name: t for name, t in state.tensors.items() if name.startswith("samples/")}
+    return stamped(bare(state), model, own, table)
+
+
 def _remembered(
     meta: dict[str, Any], state: State, ids: Sequence[str], retain: Data | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -53,7 +53,8 @@ def fresh(model: nn.Module, *, new_model: Callable[[], nn.Module] | None = None,
     The copy is filled with NaN and each module re-initialised by its ``reset_parameters``, or by the model's own
     ``_init_weights`` (transformers). What is still NaN was not re-initialised and would keep what was learned.
     Integer buffers that are single numbers count as counters and must be reset as well; tables of integers, such as
-    positions and masks, are taken for constants.
+    positions and masks, are taken for constants. A model that holds the network before training as its
+    ``before_training``, as an ensemble does, gives a copy of that, or what the factory builds of its shape.
 
     Args:
         model: the trained network.
@@ -67,13 +68,18 @@ def fresh(model: nn.Module, *, new_model: Callable[[], nn.Module] | None = None,
         UserError: a parameter or buffer has no known initialisation, or the factory builds another network.
     """
     check_made(model)
+    before = getattr(model, "before_training", None)
+    if isinstance(before, nn.Module):
+        model = private(before).requires_grad_(True)
+        if new_model is None:
+            return model.train()
     with tensors.isolated_rng(named_seed("fresh", seed)):
         if new_model is not None:
             made = new_model()
             if not isinstance(made, nn.Module) or tensors.shapes_digest(made) != tensors.shapes_digest(model):
                 got = type(made).__name__ + " with other names or shapes"
                 raise UserError("new_model() to build the same network", got, "return the network before training")
-            if tensors.weights_digest(made) == tensors.weights_digest(model):
+            if before is None and tensors.weights_digest(made) == tensors.weights_digest(model):
                 raise UserError("new_model() to return the network before training", "the trained one", "build it anew")
             made = copy.deepcopy(made)  # a factory may hand out an object it keeps
             home = next((p.device for p in model.parameters()), None)

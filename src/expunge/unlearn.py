@@ -276,13 +276,16 @@ class _Asked:
     scenario: Scenario | None
 
     def others(self, have: Mapping[str, int]) -> str:
-        """Return the cheapest other methods that apply and need no more than what is there; to unlearn, unprepared."""
+        """Return the cheapest other methods that apply and need no more than what is there; to unlearn, unprepared.
+
+        A method that must be given another one to run is not among them: what it needs depends on that one.
+        """
         found = list[Method]()
         for name in methods.names():
             other = example(name)
             needs = other.prepares if self.phase == "prepare" else other.unlearns
             idle = not needs.required() if self.phase == "prepare" else bool(other.prepares.required())
-            if name == self.method.name or idle or lacking(needs, have):
+            if name == self.method.name or idle or lacking(needs, have) or "method" in other.example:
                 continue
             if not other.declines(self.task, self.scenario, self.model):
                 found.append(other)

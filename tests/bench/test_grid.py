@@ -102,6 +102,26 @@ def test_what_is_not_said_is_taken_from_the_data_and_the_registries(load):
     assert measures["retrained"] == 2
 
 
+def test_metrics_have_settings_and_only_what_is_measured_depends_on_them(load):
+    text = HEAD.replace("digits", "cards") + METHODS
+    text = text.replace('scenarios = ["class=3"', 'scenarios = ["class=1"')
+
+    def cell(metrics):
+        return next(c for c in load(metrics + text).cells() if c.method)
+
+    plain, same, other = (
+        cell('metrics = ["decisions", "loss"]\n'),
+        cell("metrics = {loss = {}, decisions = {threshold = 0.5}}\n"),
+        cell("metrics = {loss = {}, decisions = {threshold = 0.2}}\n"),
+    )
+    assert plain == same
+    assert other.measures == plain.measures | {"settings": {"decisions": {"threshold": 0.2}}}
+    for stage in ("trained", "drawn", "prepared", "unlearned"):
+        assert plain.unmeasured.task(stage) == other.unmeasured.task(stage)
+    assert plain.task("measured") != other.task("measured")
+    assert plain.shared.task("reference") != other.shared.task("reference")
+
+
 def test_no_data_is_opened(load, monkeypatch, tmp_path):
     monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path / "nowhere"))
     assert len(load(HEAD.replace("digits", "cifar100") + METHODS)) == 4

@@ -35,7 +35,8 @@ def test_methods_and_citations_come_from_the_classes(run: Run) -> None:
     assert set(json.loads(out)) == set(names(controls=True))
     assert json.loads(out)["ssd"]["unlearn"] == "forget with labels"
     assert json.loads(out)["ssd"]["declines"] == "-"
-    hidden = "multilabel, regression, quantile; forget sets of kind subclass, random, ids, subject, range, dates"
+    tasks, kinds = "multilabel, regression, quantile, causal_lm", "subclass, random, ids, subject, range, dates"
+    hidden = f"{tasks}; forget sets of kind {kinds}"
     assert json.loads(out)["head_mask"]["declines"] == hidden
     code, out, _ = run("methods", "ssd")
     assert code == 0

@@ -100,8 +100,8 @@ def run(method: Method, at: Place) -> Unlearned:
 
 
 def declined(method: Method, task: Task) -> str | None:
-    """Return why a method declines a task whatever is to be forgotten, or None."""
-    return method.declines(task, None, network(1))
+    """Return why a method declines a task whatever is to be forgotten, or None; `s3t` looks at the network besides."""
+    return method.declines(task, None, nn.Identity() if method.name == "s3t" else network(1))
 
 
 def settings(name: str) -> dict[str, Any]:

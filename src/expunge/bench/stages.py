@@ -25,6 +25,7 @@ from expunge.evidence import Outputs
 from expunge.files import canonical, digest, jsonable
 from expunge.method import Method, State
 from expunge.project import Project
+from expunge.project.measures import measure
 from expunge.recipe import Recipe, fields_of
 from expunge.runtime import Progress, Runtime
 from expunge.scenario import Scenario
@@ -337,7 +338,7 @@ def _prepared(work: Work) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         ready.state.save(folder / STATE)
         if own:
-            save_weights(folder / MODEL, ready.model, {})
+            save_weights(folder / MODEL, method.stored(ready.model), {})
 
     return write
 
@@ -365,7 +366,7 @@ def _unlearned(work: Work) -> Callable[[Path], None]:
 
 
 def _save(folder: Path, done: Unlearned) -> None:
-    save_weights(folder / MODEL, done.model, {})
+    save_weights(folder / MODEL, methods.build(done.method).stored(done.model), {})
     done.state.save(folder / STATE)
     names = ("log", "note", "seconds", "total_seconds", "peak_memory", "method")
     write_plain(folder / RESULT, {name: jsonable(getattr(done, name)) for name in names})
@@ -421,6 +422,7 @@ def _measure(
     work: Work, models: Mapping[str, Any], known: Scores | None, outputs: dict[str, dict[str, Outputs]]
 ) -> Scores:
     cell, p, now = work.cell, work.problem, work.step()[1]
+    settings = cell.measures.get("settings", {})
     return evaluate(
         models,
         p.task,
@@ -430,7 +432,7 @@ def _measure(
         holdout=p.holdout,
         recipe=p.recipe,
         new_model=p.new_model,
-        metrics=cell.measures["metrics"],
+        metrics=[measure(n, settings[n]) if n in settings else n for n in cell.measures["metrics"]],
         attacks=cell.measures["attacks"] or None,
         runtime=work.runtime,
         seed=cell.seed,

@@ -7,7 +7,7 @@ from inspect import cleandoc
 
 import typer
 
-from expunge.cli import about, audit, bench, demo, forget, init, parts, prepare, requests, tune
+from expunge.cli import about, audit, bench, demo, exact, forget, init, parts, prepare, requests, tune
 from expunge.cli._app import app
 from expunge.errors import ExpungeError, UserError
 
@@ -16,7 +16,21 @@ for _command in (command for each in (app, *_groups) for command in each.registe
     # What a function raises is for its callers; a shell sees one sentence.
     _command.help = cleandoc((_command.callback and _command.callback.__doc__) or "").partition("\n\nRaises:")[0]
 
-__all__ = ["about", "app", "audit", "bench", "demo", "forget", "init", "main", "parts", "prepare", "requests", "tune"]
+__all__ = [
+    "about",
+    "app",
+    "audit",
+    "bench",
+    "demo",
+    "exact",
+    "forget",
+    "init",
+    "main",
+    "parts",
+    "prepare",
+    "requests",
+    "tune",
+]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def methods(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="classification, binary, multilabel, regression or quantile.")
+        str | None, typer.Option(help="classification, binary, multilabel, regression, quantile or causal_lm.")
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="Of request: class, subclass, random, ids, subject, range, dates.")

@@ -14,6 +14,7 @@ from expunge.task._base import (
     sample_losses,
 )
 from expunge.task.binary import Binary
+from expunge.task.causal_lm import CausalLM
 from expunge.task.classification import Classification
 from expunge.task.multilabel import MultiLabel
 from expunge.task.quantile import Quantile
@@ -22,6 +23,7 @@ from expunge.task.regression import Regression
 __all__ = [
     "CLASSES",
     "Binary",
+    "CausalLM",
     "Classes",
     "Classification",
     "MultiLabel",
@@ -36,5 +38,5 @@ __all__ = [
     "sample_losses",
 ]
 
-for _task in (Binary, Classification, MultiLabel, Quantile, Regression):
+for _task in (Binary, CausalLM, Classification, MultiLabel, Quantile, Regression):
     _task.__module__ = __name__  # a recorded identity names the public place, wherever a class is written

@@ -1,0 +1,432 @@
+"""The base of exact methods that keep apart what each part of a model was trained on: shards, slices, stages."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from expunge import tensors
+from expunge.data import Data
+from expunge.errors import CorruptArtefact, Incompatible, UserError, listing
+from expunge.exact.assign import assigned, astray, key, twins
+from expunge.exact.book import (
+    BASE,
+    Book,
+    Sequences,
+    Served,
+    Stage,
+    samples_digest,
+    stage_name,
+    tensor_name,
+    tensors_digest,
+)
+from expunge.exact.ensemble import AGGREGATES, Ensemble, rule
+from expunge.exact.stages import Values, Work, checked, of_stages, stage_of
+from expunge.files import jsonable
+from expunge.identity import described
+from expunge.method import Nature, Needs, See, Session, State, option
+from expunge.methods._fields import Checked
+from expunge.scenario import Scenario
+from expunge.seeds import seed as named_seed
+from expunge.task import Classes, MultiLabel, Task
+from expunge.train import Recipe
+
+COVERS = (
+    "Exact: no served weight was trained on a deleted sample, and training again without it, with the same slices and "
+    "seeds, gives the same bits on a CPU. What the network before training knows, and exact or near copies under "
+    "other ids, lie outside of that."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharded(Checked):
+    """Training in shards and slices, of which a request takes back those stages alone that read a deleted sample.
+
+    A subclass says in which orders slices are read, how a stage is trained, and how stages make a network.
+    """
+
+    nature: ClassVar[Nature] = Nature.EXACT
+    refits: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
+    prepares = Needs(train=See.LABELLED, recipe=True, fresh=True)
+    unlearns = Needs(forget=See.IDS, retain=See.LABELLED, recipe=True, optional=frozenset({"retain", "recipe"}))
+
+    shards: int = option(2, symbol="m", unit="shards", text="each with a network of its own")
+    slices: int = option(3, symbol="L", unit="slices", text="of each shard, read one after another")
+    aggregate: Literal["softmax", "logits", "votes"] = option(
+        "softmax", unit="-", text="mean probability, mean logits or votes; without probabilities always the mean"
+    )
+    owner: str = option("", unit="-", text="column that says whose a sample is; empty: each stands for itself")
+    band: str = option("", unit="-", text="column of the slice by likelihood of deletion, 0 to L − 1; empty: by hash")
+    failure: Literal["all", "first"] = option(
+        "all", unit="-", text="train anew once all shards have nothing clean left, or once the first has"
+    )
+    stage_epochs: int | None = option(
+        None, symbol="e", unit="epochs", text="of each stage; unset, 2e′/(L + 1) of the recipe's e′, at least 1"
+    )
+
+    def __post_init__(self) -> None:
+        self.count("shards", 1)
+        self.count("slices", 1)
+        self.count("stage_epochs", 1)
+        self.one_of("aggregate", *AGGREGATES)
+        self.one_of("failure", "all", "first")
+        for name in ("owner", "band"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{self.name}.{name} as the name of a column", repr(getattr(self, name)), "write it")
+
+    @property
+    @abstractmethod
+    def heals(self) -> bool:
+        """Whether lost stages are trained anew wherever retain data and recipe are given, not at a failure alone."""
+
+    @abstractmethod
+    def orders(self, session: Session) -> Sequences:
+        """Return the orders of slices by shard."""
+
+    @abstractmethod
+    def start(self, session: Session) -> nn.Module:
+        """Return the network before any stage, as public as it was before; its weights are stored beside the state."""
+
+    @abstractmethod
+    def layers(self, base: nn.Module, config: Mapping[str, Any], depth: int) -> tuple[str, ...]:
+        """Return the names of what the stage at this depth, from 1, trains."""
+
+    @abstractmethod
+    def stage(
+        self,
+        session: Session,
+        base: nn.Module,
+        config: Mapping[str, Any],
+        earlier: Sequence[Values],
+        data: Data,
+        recipe: Recipe,
+        seed: int,
+    ) -> Values:
+        """Train one stage and return its tensors by name, on the CPU.
+
+        Args:
+            session: for task and runtime.
+            base: the network before any stage; left as it is.
+            config: of the record.
+            earlier: tensors of the stages before it in its sequence, the first one first.
+            data: its samples, sorted by id; where all of them were deleted none, and the stage is left untrained.
+            recipe: at the epochs of a stage.
+            seed: of everything random in it.
+        """
+
+    @abstractmethod
+    def member(self, base: nn.Module, config: Mapping[str, Any], stages: Sequence[Values]) -> nn.Module:
+        """Return the network that stands after the last of some stages, from their tensors, the first stage first."""
+
+    def extra(self, session: Session, base: nn.Module) -> dict[str, Any]:
+        """Return what else decides the training, as JSON values for the record."""
+        return {}
+
+    def epochs(self, recipe: Recipe) -> int:
+        """Return e = max(1, round(2e′/(L + 1))), at which all stages together read as much as e′ unsliced epochs."""
+        return self.stage_epochs or max(1, round(2 * recipe.epochs / (self.slices + 1)))
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of one stage: its warm-up and milestones shortened as its epochs are.
+
+        Raises:
+            UserError: it stops early, which looks at other samples and cannot be taken back.
+        """
+        if recipe.patience is not None:
+            remedy = "leave it out: the epoch to stop at would be a function of samples that may be deleted"
+            raise UserError(f"a recipe without early stopping for {self.name}", f"patience={recipe.patience}", remedy)
+        epochs = self.epochs(recipe)
+        share = epochs / max(1, recipe.epochs)
+        steps = tuple(m * share for m in recipe.milestones)
+        return replace(recipe.again(), epochs=epochs, warmup=recipe.warmup * share, milestones=steps)  # type: ignore[arg-type]
+
+    def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
+        """Decline votes of a task without classes or labels."""
+        if self.aggregate == "votes" and not isinstance(task, Classes | MultiLabel):
+            return f"{type(task).__name__} has no classes to vote for: set aggregate to softmax, which takes the mean"
+        return None
+
+    def prepare(self, session: Session) -> tuple[nn.Module, State]:
+        """Deal the samples to slices and train every stage."""
+        self._refuse(session)
+        train, recipe = session.train, self.recipe(session.recipe)
+        base, orders = self.start(session).eval(), self.orders(session)
+        places = assigned(train, self.shards, self.slices, session.seed, owner=self.owner, band=self.band)
+        secret = key(session.seed, "id")
+        same = twins(train.contents(secret))
+        config = {
+            **{name: getattr(self, name) for name in ("shards", "slices", "failure")},
+            **{"kind": self.name, "sequences": orders, "seed": session.seed, "epochs": recipe.epochs},
+            **self._told(session),
+            **{"settings": self.preparation(), "base": tensors.weights_digest(base)},
+            **self.extra(session, base),
+        }
+        book = Book.opened(config, secret, train.ids, places, train.fingerprints(secret, labelled=True)[1], same)
+        book = book.noted("base", tensors=book.config["base"], config=book.digest)
+        values: dict[str, Tensor] = {}
+        book, work = self._trained(session, base, book, train, recipe, range(self.shards), values)
+        copies = astray(same, places)
+        if copies:
+            text = f"{copies} samples have an exact copy in another slice: deleting one of them leaves what the copy"
+            session.record("note", f"{text} taught.")
+        session.record("copies", copies)
+        session.record("samples_processed", work.processed)
+        session.record("slice_sizes", np.bincount(places, minlength=self.shards * self.slices))
+        session.record("note", COVERS)
+        made = self._ended(session, base, book, values)
+        work.clear()
+        return made
+
+    def unlearn(self, session: Session, state: State) -> tuple[nn.Module, State]:
+        """Revoke every stage that read a deleted sample, fall back, and train anew where that is due and possible."""
+        self._refuse(session)
+        before = self.book(state)
+        self._check_settings(before)
+        model = session.model
+        if not isinstance(model, Ensemble):
+            got = type(model).__name__
+            raise Incompatible(f"the ensemble that {self.name} prepared", got, "pass ready.model, or serve it first")
+        ids = session.forget.ids
+        self._tell_copies(session, before, ids)
+        book, lost = before.after(ids).purged()
+        again = self._again(session, book)
+        values = {k: state.tensors[k] for k in of_stages(state.tensors) if stage_of(k) not in lost}
+        work = None
+        if again:
+            data = self._staying(session, book, again)
+            recipe = self.same_recipe(session, book)
+            book, work = self._trained(session, model.base, book, data, recipe, again, values)
+        self._tell(session, before, book, lost, work)
+        made = self._ended(session, model.base, book, values)
+        if work is not None:
+            work.clear()
+        return made
+
+    def stored(self, model: nn.Module) -> nn.Module:
+        """Return the network before any stage: the stages' weights are in the state."""
+        return model.base if isinstance(model, Ensemble) else model
+
+    def serve(self, model: nn.Module, state: State) -> nn.Module:
+        """Return the ensemble that the state says is served, on the stored network."""
+        book = self.book(state)
+        return self.assembled(model, book, state.tensors, str(state.meta["rule"]))
+
+    def book(self, state: State) -> Book:
+        """Return the record of a state, held to the tensors beside it.
+
+        Raises:
+            Incompatible: the state is none of this method's.
+            CorruptArtefact: the record is not whole, or a stage's tensors are missing or too many.
+        """
+        if "book" not in state.meta or "manifest" not in state.meta:
+            raise Incompatible(f"a state that {self.name} prepared", "one without a record of stages", "prepare anew")
+        book = Book.from_json(state.meta["book"], state.meta["manifest"], state.tensors)
+        found, live = (
+            {stage_of(k) for k in of_stages(state.tensors)},
+            {s.name for s in book.stages.values() if s.live},
+        )
+        if found != live:
+            got = f"others under {listing(sorted(found ^ live))}"
+            raise CorruptArtefact("tensors of every live stage and no other", got, "restore the state from a copy")
+        return book
+
+    def served(self, book: Book) -> dict[str, Served]:
+        """Return what serves, by the name of its member: of each shard its deepest live sequence."""
+        return {str(shard): one for shard, one in enumerate(book.plan()) if one is not None}
+
+    def assembled(self, base: nn.Module, book: Book, values: Values, how: str) -> Ensemble:
+        """Return the ensemble of what a record says is served.
+
+        Args:
+            base: the network before any stage.
+            book: the record.
+            values: tensors of stages, as in a state.
+            how: the rule; see `expunge.exact.ensemble.rule`.
+
+        Raises:
+            CorruptArtefact: a stage's tensors are not those of the record.
+            UserError: nothing is left to serve.
+        """
+        members = {}
+        for name, (order, depth) in self.served(book).items():
+            shard = int(name.partition("-")[0])
+            stages = [checked(book, stage_name(shard, order[:k]), values) for k in range(1, depth + 1)]
+            members[name] = self.member(base, book.config, stages)
+        if not members:
+            raise UserError("a shard with something left to serve", "none", "pass retain data and the recipe")
+        return Ensemble(base, members, how)
+
+    def _ended(self, session: Session, base: nn.Module, book: Book, values: Values) -> tuple[nn.Module, State]:
+        """Return ensemble and state of a record that was held to what is served."""
+        reads = np.zeros(len(book.id), dtype=np.bool_)
+        for name, one in self.served(book).items():  # a shard may be answered for by several sequences
+            plan = tuple(one if shard == int(name.partition("-")[0]) else None for shard in range(book.shards))
+            book.check(plan)
+            reads |= book.closure(plan)
+        how = rule(self.aggregate, session.task)
+        made = self.assembled(base, book, values, how).to(session.runtime.torch_device).eval()
+        depths = [0 if one is None else one[1] for one in book.plan()]
+        session.record("depths", depths)
+        session.record("trained_on", int(reads.sum()))
+        meta = {"book": book.to_json(), "manifest": list(book.manifest), "rule": how}
+        return made, State({**values, **book.tensors()}, meta)
+
+    def _refuse(self, session: Session) -> None:
+        if session.masks is not None:
+            remedy = "run it without the mask: what chose the weights was a function of all samples"
+            raise UserError(f"weights that may all move for {self.name}", "a mask over some of them", remedy)
+
+    def _told(self, session: Session) -> dict[str, Any]:
+        """Return what the session brings that decides the training."""
+        recipe: Recipe = session.recipe
+        return {
+            "recipe": {**recipe.to_json(), "penalties": described(recipe.penalties)},
+            "task": described(session.task),
+            "precision": session.runtime.precision,
+        }
+
+    def _check_settings(self, book: Book) -> None:
+        own, found = jsonable(self.preparation()), book.config.get("settings", {})
+        odd = [name for name in own if found.get(name) != own[name]]
+        if odd:
+            want, got = (", ".join(f"{n}={said.get(n)!r}" for n in odd) for said in (own, found))
+            remedy = "prepare anew, or ask as prepared"
+            raise Incompatible(f"a state of {self.name} with {want}", f"one with {got}", remedy)
+
+    def _again(self, session: Session, book: Book) -> list[int]:
+        """Return the shards to train anew, those with anything lost where the method heals, dead ones at a failure.
+
+        Raises:
+            MissingNeed: that is due, and retain data or recipe are not given.
+        """
+        lost = sorted({s.shard for s in book.stages.values() if not s.live})
+        lost = [shard for shard in lost if book.inside(shard, range(self.slices)).any()]
+        if self.heals and session.retain is not None and session.recipe is not None:
+            return lost
+        if not book.failed:
+            return []
+        dead = [shard for shard in lost if shard in book.dead()]
+        why = "no shard has a clean stage left"
+        if self.failure == "first":
+            why = f"shard {listing(dead)} has no clean stage left"
+        session.require("retain", "recipe", why=why)
+        return dead
+
+    def same_recipe(self, session: Session, book: Book) -> Recipe:
+        """Return the recipe of a stage, held to the one that was prepared with.
+
+        Raises:
+            Incompatible: recipe, task or precision are others.
+        """
+        now = jsonable(self._told(session))
+        odd = [name for name in now if now[name] != book.config.get(name)]
+        if odd:
+            remedy = "pass the one that was prepared with: the stages that stay were trained by it"
+            raise Incompatible(f"the {listing(odd)} that {self.name} was prepared with", "another", remedy)
+        return self.recipe(session.recipe)
+
+    def _staying(self, session: Session, book: Book, shards: Iterable[int]) -> Data:
+        """Return the retain samples of some shards, held to what was prepared.
+
+        Raises:
+            UserError: some of them are missing, or have other content.
+        """
+        retain, shards = session.retain, list(shards)
+        book.place(retain.ids)
+        rows = book.rows(retain.ids)
+        needed = np.zeros(len(book.id), dtype=np.bool_)
+        for shard in shards:
+            needed |= book.inside(shard, range(self.slices))
+        missing = int(needed.sum() - needed[rows].sum())
+        if missing:
+            want = f"retain data with all {int(needed.sum())} samples that stay in shard {listing(shards)}"
+            raise UserError(want, f"{missing} fewer", "pass retain=train.without(forget ids), and all of it")
+        part = retain.subset([i for i, wanted in zip(retain.ids, needed[rows], strict=True) if wanted])
+        now = part.fingerprints(book.key, labelled=True)[1]
+        odd = [i for i, same in zip(part.ids, now == book.content[book.rows(part.ids)], strict=True) if not same]
+        if odd:
+            remedy = "pass the samples as they were trained on, untransformed and not augmented"
+            raise UserError(
+                "the content that was prepared under each id", f"other content under {listing(odd)}", remedy
+            )
+        return part
+
+    def _trained(
+        self,
+        session: Session,
+        base: nn.Module,
+        book: Book,
+        data: Data,
+        recipe: Recipe,
+        shards: Iterable[int],
+        values: dict[str, Tensor],
+    ) -> tuple[Book, Work]:
+        """Train every stage of some shards that is not live, and put its tensors into ``values``."""
+        work = Work(session, base, recipe)
+        ids, rows = np.asarray(data.ids, dtype=object), book.rows(data.ids)
+        for shard in shards:
+            for order in book.sequences[shard]:
+                for depth in range(1, len(order) + 1):
+                    name, prefix = stage_name(shard, order[:depth]), order[:depth]
+                    if name in book.stages and book.stages[name].live:
+                        continue
+                    before = [stage_name(shard, order[:k]) for k in range(1, depth)]
+                    earlier = [checked(book, other, values) for other in before]
+                    part = data.subset(sorted(ids[book.inside(shard, prefix)[rows]]))
+                    seed = named_seed("stage", book.config["seed"], shard, "-".join(map(str, prefix)))
+                    parents = (before[-1],) if before else (BASE,)
+                    told = [book.digest, name, seed, [book.stages[s].tensors for s in before]]
+                    told += [part.ids, book.content[book.rows(part.ids)].tolist(), _weights(part)]
+                    found = work.found(name, told)
+                    if found is None:
+                        found = self.stage(session, base, book.config, earlier, part, recipe, seed)
+                        work.keep(name, told, found)
+                    layers = self.layers(base, book.config, depth)
+                    reads, steps = book.id[book.rows(part.ids)], work.steps(len(part))
+                    facts: dict[str, Any] = {"tensors": tensors_digest(found), "seed": seed, "steps": steps}
+                    facts |= {"samples": samples_digest(reads), "n": len(part), "parents": parents, "layers": layers}
+                    book = book.trained(Stage(shard=shard, prefix=prefix, **facts))
+                    values |= {tensor_name(name, k): v for k, v in found.items()}
+        return book, work
+
+    def _tell_copies(self, session: Session, book: Book, ids: Sequence[str]) -> None:
+        rows = book.rows(ids)
+        groups = np.unique(book.twin[rows][book.twin[rows] >= 0])
+        rest = np.ones(len(book.id), dtype=np.bool_)
+        rest[rows] = False
+        copies = int((np.isin(book.twin, groups) & rest & (book.gone == 0)).sum()) if len(groups) else 0
+        session.record("copies", copies)
+        if copies:
+            session.record(
+                "note", f"{copies} exact copies of these samples stay under other ids, with what they teach."
+            )
+
+    def _tell(self, session: Session, before: Book, book: Book, lost: Sequence[str], work: Work | None) -> None:
+        """Record what a request took, and say what is served now."""
+        session.record("revoked", list(lost))
+        session.record("retrained", [] if work is None else work.names)
+        session.record("samples_processed", 0 if work is None else work.processed)
+        if not lost:
+            session.record("note", "No live stage had read these samples: what is served stays as it was.")
+        if work is not None and work.names:
+            shards = sorted({int(name.partition("/")[0]) for name in work.names})
+            count = f"{len(work.names)} stage{' was' if len(work.names) == 1 else 's were'}"
+            session.record("note", f"{count} trained anew without the deleted samples, in shard {listing(shards)}.")
+        plan = book.plan()
+        short = [f"shard {s}: {p[1]} of {len(p[0])}" for s, p in enumerate(plan) if p and p[1] < len(p[0])]
+        if short:
+            session.record("note", f"Stages that are served: {listing(short)}.")
+        dead = book.dead()
+        if dead:
+            session.record("note", f"Shard {listing(dead)} has no clean stage left and is out of the ensemble.")
+        session.record("note", COVERS)
+
+
+def _weights(data: Data) -> list[float] | None:
+    return None if data.all_weights is None else data.all_weights[data.positions].tolist()
