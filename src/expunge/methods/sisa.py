@@ -64,13 +64,18 @@ class Sisa(Sharded):
         return self.retrain
 
     def passes(self, phase: str, recipe: Recipe | None) -> dict[str, float]:
-        """Return e(L + 1)/2 passes to prepare; of the retain data the (2/3 + 1/(3L))e′/m that one sample costs."""
+        """Return e(L + 1)/2 passes to prepare; as many of the retain data where a request hits every first slice."""
         if recipe is None:
             return {}
         whole = self.epochs(recipe) * (self.slices + 1) / 2
+        return {"train": whole} if phase == "prepare" else {"retain": whole if self.retrain else 0.0}
+
+    def work(self, phase: str, recipe: Recipe | None, classes: int) -> dict[str, float]:
+        """Return what the passes cost; to unlearn, the (2/3 + 1/(3L))e′/m passes that one sample costs on average."""
+        found = self.passes(phase, recipe)
         if phase == "prepare":
-            return {"train": whole}
-        return {"retain": whole * (2 / 3 + 1 / (3 * self.slices)) / self.shards if self.retrain else 0.0}
+            return found
+        return {name: n * (2 / 3 + 1 / (3 * self.slices)) / self.shards for name, n in found.items()}
 
     def orders(self, session: Session) -> Sequences:
         """Return one order a shard: the slices as they are numbered."""

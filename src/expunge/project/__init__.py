@@ -440,7 +440,12 @@ def task_of(section: TaskSection) -> Task:
         return Quantile(quantiles=tuple(section.quantiles))
     if section.kind == "regression":
         return Regression(error=section.error)
-    plain = {"classification": Classification, "binary": Binary, "multilabel": MultiLabel, "causal_lm": CausalLM}
+    plain: dict[str, type[Task]] = {
+        "classification": Classification,
+        "binary": Binary,
+        "multilabel": MultiLabel,
+        "causal_lm": CausalLM,
+    }
     return plain[section.kind]()
 
 

@@ -118,7 +118,7 @@ def known(name: str, network: str | None = None, limit: int | None = None) -> Kn
     _check_name(name)
     if name in named.NAMED:
         spec = named.NAMED[name]
-        shape, size = _shape(spec, network), spec.size if limit is None else min(limit, spec.size)
+        shape, size = named.shape_of(spec, network), spec.size if limit is None else min(limit, spec.size)
         _check_fit(shape, spec.classes, network, limit)
         counts = tuple(size // spec.classes * len(members) for members in spec.targets)
         values = {"superclass": tuple(spec.groups or ()), "fine": tuple(map(str, range(spec.classes)))}
@@ -158,7 +158,7 @@ def load(
         name: see `datasets`.
         network: see `networks.names`; the data set's own by default.
         data_dir: folder of data sets, and of pretrained networks in ``models/``; default the environment variable
-            EXPUNGE_DATA.
+            EXPUNGE_DATA. Pretrained networks may lie elsewhere, where EXPUNGE_MODELS says.
         limit: training samples to take, with half as many for test and an eighth for holdout: balanced by class where
             there is one output a class, at one stride where they are windows of a series, else whatever they are.
         seed: of that draw.
@@ -172,11 +172,11 @@ def load(
     _check_name(name)
     if name in named.NAMED:
         folder = named.folder_of(data_dir)
-        models = None if folder is None else folder / "models"
         spec = named.NAMED[name]
         _check_limit(limit, spec.classes)
         network = network or spec.network
-        build = networks.factory(network, _shape(spec, network), spec.outputs, models=models)
+        shape = named.shape_of(spec, network)
+        build = networks.factory(network, shape, spec.outputs, models=named.models_of(folder))
         found = named.load(name, network, folder, limit, seed)
         parts = found.train, found.holdout, found.test
         return Problem(name, network, *parts, Classification(), recipe(name, network), build, found.classes)
@@ -184,22 +184,19 @@ def load(
         filed = FILED[name]
         _check_limit(limit, len(filed.classes))
         network = network or filed.network
-        build = networks.factory(network, filed.shape, filed.outputs)
-        splits = filed.read(name, named.folder_of(data_dir), limit, seed)
+        folder = named.folder_of(data_dir)
+        build = networks.factory(network, filed.shape, filed.outputs, models=named.models_of(folder))
+        splits = filed.read(name, folder, limit, seed)
         return Problem(name, network, *splits, filed.task, recipe(name, network), build, filed.classes)
     own = EMBEDDED[name]()
     _check_limit(limit, max(1, len(own.classes)))
     network = network or own.network
-    build = networks.factory(network, own.shape, own.outputs)
+    models = named.models_of(named.folder_of(data_dir)) if network in networks.PRETRAINED else None
+    build = networks.factory(network, own.shape, own.outputs, models=models)
     most = [None] * 3 if limit is None else [limit, limit // 8, limit // 2]
     whole = zip((own.train, own.holdout, own.test), most, strict=True)
     train, holdout, test = (_part(own, d, n, name, seed) for d, n in whole)
     return Problem(name, network, train, holdout, test, own.task, recipe(name, network), build, own.classes)
-
-
-def _shape(spec: named.Named, network: str | None) -> tuple[int, ...]:
-    """Return the shape of inputs that a data set gives a network."""
-    return networks.BASE_SHAPE if network == networks.BASE and len(spec.shape) == 3 else spec.shape
 
 
 def _check_name(name: str) -> None:

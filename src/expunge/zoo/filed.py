@@ -1,15 +1,16 @@
-"""Data sets of files whose targets are numbers, or one of two: what is known of them before a file is opened."""
+"""Data sets of files whose targets are numbers, one of two, or a half's classes: known before a file is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from expunge.data import Data
-from expunge.task import Binary, Quantile, Regression, Task
-from expunge.zoo import ett, rows
+from expunge.task import Binary, Classification, Quantile, Regression, Task
+from expunge.zoo import ett, halves, named, rows
 
 Read = Callable[[str, Path | None, int | None, int], tuple[Data, Data, Data]]
 
@@ -27,7 +28,7 @@ class Filed:
         network: the default one.
         size: training samples as published.
         columns: of its data.
-        classes: names of the two classes; none for numbers.
+        classes: their names; none for numbers.
         counts: training samples of each class, from their number; none for numbers.
     """
 
@@ -75,9 +76,31 @@ STSB = Filed(
     size=5_749,
     columns=("sentence1", "sentence2"),
 )
+FASHION = ("T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def _half(name: str, hub: str | None, shape: tuple[int, ...], size: int, names: tuple[str, ...]) -> Filed:
+    return Filed(
+        read=halves.load,
+        hub=hub,
+        shape=shape,
+        outputs=5,
+        task=Classification(),
+        network="vit",
+        size=size,
+        columns=("label",),
+        classes=tuple(names[c] for c in halves.HALVES[name.rpartition("_")[2]]),
+        counts=partial(halves.counts, name),
+    )
+
+
 FILED: dict[str, Filed] = {
     "credit": CREDIT,
+    "digits_private": _half("digits_private", None, (1, 8, 8), 585, tuple("0123456789")),
+    "digits_public": _half("digits_public", None, (1, 8, 8), 583, tuple("0123456789")),
     "ett": ETT,
     "ett_mean": replace(ETT, outputs=(ett.AFTER,), task=Regression()),
+    "fashion_mnist_private": _half("fashion_mnist_private", named.FASHION.hub, (1, 28, 28), 30_000, FASHION),
+    "fashion_mnist_public": _half("fashion_mnist_public", named.FASHION.hub, (1, 28, 28), 30_000, FASHION),
     "stsb": STSB,
 }

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from expunge.data import Data
 from expunge.errors import Incompatible, UserError
+from expunge.extras import imported
 from expunge.seeds import seed as named_seed
 from expunge.sources import ArraySource
 from expunge.tables import Columns, Image, class_names, hashed_words, read_hub, read_parquet, to_data
-from expunge.zoo.networks import BASE, BASE_SHAPE, Tokens
+from expunge.zoo.networks import BASE, BASE_SHAPE, MINILM, MINILM_SHAPE, Tokens
 
 ENVIRONMENT = "EXPUNGE_DATA"
+MODELS = "EXPUNGE_MODELS"
 TOKENS = Tokens(length=64, vocabulary=8192)
 Groups = Mapping[str, tuple[int, ...]]
 
@@ -202,6 +204,21 @@ def folder_of(data_dir: Path | None) -> Path | None:
     return None if place is None else Path(place)
 
 
+def models_of(folder: Path | None) -> Path | None:
+    """Return the folder of pretrained networks: of the variable EXPUNGE_MODELS, or ``models`` of the data folder.
+
+    Raises:
+        UserError: the variable names no folder.
+    """
+    named = os.environ.get(MODELS)
+    if named and not Path(named).is_dir():
+        got = "a file" if Path(named).exists() else "nothing there"
+        raise UserError(f"a folder of pretrained networks {named} ({MODELS})", got, "name the folder above them")
+    if named:
+        return Path(named)
+    return None if folder is None else folder / "models"
+
+
 def balanced(labels: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
     """Return ``n`` rows, in order, with as many of each class as there are; a smaller draw is part of a larger one."""
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -227,7 +244,7 @@ def load(name: str, network: str, data_dir: Path | None, limit: int | None, seed
     """
     spec = NAMED[name]
     train, test = (table(name, spec.folder, spec.hub, split, data_dir) for split in ("train", "test"))
-    columns = _columns(spec, network)
+    columns = _columns(spec, network, data_dir)
     names = class_names(train, columns)
     labels = {"train": _labels(train, spec, names, "train"), "test": _labels(test, spec, names, "test")}
     held = balanced(labels["test"], round(len(test) / 5), named_seed("zoo", name, "holdout"))
@@ -244,7 +261,7 @@ def load(name: str, network: str, data_dir: Path | None, limit: int | None, seed
         data = to_data(taken, replace(columns, classes=names), name=part)
         ids = [f"{name}/{split}/{i}" for i in at]
         parts[part] = _described(data, spec, names, ids)
-    shape = BASE_SHAPE if network == BASE else spec.shape
+    shape = shape_of(spec, network)
     outputs = tuple(spec.groups) if spec.grouped and spec.groups is not None else names
     return Loaded(parts["train"], parts["holdout"], parts["test"], shape, outputs)
 
@@ -269,7 +286,18 @@ def table(name: str, folder: str, hub: str | None, split: str, data_dir: Path | 
     return read_hub(hub, split)
 
 
-def _columns(spec: Named, network: str) -> Columns:
+def shape_of(spec: Named, network: str | None) -> tuple[int, ...]:
+    """Return the shape of inputs that a data set gives a network: pretrained ones have theirs."""
+    if network == MINILM and isinstance(spec.shape, Tokens):
+        return MINILM_SHAPE
+    return BASE_SHAPE if network == BASE and len(spec.shape) == 3 else spec.shape
+
+
+def _columns(spec: Named, network: str, data_dir: Path | None) -> Columns:
+    if isinstance(spec.shape, Tokens) and network == MINILM:
+        words = imported("expunge.zoo.minilm", package="transformers", extra="hf")
+        text = words.tokeniser(MINILM_SHAPE.length, models_of(data_dir))
+        return Columns(inputs=(spec.inputs,), target=spec.label, text=text)
     if isinstance(spec.shape, Tokens):
         return Columns(inputs=(spec.inputs,), target=spec.label, text=hashed_words(*spec.shape))
     channels, height, width = spec.shape

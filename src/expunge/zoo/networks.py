@@ -17,6 +17,8 @@ from expunge.zoo.tabular import Table, Tabular
 
 BASE = "vit-base-patch16-224"
 BASE_SHAPE = (3, 224, 224)
+MINILM = "minilm"
+PUBLIC = "vit_public"
 LENET = 12  # pixels a side at least, so that something is left after two convolutions and poolings
 
 
@@ -42,6 +44,9 @@ class Pair(NamedTuple):
 
     length: int
     vocabulary: int
+
+
+MINILM_SHAPE = Tokens(length=64, vocabulary=30_522)  # in the checkpoint's own words
 
 
 class MLP(nn.Module):
@@ -214,9 +219,14 @@ NETWORKS: Mapping[str, Callable[[Any, Any], nn.Module]] = {
     "lstm_forecast": LSTMForecast,
     "tabular": Tabular,
 }
-TRANSFORMERS = ("text", "text_pair", "vit", BASE)
+TRANSFORMERS = ("text", "text_pair", "vit", BASE, MINILM, PUBLIC)
+PRETRAINED: Mapping[str, tuple[str, str]] = {  # module and function of networks that read a checkpoint
+    BASE: ("transformer", "vit_base"),
+    MINILM: ("minilm", "minilm"),
+    PUBLIC: ("public", "vit_public"),
+}
 OWN: Mapping[type, tuple[str, ...]] = {  # networks that take inputs of one kind alone
-    Tokens: ("text",),
+    Tokens: ("text", MINILM),
     Pair: ("text_pair",),
     Window: ("linear_forecast", "lstm_forecast"),
     Table: ("tabular",),
@@ -228,6 +238,8 @@ WANTS = {
     "lenet": f"images of {LENET} pixels a side or more",
     "tabular": "rows of a table",
     BASE: f"images of shape {BASE_SHAPE}",
+    MINILM: "texts in its own words",
+    PUBLIC: "images",
     **dict.fromkeys(OWN[Window], "windows of series"),
 }
 
@@ -244,7 +256,8 @@ def names() -> list[str]:
 def fits(name: str, shape: tuple[Any, ...]) -> bool:
     """Return whether a network takes inputs of a shape: those of `OWN` theirs alone, others images, ``mlp`` numbers."""
     if type(shape) in OWN or any(name in own for own in OWN.values()):
-        return name in OWN.get(type(shape), ())
+        own = name in OWN.get(type(shape), ())
+        return own and (shape == MINILM_SHAPE) == (name == MINILM)  # no other network reads its words
     if name == BASE:
         return tuple(shape) == BASE_SHAPE
     if name == "lenet" and len(shape) == 3:
@@ -267,14 +280,14 @@ def build(name: str, shape: tuple[Any, ...], outputs: int | tuple[int, ...], mod
     """Return the network before training, drawn from torch's random state; arguments as of `factory`."""
     if name in NETWORKS:
         return NETWORKS[name](shape, outputs)
-    found = _transformer()
-    if name == BASE:
-        return found.vit_base(shape, outputs, models)  # type: ignore[no-any-return]
-    return getattr(found, name)(shape, outputs)  # type: ignore[no-any-return]
+    if name in PRETRAINED:
+        module, function = PRETRAINED[name]
+        return getattr(_transformer(module), function)(shape, outputs, models)  # type: ignore[no-any-return]
+    return getattr(_transformer(), name)(shape, outputs)  # type: ignore[no-any-return]
 
 
-def _transformer() -> Any:
-    return imported("expunge.zoo.transformer", package="transformers", extra="hf")
+def _transformer(module: str = "transformer") -> Any:
+    return imported(f"expunge.zoo.{module}", package="transformers", extra="hf")
 
 
 def factory(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.train import Recipe
-from expunge.zoo.networks import BASE
+from expunge.zoo.networks import BASE, MINILM, PUBLIC
 
 # Epochs and milestones of Selective Synaptic Dampening's published runs (J. Foster, S. Schoepf and A. Brintrup, 2024,
 # https://arxiv.org/abs/2308.07707); those without an entry take CIFAR-10's.
@@ -44,6 +44,12 @@ def recipe(name: str, network: str) -> Recipe:
     if network == "vit":
         epochs = 60 if name == "orl_faces" else 30
         return Recipe(epochs=epochs, lr=1e-3, optimizer="adamw", weight_decay=0.05, warmup=2, clip=1.0, flip=flip)
+    if network == PUBLIC:
+        return Recipe(epochs=10, batch_size=32, lr=1e-3, optimizer="adamw", weight_decay=0.0, clip=1.0)
+    if network == MINILM:
+        return Recipe(
+            epochs=3, batch_size=32, lr=1e-4, optimizer="adamw", weight_decay=0.01, schedule="linear", clip=1.0
+        )
     if network in ("linear_forecast", "lstm_forecast"):
         rate = 5e-3 if network == "linear_forecast" else 1e-2
         return Recipe(epochs=10, lr=rate, optimizer="adamw", weight_decay=0.0, clip=1.0)

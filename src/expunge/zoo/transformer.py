@@ -45,12 +45,12 @@ def vit(shape: tuple[int, ...], outputs: int) -> nn.Module:
         image_size=(height, width),
         patch_size=patch,
         num_channels=channels,
-        **_plain(outputs),
+        **plain(outputs),
     )
     return transformers.ViTForImageClassification(config)
 
 
-def _plain(outputs: int) -> dict[str, Any]:
+def plain(outputs: int) -> dict[str, Any]:
     """Return what the small networks' configurations share."""
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return {"num_labels": outputs, "attn_implementation": "eager", **off}
@@ -76,7 +76,7 @@ def vit_base(shape: tuple[int, ...], outputs: int, models: Path | None) -> nn.Mo
     local = None if models is None else models / HUB.partition("/")[2]
     place = HUB if local is None or not local.is_dir() else str(local)
     try:
-        with _quiet():
+        with quiet():
             found = transformers.ViTForImageClassification.from_pretrained(
                 place, num_labels=outputs, ignore_mismatched_sizes=True, attn_implementation="eager"
             )
@@ -85,15 +85,20 @@ def vit_base(shape: tuple[int, ...], outputs: int, models: Path | None) -> nn.Mo
         folder = "models/vit-base-patch16-224"
         remedy = f"go online, or put the checkpoint in {folder} of the folder named by --data-dir or EXPUNGE_DATA"
         raise UserError(f"the pretrained network {place}", lines[0].rstrip(".: "), remedy) from error
-    head = nn.Linear(found.config.hidden_size, outputs)  # the checkpoint's own head may have K outputs too
-    nn.init.trunc_normal_(head.weight, std=found.config.initializer_range)
+    return headed(found, outputs)
+
+
+def headed(model: Any, outputs: int) -> nn.Module:
+    """Return a pretrained ViT in train mode under a head of K outputs drawn anew: its own may have K outputs too."""
+    head = nn.Linear(model.config.hidden_size, outputs)
+    nn.init.trunc_normal_(head.weight, std=model.config.initializer_range)
     nn.init.zeros_(head.bias)
-    found.classifier = head
-    return found.train()  # type: ignore[no-any-return]
+    model.classifier = head
+    return model.train()  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the library's bar and its remark that the head is new."""
     logger, show = logging.getLogger("transformers"), transformers.utils.logging.is_progress_bar_enabled()
     level = logger.level
@@ -146,6 +151,6 @@ def _bert(length: int, vocabulary: int, types: int, outputs: int) -> nn.Module:
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=128,
-        **_plain(outputs),
+        **plain(outputs),
     )
     return transformers.BertForSequenceClassification(config)
