@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -41,6 +42,14 @@ COVERS = (
     "seeds, gives the same bits on a CPU. What the network before training knows, and exact or near copies under "
     "other ids, lie outside of that."
 )
+
+
+Line = tuple[tuple[str, str], ...]
+
+
+def line_of(book: Book, shard: int, prefix: Sequence[int]) -> Line:
+    """Return what the network after a stage is made of: names and digests of the stages up to it."""
+    return tuple((name, book.stages[name].tensors) for name in book.line(stage_name(shard, prefix)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +212,7 @@ class Sharded(Checked):
             recipe = self.same_recipe(session, book)
             book, work = self._trained(session, model.base, book, data, recipe, again, values)
         self._tell(session, before, book, lost, work)
-        made = self._ended(session, model.base, book, values)
+        made = self._ended(session, model.base, book, values, self._standing(model, before))
         if work is not None:
             work.clear()
         return made
@@ -240,7 +249,14 @@ class Sharded(Checked):
         """Return what serves, by the name of its member: of each shard its deepest live sequence."""
         return {str(shard): one for shard, one in enumerate(book.plan()) if one is not None}
 
-    def assembled(self, base: nn.Module, book: Book, values: Values, how: str) -> Ensemble:
+    def assembled(
+        self,
+        base: nn.Module,
+        book: Book,
+        values: Values,
+        how: str,
+        standing: Mapping[Line, nn.Module] = MappingProxyType({}),
+    ) -> Ensemble:
         """Return the ensemble of what a record says is served.
 
         Args:
@@ -248,6 +264,7 @@ class Sharded(Checked):
             book: the record.
             values: tensors of stages, as in a state.
             how: the rule; see `expunge.exact.ensemble.rule`.
+            standing: members on this base that were made of the same stages already, by their `line_of`.
 
         Raises:
             CorruptArtefact: a stage's tensors are not those of the record.
@@ -256,13 +273,28 @@ class Sharded(Checked):
         members = {}
         for name, (order, depth) in self.served(book).items():
             shard = int(name.partition("-")[0])
-            stages = [checked(book, stage_name(shard, order[:k]), values) for k in range(1, depth + 1)]
-            members[name] = self.member(base, book.config, stages)
+            known = standing.get(line_of(book, shard, order[:depth])) if standing else None
+            if known is None:
+                stages = [checked(book, stage_name(shard, order[:k]), values) for k in range(1, depth + 1)]
+                known = self.member(base, book.config, stages)
+            members[name] = known
         if not members:
             raise UserError("a shard with something left to serve", "none", "pass retain data and the recipe")
         return Ensemble(base, members, how)
 
-    def _ended(self, session: Session, base: nn.Module, book: Book, values: Values) -> tuple[nn.Module, State]:
+    def _standing(self, model: Ensemble, book: Book) -> dict[Line, nn.Module]:
+        """Return the members of an ensemble by what they were made of, as the record says that it stands."""
+        every = self.served(book).items()
+        return {line_of(book, int(n.partition("-")[0]), o[:k]): model.members[n] for n, (o, k) in every}
+
+    def _ended(
+        self,
+        session: Session,
+        base: nn.Module,
+        book: Book,
+        values: Values,
+        standing: Mapping[Line, nn.Module] = MappingProxyType({}),
+    ) -> tuple[nn.Module, State]:
         """Return ensemble and state of a record that was held to what is served."""
         reads = np.zeros(len(book.id), dtype=np.bool_)
         for name, one in self.served(book).items():  # a shard may be answered for by several sequences
@@ -270,7 +302,7 @@ class Sharded(Checked):
             book.check(plan)
             reads |= book.closure(plan)
         how = rule(self.aggregate, session.task)
-        made = self.assembled(base, book, values, how).to(session.runtime.torch_device).eval()
+        made = self.assembled(base, book, values, how, standing).to(session.runtime.torch_device).eval()
         depths = [0 if one is None else one[1] for one in book.plan()]
         session.record("depths", depths)
         session.record("trained_on", int(reads.sum()))
