@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.errors import UserError
 from expunge.methods import load
 from expunge.plan import PROBE, plan
 from expunge.scenario import forget_class
@@ -78,6 +79,16 @@ def test_what_is_missing_is_told_and_no_time(name: str, without: str, text: str,
     values = {k: v for k, v in given(wide).items() if k != without}
     found = plan(load(name)(), "unlearn", wide.model, wide.task, given=values, runtime=QUIET)
     assert text in found.problem
+    assert found.seconds is None
+
+
+def test_a_network_before_training_that_nobody_can_build_is_told(wide: World) -> None:
+    def unsaid() -> nn.Module:
+        raise UserError("the network before training", "none", "say it")
+
+    values = {**given(wide), "new_model": unsaid}
+    found = plan(load("retrain")(), "unlearn", wide.model, wide.task, given=values, runtime=QUIET)
+    assert found.problem == "Expected the network before training, got none: say it."
     assert found.seconds is None
 
 

@@ -16,6 +16,7 @@ from expunge.method import SETS, Method, See
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.task import Task
+from expunge.tensors import isolated_rng
 from expunge.train import Recipe, fit
 from expunge.unlearn import check, prepare, unlearn
 
@@ -109,6 +110,9 @@ def plan(
     try:
         with quiet.agreed():
             check(method, phase, model, task, given)
+            if needs.fresh and "fresh" in needs.required() and callable(given.get("new_model")):
+                with isolated_rng(seed):
+                    given["new_model"]()  # one that nobody said how to build says so when it is called
             if method.whole and seen:
                 start = private(method.stored(model)).requires_grad_(True)
         probe(min(8, size))  # the first call pays for what is done once: kernels chosen, modules imported

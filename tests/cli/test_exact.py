@@ -12,7 +12,8 @@ import torch
 from expunge.exact.server import Server
 from expunge.folders import Folder
 from expunge.method import State
-from projects import shop
+from expunge.tensors import save_weights
+from projects import Small, shop
 from shell import expunge, sentence
 
 
@@ -85,6 +86,29 @@ def test_a_store_that_the_shell_wrote_is_served(place: Path, tmp_path: Path):
     assert code == 0, err
 
 
+def test_another_network_before_training_fails_the_audit_and_is_not_stored(place: Path, tmp_path: Path):
+    where = tmp_path / "shop"
+    shutil.copytree(place, where)
+    save_weights(where / "gone" / "model.safetensors", Small(), {}, overwrite=True)
+    code, out, _ = expunge("exact", "audit", "gone", cwd=where)
+    assert code == 3
+    assert "The weights of the network before any stage are not those that training began from." in out
+    code, _, err = expunge("exact", "store", "gone", "-o", "store", cwd=where)
+    assert code == 2
+    assert "the network that training began from in gone, got another: restore" in sentence(err)
+    assert not (where / "store").exists()
+
+
+def test_a_plan_says_no_size_that_it_does_not_know(place: Path):
+    code, out, err = expunge("--json", "prepare", "-o", "other", "--plan", cwd=place)
+    assert code == 0, err
+    assert [row["bytes"] for row in json.loads(out)["files"]][1:] == [None, None]
+    (place / "other.txt").write_text("105\n")
+    code, out, err = expunge("--json", "forget", "--ids", "other.txt", "--plan", cwd=place)
+    assert code == 0, err
+    assert json.loads(out)["files"][0]["bytes"] == 4 * (3 * 8 + 8 + 8 * 3 + 3)  # one network, not one a shard
+
+
 def test_bad_words_are_refused_in_a_sentence(place: Path, tmp_path: Path):
     code, _, err = expunge("exact", "replay", "gone", "--stage", "7/0", cwd=place)
     assert code == 2
@@ -101,10 +125,15 @@ def test_bad_words_are_refused_in_a_sentence(place: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("command", "text"),
-    [("audit", "Exit code 3: something is not so"), ("replay", "OMP_NUM_THREADS"), ("store", "adapters that peft")],
+    [
+        ("", "Exit codes: 0 done"),
+        ("audit", "Exit code 3: something is not so"),
+        ("replay", "OMP_NUM_THREADS"),
+        ("store", "adapters that peft"),
+    ],
 )
 def test_the_help_of_each_command_teaches(command: str, text: str, tmp_path: Path):
-    code, out, _ = expunge("exact", command, "--help", cwd=tmp_path)
+    code, out, _ = expunge("exact", *command.split(), "--help", cwd=tmp_path)
     assert code == 0
     assert text in " ".join(out.replace("│", " ").split())
     assert "Raises" not in out

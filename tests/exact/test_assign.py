@@ -6,7 +6,7 @@ import torch
 
 from expunge.data import Data
 from expunge.errors import UserError
-from expunge.exact.assign import assigned, astray, key, twins
+from expunge.exact.assign import assigned, astray, key, taught, twins
 
 
 def data(n=60, **columns):
@@ -50,10 +50,41 @@ def test_an_owner_with_two_bands_is_refused():
         assigned(every, 1, 2, 0, owner="subject", band="likely")
 
 
-@pytest.mark.parametrize(("value", "remedy"), [("often", "say for each"), (2, "raise slices"), (0.5, "raise slices")])
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [("often", "say for each"), (2, "raise slices"), (0.5, "raise slices"), (float("inf"), "say for each")],
+)
 def test_a_band_that_is_no_slice_is_refused(value, remedy):
     with pytest.raises(UserError, match=rf"whole numbers from 0 to 1 in column 'likely', got .*{remedy}"):
         assigned(data(likely=[value] * 60), 1, 2, 0, band="likely")
+
+
+class Missing:
+    """As the NA of tables: equal to nothing, and neither true nor false."""
+
+    def __eq__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("nobody", [None, "", float("nan"), Missing()])
+def test_an_owner_that_is_nobody_is_refused(nobody):
+    with pytest.raises(UserError, match="an owner of each sample in column 'who', got none for train/0"):
+        assigned(data(who=[nobody, *map(str, range(59))]), 1, 2, 0, owner="who")
+
+
+def test_what_a_sample_teaches_is_its_weight_too():
+    x, y = torch.arange(3.0)[:, None], torch.zeros(3).long()
+    plain, ones = Data.from_arrays(x, y), Data.from_arrays(x, y, weight=[1, 1, 1])
+    weighed = Data.from_arrays(x, y, weight=[1, 2, 0.5])
+    assert taught(plain, b"k").tolist() == taught(ones, b"k").tolist()
+    assert (taught(plain, b"k") == taught(weighed, b"k")).tolist() == [True, False, False]
+    part = weighed.subset(["train/2", "train/0"])
+    assert taught(part, b"k").tolist() == taught(weighed, b"k")[[2, 0]].tolist()
 
 
 def test_a_missing_owner_or_column_is_refused():

@@ -108,6 +108,8 @@ def test_what_members_share_is_in_memory_once_wherever_the_module_goes():
         assert "base.first.weight" in names
         assert "members.0.first.weight" not in names
         assert "members.2.second.weight" in names
+        assert all(m.norm.running_mean is other.base.norm.running_mean for m in [first, *rest])
+        assert names == list(made.state_dict())
     assert weights_digest(copy.deepcopy(made)) == weights_digest(made)
 
 

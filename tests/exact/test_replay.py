@@ -190,6 +190,15 @@ def test_the_audit_finds_tensors_and_files_of_revoked_stages(tmp_path: Path):
         assert not file.exists()
 
 
+def test_the_audit_holds_the_network_before_any_stage_to_the_record_where_it_is_given():
+    made = case("sisa")
+    assert audit(made.ready.state, made.base).clean
+    other = made.base
+    torch.nn.init.zeros_(next(other.parameters()))
+    want = ("The weights of the network before any stage are not those that training began from.",)
+    assert audit(made.ready.state, other).faults == want
+
+
 def test_a_broken_chain_is_refused():
     state = case("sisa").ready.state
     lines = [dict(line) for line in state.meta[ENTRIES]]
@@ -223,24 +232,29 @@ def _shifted(module: torch.nn.Module) -> None:
         torch.nn.init.constant_(p, 0.25)
 
 
-def big() -> Data:
+def big(*shape: int) -> Data:
     draw = torch.Generator().manual_seed(5)
-    return Data.from_arrays(torch.randn(200, 5, generator=draw), torch.randint(0, 3, (200,), generator=draw))
+    return Data.from_arrays(torch.randn(200, *shape, generator=draw), torch.randint(0, 3, (200,), generator=draw))
 
 
-def trained(folder: Path, train: Data) -> State:
+def trained(name: str, folder: Path, train: Data) -> State:
     """Prepare with each stage kept in a folder until the end."""
-    made = case("sisa")
+    made = case(name)
     runtime = Runtime(progress=False, device="cpu", workdir=folder, checkpoint_every=0)
-    return prepare(made.method, network("sisa"), TASK, train=train, **{**_how(made), "runtime": runtime}).state
+    return prepare(made.method, network(name), TASK, train=train, **{**_how(made), "runtime": runtime}).state
 
 
-def test_training_killed_twenty_times_ends_as_if_it_never_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("name", "shape"), [("sisa", (5,)), pytest.param("s3t", (1, 4, 4), marks=pytest.mark.slow)], ids=["sisa", "s3t"]
+)
+def test_training_killed_twenty_times_ends_as_if_it_never_was(
+    name: str, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # what a process wrote outlasts its being killed without it
-    train, draw, folder = big(), random.Random(11), tmp_path / "killed"
-    whole = trained(tmp_path / "whole", train)
+    train, draw, folder = big(*shape), random.Random(11), tmp_path / "killed"
+    whole = trained(name, tmp_path / "whole", train)
     begun = time.perf_counter()
-    assert recorded(trained(tmp_path / "whole", train)).manifest == recorded(whole).manifest
+    assert recorded(trained(name, tmp_path / "whole", train)).manifest == recorded(whole).manifest
     takes = time.perf_counter() - begun
     kept, ended = list[int](), False
     while len(kept) < 20 or not ended:
@@ -248,7 +262,7 @@ def test_training_killed_twenty_times_ends_as_if_it_never_was(tmp_path: Path, mo
         def work(wait: float) -> None:
             timer = threading.Timer(wait, die)
             timer.start()
-            state = trained(folder, train)
+            state = trained(name, folder, train)
             timer.cancel()
             state.save(tmp_path / "state.safetensors", overwrite=True)
 

@@ -508,6 +508,31 @@ def test_a_deletion_in_one_shard_leaves_every_byte_of_the_others(name: str, tmp_
         assert {p: p.read_bytes() for p in (tmp_path / "store" / "shard1").rglob("*") if p.is_file()} == then
 
 
+def test_members_that_a_deletion_leaves_alone_are_taken_over_and_a_shard_is_synced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, synced = case("s3t_all"), list[str]()
+    fsync = os.fsync
+
+    def members(server: Server) -> dict[Any, nn.Module]:
+        return {(name[0], order[:k]): server.module.members[name] for name, (order, k) in server.served.items()}
+
+    with made.server(tmp_path / "store") as server:
+        before = members(server)
+        monkeypatch.setattr(
+            os, "fsync", lambda file: [fsync(file), synced.append(os.readlink(f"/proc/self/fd/{file}"))]
+        )
+        receipt = server.delete(made.slice_of(0, 2)[:1])
+        after = members(server)
+    assert len(receipt.revoked) == 6
+    assert set(after) - set(before) == {("0", (0, 1)), ("0", (1,))}
+    assert [line for line in after if line in before and after[line] is before[line]] == [
+        line for line in after if line in before
+    ]
+    assert len([path for path in synced if path.endswith("shard0")]) == 1
+    assert len(synced) == 12  # queue 3, new as it is; twice manifest and record, 3 each; table 2; the shard's folder
+
+
 @BOTH
 def test_when_nothing_is_left_to_serve_the_receipt_asks_for_training_anew(name: str, tmp_path: Path):
     made = case(name)

@@ -11,9 +11,10 @@ import torch
 
 from expunge.errors import CorruptArtefact, Incompatible, UserError
 from expunge.exact import journal
+from expunge.exact.book import ExactnessBroken
 from expunge.exact.replay import audit
 from expunge.exact.server import Server
-from expunge.exact.store import BOOK, MANIFEST, Store, recorded
+from expunge.exact.store import BOOK, MANIFEST, QUEUE, Store, reached, recorded
 from expunge.extras import imported
 from expunge.method import State
 from expunge.unlearn import serve, unlearn
@@ -182,6 +183,38 @@ def test_an_altered_record_is_refused(file: str, text: str, tmp_path: Path):
         path.write_text("".join(lines))
     with pytest.raises(CorruptArtefact, match=text):
         Store.open(tmp_path / "store")
+
+
+def test_lines_of_something_else_and_a_lost_table_are_refused_in_a_sentence(tmp_path: Path):
+    made = case("sisa")
+    for number, (file, text, match) in enumerate(
+        [
+            (MANIFEST, "{}\n" * 7, "7 entries in .*manifest.jsonl as committed, got 7 of them or others"),
+            (QUEUE, '{"request": 1}\n', "requests and receipts alone in .*queue.jsonl, got another in line 1"),
+            (QUEUE, '{"step": "asked", "request": 1}\n', "requests and receipts alone in .*, got another in line 1"),
+            ("table", "", "the table .*table-.*, got none: restore the folder"),
+        ]
+    ):
+        folder = made.store(tmp_path / f"store{number}").folder
+        if file == "table":
+            next(folder.glob("table-*")).unlink()
+        else:
+            (folder / file).write_text(text)
+        with pytest.raises(CorruptArtefact, match=match):
+            audit(Store.open(folder))
+        with pytest.raises(CorruptArtefact, match=match):
+            made.server(folder)
+
+
+def test_each_member_that_is_served_is_held_to_the_record(tmp_path: Path):
+    made = case("s3t_all")
+    book = made.store(tmp_path / "store").book
+    served = made.method.served(book)
+    assert len(reached(book, served)[0]) == 18
+    gone = book.after(made.slice_of(0, 1)[:1])
+    with pytest.raises(ExactnessBroken, match=r"Stage 0/0-1 is served, and it is revoked"):
+        reached(gone, served)  # the deepest sequence of each shard is not all that answers
+    assert len(reached(gone, made.method.served(gone))[0]) < 18
 
 
 def test_a_manifest_that_is_shorter_than_committed_is_refused(tmp_path: Path):

@@ -252,6 +252,46 @@ def test_retain_data_and_recipe_are_held_to_what_was_prepared(ready):
         forget(ready, gone, method=replace(SISA, slices=2))
 
 
+def test_other_weights_of_the_samples_are_other_content(model):
+    x, y = TRAIN.read(range(48)).inputs, TRAIN.targets()
+    heavy = Data.from_arrays(x, y, weight=[2.0] * 48)
+    now = made(model, heavy)
+    gone = of(now.state, 0, [1])[:1]
+    with pytest.raises(UserError, match=r"got other content under train/.*: pass .* with their weights"):
+        forget(now, gone, TRAIN.without(gone))
+    done = forget(now, gone, heavy.without(gone))
+    assert weights_digest(done.model) == weights_digest(made(model, heavy.without(gone)).model)
+
+
+def test_a_shard_with_a_single_sample_cannot_train_batchnorm_and_does_not_answer(ready):
+    one = of(ready.state, 0, [1])[0]
+    rest = of(ready.state, 1, [0, 1, 2])
+    done = forget(ready, [i for i in IDS if i != one and i not in rest])
+    assert list(done.model.members) == ["1"]
+    assert {s.steps for s in book(done.state).stages.values() if s.shard == 0} == {0}
+    assert book(done.state).dead() == []
+    with pytest.raises(UserError, match="a shard with something left to serve, got none: prepare anew, on more"):
+        forget(ready, [i for i in IDS if i not in (one, rest[0])])
+
+
+def test_another_task_is_refused_since_shards_would_answer_in_another_way(ready):
+    with pytest.raises(Incompatible, match="the task that sisa was prepared with, got another"):
+        unlearn(SISA, ready.model, Regression(), forget=IDS[:1], state=ready.state, runtime=QUIET)
+
+
+class Remembering(Classification):
+    """A task that keeps what it saw, which the next shard would learn from."""
+
+    def loss(self, outputs, target):
+        object.__setattr__(self, "seen", getattr(self, "seen", 0) + len(target))
+        return super().loss(outputs, target)
+
+
+def test_a_task_that_carries_values_from_stage_to_stage_is_refused(model):
+    with pytest.raises(UserError, match="a task that keeps nothing of what it sees, got one that training changed"):
+        prepare(SISA, model, Remembering(), train=TRAIN, recipe=RECIPE, runtime=QUIET)
+
+
 @pytest.mark.parametrize("at", [1, 4, 6])
 def test_a_kill_during_training_resumes_to_the_same_bits(model, ready, tmp_path, monkeypatch, at):
     calls, fit = [], sisa.fit

@@ -125,6 +125,11 @@ def test_tokens_are_drawn_from_what_stands_before_them():
     TASK.check(logits, drawn)
 
 
+def test_the_first_token_is_not_predicted_wherever_the_padding_is():
+    ids, mask = torch.tensor([[0, 0, 5, 7], [5, 7, 0, 0]]), torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]])
+    assert TASK.labels(ids, mask).tolist() == [[-100, -100, -100, 7], [5, 7, -100, -100]]
+
+
 def test_labels_refuse_a_mask_of_another_shape():
     with pytest.raises(UserError, match=r"an attention mask of the shape of the token ids, got \(2, 3\) for ids \(2, "):
         TASK.labels(torch.zeros(2, 4, dtype=torch.long), torch.ones(2, 3))

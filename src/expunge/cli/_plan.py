@@ -16,13 +16,13 @@ from expunge.plan import Plan
 from expunge.tensors import total
 
 
-def files(path: Path, model: nn.Module, state: float, names: list[str]) -> list[dict[str, Any]]:
+def files(path: Path, model: nn.Module, state: float | None, names: list[str]) -> list[dict[str, Any]]:
     """Return the files that would be written, with their sizes in bytes where they are known beforehand.
 
     Args:
         path: the folder.
         model: whose weights are written.
-        state: bytes of the state.
+        state: bytes of the state, or None.
         names: of further files.
 
     Returns:
@@ -30,7 +30,7 @@ def files(path: Path, model: nn.Module, state: float, names: list[str]) -> list[
     """
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     rows: list[dict[str, Any]] = [{"file": str(path / "model.safetensors"), "bytes": weights}]
-    rows.append({"file": str(path / "state.safetensors"), "bytes": round(state)})
+    rows.append({"file": str(path / "state.safetensors"), "bytes": None if state is None else round(state)})
     return rows + [{"file": str(path / name), "bytes": None} for name in names]
 
 

@@ -11,7 +11,10 @@ from expunge.cli._app import Options, app
 from expunge.cli._show import emit, options
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from expunge.exact.store import Store
+    from expunge.folders import Folder
     from expunge.method import State
 
 exact = typer.Typer(
@@ -22,7 +25,8 @@ exact = typer.Typer(
     "Prepare with [bold]expunge prepare -m s3t[/bold] (or sisa), delete with [bold]expunge forget[/bold]; then "
     "[bold]audit[/bold] holds the folder to its manifest and reads no data, [bold]replay[/bold] trains stages again "
     "and compares bits. [bold]store[/bold] writes a file for each stage, for expunge.exact.server, which deletes while "
-    "it serves.",
+    "it serves; once one does, destroy the folders that prepare and forget wrote, which hold the same weights.\n\n"
+    "Exit codes: 0 done, 2 bad usage or input, 3 done, and something is not as the manifest says.",
 )
 app.add_typer(exact, name="exact")
 
@@ -31,15 +35,23 @@ Kept = Annotated[Path, typer.Argument(metavar="FOLDER", help="What prepare, forg
 Written = Annotated[Path, typer.Argument(metavar="FOLDER", help="What prepare or forget wrote.")]
 
 
-def _opened(path: Path, chosen: Options) -> State | Store:
-    """Return the store in a folder, or the state in one of prepare or forget."""
+def _opened(path: Path, chosen: Options) -> tuple[State | Store, nn.Module | None]:
+    """Return the store in a folder, or state and network before any stage in one of prepare or forget."""
     from expunge.cli import _jobs
     from expunge.exact.store import BOOK, Store
     from expunge.files import there
 
     if there(path / BOOK) == "a file":
-        return Store.open(path)
-    return _jobs.opened(path, chosen).state
+        return Store.open(path, check=False), None  # the audit reads the stages
+    return _base(_jobs.opened(path, chosen))
+
+
+def _base(folder: Folder) -> tuple[State, nn.Module]:
+    """Return state and network before any stage in a folder of prepare or forget."""
+    from expunge.exact.store import recorded
+
+    recorded(folder.state)  # another method's is refused before its weights are read
+    return folder.state, folder.project.network.load(folder.path)
 
 
 @exact.command()
@@ -48,7 +60,8 @@ def audit(context: typer.Context, folder: Kept) -> None:
 
     Checked are: that no sample which anything served has read, through all it was made from, is deleted; that the table
     of deletions is that of the manifest, whose entries follow each other; that the weights of every live stage have
-    the digests of their training; that nothing of a revoked stage is left. Exit code 3: something is not so.
+    the digests of their training, and so does the network before them; that nothing of a revoked stage is left. Exit
+    code 3: something is not so.
 
     Raises:
         Exit: with 3 where there is a fault.
@@ -58,7 +71,7 @@ def audit(context: typer.Context, folder: Kept) -> None:
     from expunge.exact.replay import audit as run
 
     chosen = options(context)
-    found = run(_opened(folder, chosen))
+    found = run(*_opened(folder, chosen))
     stages = f"{found.live} live stages, {found.served} of them served, at depth {', '.join(map(str, found.depths))}"
     lines = [
         f"{stages} by shard; {found.reached} samples were read for what is served, {found.deleted} are deleted.",
@@ -126,14 +139,25 @@ def store(
     """Write a file for each stage, a table and a manifest, as expunge.exact.server serves them.
 
     Stages of s3t are adapters that peft reads. The network they belong to, the base, is the one whose weights stand in
-    FOLDER. The state in FOLDER still holds the same stages, and the server cannot delete them there: destroy it.
+    FOLDER: copy it to where it is served. The state in FOLDER still holds the same stages, and the server cannot delete
+    them there: destroy it once the server answers, with every other folder that prepare and forget wrote.
+
+    Raises:
+        Incompatible: the network in FOLDER is not the one that training began from.
     """
+    from expunge import tensors
     from expunge.cli import _jobs
-    from expunge.exact.store import Store
+    from expunge.errors import Incompatible
+    from expunge.exact.store import Store, recorded
 
     chosen = options(context)
     opened = _jobs.opened(folder, chosen)
     _jobs.apart(output, folder)
-    made = Store.create(output, opened.state, overwrite=_jobs.free(chosen, output))
+    state, base = _base(opened)
+    if tensors.weights_digest(base) != recorded(state).config["base"]:
+        remedy = "restore the folder from a copy"
+        raise Incompatible(f"the network that training began from in {folder}", "another", remedy)
+    made = Store.create(output, state, overwrite=_jobs.free(chosen, output))
     live = [s.name for s in made.book.stages.values() if s.live]
-    emit(chosen, {"stages": live}, f"Wrote {len(live)} stages: {output}")
+    said = f"The state in {folder} holds the same weights: destroy it once a server answers from {output}."
+    emit(chosen, {"stages": live}, f"Wrote {len(live)} stages: {output}", said)

@@ -113,10 +113,13 @@ def _plan(
     seed: int,
 ) -> None:
     from expunge.cli._plan import files, show, state_bytes
+    from expunge.method import Method
     from expunge.plan import plan
 
     found = plan(method, "prepare", model, place.task, given=given, runtime=runtime, seed=seed)
-    size = state_bytes(model, len(given["train"]), sums=method.prepares.required() != [])
+    size = None  # of weights that are kept in the state
+    if type(method).stored is Method.stored:
+        size = state_bytes(model, len(given["train"]), sums=method.prepares.required() != [])
     rows = files(output, model, size, ["record.json", *(["canaries.json"] if place.planted else [])])
     ids = {"ids": f"{len(given['train']):,} training samples"}
     if place.trains:

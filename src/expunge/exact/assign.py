@@ -52,10 +52,20 @@ def assigned(data: Data, shards: int, slices: int, seed: int, *, owner: str = ""
 
 def _owners(data: Data, column: str) -> list[str]:
     values = data.column(column)
-    missing = [i for i, v in zip(data.ids, values, strict=True) if v is None or v != v or id_text(v) == ""]
+    missing = [i for i, v in zip(data.ids, values, strict=True) if _nobody(v)]
     if missing:
         raise UserError(f"an owner of each sample in column '{column}'", f"none for {listing(missing)}", "name one")
     return [id_text(v) for v in values]
+
+
+def _nobody(value: object) -> bool:
+    """Return whether a value names nobody: None, an empty text, NaN, or the NA of tables, which equals not even 0."""
+    if value is None or id_text(value) == "":
+        return True
+    try:
+        return not bool(value == value)
+    except (TypeError, ValueError):  # of NA, or of several numbers, neither true nor false
+        return not hasattr(value, "__len__")
 
 
 def _bands(data: Data, column: str, slices: int, owners: list[str]) -> NDArray[np.int32]:
@@ -64,7 +74,7 @@ def _bands(data: Data, column: str, slices: int, owners: list[str]) -> NDArray[n
     for value in data.column(column):
         try:
             whole = int(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(want, repr(value), "say for each sample which slice it belongs to") from error
         if whole != float(value) or not 0 <= whole < slices:
             raise UserError(want, repr(value), "raise slices, or write other numbers")
@@ -74,6 +84,21 @@ def _bands(data: Data, column: str, slices: int, owners: list[str]) -> NDArray[n
     if odd:
         raise UserError(f"one value of '{column}' for each owner", f"several of {listing(odd)}", "give them one")
     return np.asarray(found, dtype=np.int32)
+
+
+def taught(data: Data, key: bytes) -> NDArray[np.int64]:
+    """Return a keyed 8-byte hash of what each sample teaches, (N,): of id, content, target, and a weight other than 1.
+
+    Args:
+        data: labelled samples.
+        key: at most 64 secret bytes.
+    """
+    found = data.fingerprints(key, labelled=True)[1]
+    if data.all_weights is None:
+        return found
+    weights = data.all_weights[data.positions].tolist()
+    weighed = id_hashes(key, [f"{content}/{weight!r}" for content, weight in zip(found, weights, strict=True)])
+    return np.where(np.asarray(weights) == 1, found, weighed)
 
 
 def twins(contents: NDArray[np.int64]) -> NDArray[np.int32]:

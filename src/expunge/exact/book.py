@@ -47,7 +47,7 @@ class Stage:
         parents: names of what it read besides: `BASE` and the stage before.
         samples: digest of the keyed hashes of the ids it read; see `samples_digest`.
         n: number of samples.
-        steps: optimiser steps.
+        steps: optimiser steps; 0 where it was left untrained, with too few samples.
         seed: of its training; of the run's seed, shard and prefix alone.
         layers: names of what was trained.
         tensors: digest of the trained tensors; see `tensors_digest`.
@@ -242,10 +242,10 @@ class Book:
     def live(self, shard: int) -> list[Served]:
         """Return a shard's sequences with a live stage, the deepest first, equally deep ones in their fixed order.
 
-        A stage that was left without any sample to read does not count.
+        A stage that was left untrained, with no sample to read or too few to train on, does not count.
         """
         found = [(order, self.depth(shard, order)) for order in self.sequences[shard]]
-        taught = [(o, k) for o, k in found if k and self.stages[stage_name(shard, o[:k])].n]
+        taught = [(o, k) for o, k in found if k and self.stages[stage_name(shard, o[:k])].steps]
         return sorted(taught, key=lambda one: -one[1])
 
     def plan(self) -> Plan:
@@ -253,9 +253,10 @@ class Book:
         return tuple(next(iter(self.live(shard)), None) for shard in range(self.shards))
 
     def dead(self) -> list[int]:
-        """Return the shards with samples that stay and nothing left to serve."""
+        """Return the shards with samples that stay and nothing left to serve, which training anew could bring back."""
         empty = [shard for shard, served in enumerate(self.plan()) if served is None]
-        return [shard for shard in empty if self.inside(shard, range(self.slices)).any()]
+        lost = [shard for shard in empty if any(self.depth(shard, o) < len(o) for o in self.sequences[shard])]
+        return [shard for shard in lost if self.inside(shard, range(self.slices)).any()]
 
     @property
     def failed(self) -> bool:

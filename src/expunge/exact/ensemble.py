@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,20 @@ class Ensemble(nn.Module):
         """Return the outputs of all members put together, of the shape of one member's."""
         found = [output_tensor(member(*args, **kwargs)) for member in self.members.values()]
         return combined(torch.stack(found), self.how)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Move or convert every tensor; a buffer that is shared would otherwise become one for each that shares it."""
+        every: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        for module in self.modules():
+            for kept in (module._parameters, module._buffers):
+                for name, tensor in kept.items():
+                    if tensor is not None:
+                        every.setdefault(id(tensor), []).append((kept, name))
+        super()._apply(fn, recurse)
+        for (first, own), *others in every.values():
+            for kept, name in others:
+                kept[name] = first[own]
+        return self
 
 
 def _names(module: nn.Module) -> dict[int, list[str]]:

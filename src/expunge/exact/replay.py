@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from expunge import methods, tensors
 from expunge.data import Data, id_hashes
 from expunge.errors import CorruptArtefact, Incompatible, UserError, listing
-from expunge.exact import journal
+from expunge.exact.assign import taught
 from expunge.exact.book import TENSORS, Book, ExactnessBroken, Stage, samples_digest, tensors_digest
-from expunge.exact.store import QUEUE, Store, reached, recorded, stage_tensors
+from expunge.exact.store import Store, queued, reached, recorded, stage_tensors
 from expunge.method import Session, State
 from expunge.methods._sharded import Sharded
 from expunge.runtime import Runtime
@@ -72,7 +72,7 @@ class Replayed:
         return not self.differs
 
 
-def audit(kept: State | Store) -> Audited:
+def audit(kept: State | Store, base: nn.Module | None = None) -> Audited:
     """Hold what is kept of a sharded model to its record and manifest; no data is read and nothing is trained.
 
     The samples that anything served has read, through all it was made from, are held against the deleted ones; so
@@ -81,6 +81,7 @@ def audit(kept: State | Store) -> Audited:
 
     Args:
         kept: a state of ``sisa`` or ``s3t``, or a store.
+        base: the network before any stage, where it is at hand: it is then held to the record as well.
 
     Returns:
         What was found.
@@ -92,10 +93,12 @@ def audit(kept: State | Store) -> Audited:
     book = kept.book if isinstance(kept, Store) else recorded(kept)
     served, mask, faults = _served(book)
     faults += _told(book)
+    if base is not None and tensors.weights_digest(base) != book.config["base"]:
+        faults.append("The weights of the network before any stage are not those that training began from.")
     if isinstance(kept, Store):
         faults += [f"The weights of stage {name} cannot be read: {why}" for name, why in _unread(kept)]
         faults += [f"{path} belongs to no stage that is live." for path in kept.left()]
-        lines = journal.read(kept.folder / QUEUE)
+        lines = queued(kept.folder)
         ended = {line["request"] for line in lines if line["step"] == "done"}
         waiting = {line["request"] for line in lines if line["step"] == "asked"} - ended
         if waiting:
@@ -131,7 +134,6 @@ def _told(book: Book) -> list[str]:
 def _served(book: Book) -> tuple[set[str], NDArray[np.bool_], list[str]]:
     """Return the stages that are served, the samples that they read, and what is wrong with them."""
     try:
-        book.check()
         names, mask = reached(book, _method(book).served(book))
     except ExactnessBroken as error:
         return set(), np.zeros(len(book.id), dtype=np.bool_), [str(error)]
@@ -254,10 +256,10 @@ def _reads(book: Book, stage: Stage, train: Data) -> Data:
         )
     part = train.subset(ids)
     if len(book.content):
-        now, then = part.fingerprints(book.key, labelled=True)[1], book.content[book.rows(ids)]
+        now, then = taught(part, book.key), book.content[book.rows(ids)]
         odd = [i for i, same in zip(ids, now == then, strict=True) if not same]
         if odd:
-            remedy = "pass the samples as they were trained on, untransformed and not augmented"
+            remedy = "pass the samples as they were trained on, untransformed, not augmented and with their weights"
             raise UserError(
                 "the content that was prepared under each id", f"other content under {listing(odd)}", remedy
             )

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge import methods, stamp, tensors
@@ -24,9 +25,9 @@ from expunge.exact import journal
 from expunge.exact.book import LIVE, REVOKED, Book, ExactnessBroken, Served
 from expunge.exact.ensemble import Ensemble
 from expunge.exact.receipt import CAVEATS, LEVELS, Receipt, depths, residues
-from expunge.exact.store import QUEUE, Store, fallen, hold, needed, reached
+from expunge.exact.store import QUEUE, Store, fallen, hold, needed, queued, reached
 from expunge.method import State
-from expunge.methods._sharded import Sharded
+from expunge.methods._sharded import Line, Sharded, line_of
 from expunge.task import Task
 
 log = logging.getLogger(__name__)
@@ -39,12 +40,14 @@ class Plan:
     Args:
         book: the record, without stages whose files are damaged.
         served: by member, its sequence and how many leading stages of it.
+        reads: (N,) samples of the table that any member was trained on, through all it was made from.
         module: the members as one network; None where nothing is left.
         readers: one mark for each prediction under way.
     """
 
     book: Book
     served: Mapping[str, Served]
+    reads: NDArray[np.bool_]
     module: Ensemble | None
     readers: set[object] = field(default_factory=set, repr=False)
 
@@ -77,7 +80,7 @@ class Server:
             self._method = _method(self._store, base)
             self._store.tidy()
             self._purge()
-            lines = journal.read(self._store.folder / QUEUE)
+            lines = queued(self._store.folder)
             journal.cut(self._store.folder / QUEUE, len(lines))
             ended = {line["request"] for line in lines if line["step"] == "done"}
             self._asked = [line for line in lines if line["step"] == "asked" and line["request"] not in ended]
@@ -188,7 +191,7 @@ class Server:
 
     def receipts(self) -> list[Receipt]:
         """Return the receipts of all requests that this folder has fulfilled."""
-        lines = journal.read(self._store.folder / QUEUE)
+        lines = queued(self._store.folder)
         return [Receipt.from_json(line["receipt"]) for line in lines if line["step"] == "done"]
 
     def state(self) -> State:
@@ -248,19 +251,24 @@ class Server:
         """
         while True:
             view = fallen(book, self._store.damaged, self._method.served)
-            view.check()
-            members = self._members(view, now)
+            served = self._method.served(view)
+            _, reads = reached(view, served)
+            members = self._members(view, served, now)
             if members is not None:
                 how = str(self._store.meta["rule"])
                 module = Ensemble(self._base, members, how).eval() if members else None
-                return Plan(view, self._method.served(view), module)
+                return Plan(view, served, reads, module)
 
-    def _members(self, book: Book, now: Plan | None) -> dict[str, nn.Module] | None:
-        """Return the members; None where a file was found to be damaged."""
+    def _members(self, book: Book, served: Mapping[str, Served], now: Plan | None) -> dict[str, nn.Module] | None:
+        """Return the members, those that stay as they are taken over; None where a file was found to be damaged."""
         found: dict[str, nn.Module] = {}
-        for name, one in self._method.served(book).items():
-            if now is not None and now.module is not None and now.served.get(name) == one:
-                found[name] = now.module.members[name]
+        standing: dict[Line, nn.Module] = {}
+        if now is not None and now.module is not None:
+            standing = {_line(now.book, n, one): now.module.members[n] for n, one in now.served.items()}
+        for name, one in served.items():
+            same = standing.get(_line(book, name, one))
+            if same is not None:
+                found[name] = same
                 continue
             stages = []
             for stage in needed(book, name, one):
@@ -290,16 +298,18 @@ class Server:
         entries = [e for e in book.manifest if e.get("request") == request]
         revoked = tuple(e["stage"] for e in entries if e["entry"] == "revoked")
         asked = next(e for e in entries if e["entry"] == "request")
-        view.check()
         left = self._store.left()
         if left:
             raise ExactnessBroken(f"Files of stages that are not live are still there: {left}.")
         was = fallen(_before(book, revoked), set(self._store.damaged), self._method.served)
-        _, mask = reached(view, self._plan.served)
+        mask = self._plan.reads
+        both = int((mask & (book.gone > 0)).sum())
+        if both:
+            raise ExactnessBroken(f"What is served was trained on {both} deleted samples.")
         audit = {
             "samples reached from what is served": int(mask.sum()),
             "deleted samples so far": int((book.gone > 0).sum()),
-            "in both": int((mask & (book.gone > 0)).sum()),
+            "in both": both,
             "files of revoked stages left": 0,
             "damaged stages": sorted(self._store.damaged),
         }
@@ -329,6 +339,10 @@ def _method(store: Store, base: nn.Module) -> Sharded:
         remedy = "pass method.stored(model) of the model that was prepared"
         raise Incompatible("the network that training began from", "another", remedy)
     return cast(Sharded, methods.build(config["settings"]))
+
+
+def _line(book: Book, member: str, one: Served) -> Line:
+    return line_of(book, int(member.partition("-")[0]), one[0][: one[1]])
 
 
 def _answering(plan: Plan) -> Ensemble:

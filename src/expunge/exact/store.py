@@ -51,6 +51,10 @@ HEADS = "head.safetensors"
 RECORDED, ENTRIES = "book", "manifest"  # keys of a state's meta
 _PEFT = "base_model.model."  # what PEFT puts before the names in an adapter's file
 _REMEDY = "restore the folder from a copy, or write it again from a state"
+_QUEUED: Mapping[str, Mapping[str, type]] = {  # by step, what a line of the queue holds besides its request
+    "asked": {"at": str, "samples": list, "marks": list},
+    "done": {"receipt": dict},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +140,11 @@ class Store:
         if digest(body) != sealed:
             raise CorruptArtefact(f"an intact file {folder / BOOK}", "other bytes", _REMEDY)
         entries = journal.read(folder / MANIFEST)[:lines]
-        if len(entries) < lines or (entries[-1]["hash"] if entries else FIRST) != last:
+        if len(entries) < lines or (entries[-1].get("hash") if entries else FIRST) != last:
             got = f"{len(entries)} of them or others"
             raise CorruptArtefact(f"{lines} entries in {folder / MANIFEST} as committed", got, _REMEDY)
+        if there(folder / name) != "a file":
+            raise CorruptArtefact(f"the table {folder / name}", "none", _REMEDY)
         table = tensors.load(folder / name)[0].whole()
         book = Book.from_json(record, entries, table)
         rest = {n: t for n, t in table.items() if not n.startswith("slices/")}
@@ -281,6 +287,9 @@ class Store:
         found = [s for s in self.book.stages.values() if not s.live and self.path(s).exists()]
         for stage in found:
             remove(self.path(stage))
+        for place in sorted({self.path(stage).parent for stage in found}):
+            with writable(place):
+                sync_one(place)  # once for all stages of a shard
         return [s.name for s in found]
 
     def left(self) -> list[str]:
@@ -386,19 +395,21 @@ def needed(book: Book, member: str, one: Served) -> list[str]:
 
 
 def reached(book: Book, served: Mapping[str, Served]) -> tuple[set[str], NDArray[np.bool_]]:
-    """Return the stages that members are made from, and which samples these read, (N,).
+    """Return the stages that members are made from, and which samples these read, (N,), each member held to the record.
 
     Args:
         book: the record.
         served: of each member, its sequence and how many leading stages of it.
 
     Raises:
-        ExactnessBroken: a stage is not in the record.
+        ExactnessBroken: a stage is not in the record or not live, or one of them read a deleted sample, or others than
+            the table says.
     """
     names, mask = set[str](), np.zeros(len(book.id), dtype=np.bool_)
     for member, one in served.items():
         plan: list[Served | None] = [None] * book.shards
         plan[int(member.partition("-")[0])] = one
+        book.check(tuple(plan))
         names |= set(book.reached(tuple(plan)))
         mask |= book.closure(tuple(plan))
     return names, mask
@@ -425,10 +436,24 @@ def hold(folder: Path) -> int:
     return handle
 
 
+def queued(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the queue of requests: each was asked for, and is done where it has its receipt.
+
+    Raises:
+        CorruptArtefact: a line is no such line; says which.
+    """
+    lines = journal.read(folder / QUEUE)
+    for number, line in enumerate(lines, start=1):
+        kinds = _QUEUED.get(str(line.get("step")))
+        if kinds is None or not all(isinstance(line.get(k), kind) for k, kind in {"request": int, **kinds}.items()):
+            got = f"another in line {number}"
+            raise CorruptArtefact(f"requests and receipts alone in {folder / QUEUE}", got, _REMEDY)
+    return lines
+
+
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, file by file, and sync the folder it was in."""
+    """Remove a folder with all that is in it, file by file; syncing the folder it was in is the caller's."""
     with writable(path):
         for part in sorted(path.rglob("*"), key=lambda p: -len(p.parts)):
             part.rmdir() if part.is_dir() else part.unlink()
         path.rmdir()
-        sync_one(path.parent)

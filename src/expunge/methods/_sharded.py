@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from expunge import tensors
 from expunge.data import Data
 from expunge.errors import CorruptArtefact, Incompatible, UserError, listing
-from expunge.exact.assign import assigned, astray, key, twins
+from expunge.exact.assign import assigned, astray, key, taught, twins
 from expunge.exact.book import (
     BASE,
     Book,
@@ -124,7 +124,7 @@ class Sharded(Checked):
             base: the network before any stage; left as it is.
             config: of the record.
             earlier: tensors of the stages before it in its sequence, the first one first.
-            data: its samples, sorted by id; where all of them were deleted none, and the stage is left untrained.
+            data: its samples, sorted by id; where fewer are left than `least`, the stage is left untrained.
             recipe: at the epochs of a stage.
             seed: of everything random in it.
         """
@@ -132,6 +132,10 @@ class Sharded(Checked):
     @abstractmethod
     def member(self, base: nn.Module, config: Mapping[str, Any], stages: Sequence[Values]) -> nn.Module:
         """Return the network that stands after the last of some stages, from their tensors, the first stage first."""
+
+    def least(self, base: nn.Module) -> int:
+        """Return how many samples a stage needs; with fewer it is left untrained and never served."""
+        return 1
 
     def extra(self, session: Session, base: nn.Module) -> dict[str, Any]:
         """Return what else decides the training, as JSON values for the record."""
@@ -176,7 +180,7 @@ class Sharded(Checked):
             **{"settings": self.preparation(), "base": tensors.weights_digest(base)},
             **self.extra(session, base),
         }
-        book = Book.opened(config, secret, train.ids, places, train.fingerprints(secret, labelled=True)[1], same)
+        book = Book.opened(config, secret, train.ids, places, taught(train, secret), same)
         book = book.noted("base", tensors=book.config["base"], config=book.digest)
         values: dict[str, Tensor] = {}
         book, work = self._trained(session, base, book, train, recipe, range(self.shards), values)
@@ -196,7 +200,7 @@ class Sharded(Checked):
         """Revoke every stage that read a deleted sample, fall back, and train anew where that is due and possible."""
         self._refuse(session)
         before = self.book(state)
-        self._check_settings(before)
+        self._check_settings(session.task, before)
         model = session.model
         if not isinstance(model, Ensemble):
             got = type(model).__name__
@@ -279,7 +283,7 @@ class Sharded(Checked):
                 known = self.member(base, book.config, stages)
             members[name] = known
         if not members:
-            raise UserError("a shard with something left to serve", "none", "pass retain data and the recipe")
+            raise UserError("a shard with something left to serve", "none", "prepare anew, on more samples")
         return Ensemble(base, members, how)
 
     def _standing(self, model: Ensemble, book: Book) -> dict[Line, nn.Module]:
@@ -323,13 +327,16 @@ class Sharded(Checked):
             "precision": session.runtime.precision,
         }
 
-    def _check_settings(self, book: Book) -> None:
+    def _check_settings(self, task: Task, book: Book) -> None:
         own, found = jsonable(self.preparation()), book.config.get("settings", {})
         odd = [name for name in own if found.get(name) != own[name]]
         if odd:
             want, got = (", ".join(f"{n}={said.get(n)!r}" for n in odd) for said in (own, found))
             remedy = "prepare anew, or ask as prepared"
             raise Incompatible(f"a state of {self.name} with {want}", f"one with {got}", remedy)
+        if jsonable(described(task)) != book.config.get("task"):
+            remedy = "pass the one that was prepared with: it decides how the shards answer together"
+            raise Incompatible(f"the task that {self.name} was prepared with", "another", remedy)
 
     def _again(self, session: Session, book: Book) -> list[int]:
         """Return the shards to train anew, those with anything lost where the method heals, dead ones at a failure.
@@ -343,7 +350,9 @@ class Sharded(Checked):
             return lost
         if not book.failed:
             return []
-        dead = [shard for shard in lost if shard in book.dead()]
+        dead = book.dead()
+        if not dead:
+            return []  # too few samples are left in any
         why = "no shard has a clean stage left"
         if self.failure == "first":
             why = f"shard {listing(dead)} has no clean stage left"
@@ -356,12 +365,16 @@ class Sharded(Checked):
         Raises:
             Incompatible: recipe, task or precision are others.
         """
-        now = jsonable(self._told(session))
-        odd = [name for name in now if now[name] != book.config.get(name)]
+        odd = self._others(session, book)
         if odd:
             remedy = "pass the one that was prepared with: the stages that stay were trained by it"
             raise Incompatible(f"the {listing(odd)} that {self.name} was prepared with", "another", remedy)
         return self.recipe(session.recipe)
+
+    def _others(self, session: Session, book: Book) -> list[str]:
+        """Return which of recipe, task and precision are not those of the record."""
+        now = jsonable(self._told(session))
+        return [name for name in now if now[name] != book.config.get(name)]
 
     def _staying(self, session: Session, book: Book, shards: Iterable[int]) -> Data:
         """Return the retain samples of some shards, held to what was prepared.
@@ -380,10 +393,10 @@ class Sharded(Checked):
             want = f"retain data with all {int(needed.sum())} samples that stay in shard {listing(shards)}"
             raise UserError(want, f"{missing} fewer", "pass retain=train.without(forget ids), and all of it")
         part = retain.subset([i for i, wanted in zip(retain.ids, needed[rows], strict=True) if wanted])
-        now = part.fingerprints(book.key, labelled=True)[1]
+        now = taught(part, book.key)
         odd = [i for i, same in zip(part.ids, now == book.content[book.rows(part.ids)], strict=True) if not same]
         if odd:
-            remedy = "pass the samples as they were trained on, untransformed and not augmented"
+            remedy = "pass the samples as they were trained on, untransformed, not augmented and with their weights"
             raise UserError(
                 "the content that was prepared under each id", f"other content under {listing(odd)}", remedy
             )
@@ -400,7 +413,7 @@ class Sharded(Checked):
         values: dict[str, Tensor],
     ) -> tuple[Book, Work]:
         """Train every stage of some shards that is not live, and put its tensors into ``values``."""
-        work = Work(session, base, recipe)
+        work, least = Work(session, base, recipe), self.least(base)
         ids, rows = np.asarray(data.ids, dtype=object), book.rows(data.ids)
         for shard in shards:
             for order in book.sequences[shard]:
@@ -414,17 +427,22 @@ class Sharded(Checked):
                     seed = named_seed("stage", book.config["seed"], shard, "-".join(map(str, prefix)))
                     parents = (before[-1],) if before else (BASE,)
                     told = [book.digest, name, seed, [book.stages[s].tensors for s in before]]
-                    told += [part.ids, book.content[book.rows(part.ids)].tolist(), _weights(part)]
+                    told += [part.ids, book.content[book.rows(part.ids)].tolist()]
                     found = work.found(name, told)
                     if found is None:
                         found = self.stage(session, base, book.config, earlier, part, recipe, seed)
                         work.keep(name, told, found)
                     layers = self.layers(base, book.config, depth)
-                    reads, steps = book.id[book.rows(part.ids)], work.steps(len(part))
+                    reads = book.id[book.rows(part.ids)]
+                    steps = work.steps(len(part)) if len(part) >= least else 0
                     facts: dict[str, Any] = {"tensors": tensors_digest(found), "seed": seed, "steps": steps}
                     facts |= {"samples": samples_digest(reads), "n": len(part), "parents": parents, "layers": layers}
                     book = book.trained(Stage(shard=shard, prefix=prefix, **facts))
                     values |= {tensor_name(name, k): v for k, v in found.items()}
+        odd = self._others(session, book)
+        if odd:
+            want, got = f"a {listing(odd)} that keeps nothing of what it sees", "one that training changed"
+            raise UserError(want, got, "keep such values out of it: they would carry samples from stage to stage")
         return book, work
 
     def _tell_copies(self, session: Session, book: Book, ids: Sequence[str]) -> None:
@@ -458,7 +476,3 @@ class Sharded(Checked):
         if dead:
             session.record("note", f"Shard {listing(dead)} has no clean stage left and is out of the ensemble.")
         session.record("note", COVERS)
-
-
-def _weights(data: Data) -> list[float] | None:
-    return None if data.all_weights is None else data.all_weights[data.positions].tolist()

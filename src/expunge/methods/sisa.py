@@ -93,6 +93,10 @@ class Sisa(Sharded):
         """Return the names of all weights that are trained: every stage trains the whole network."""
         return tuple(config["trained"])
 
+    def least(self, base: nn.Module) -> int:
+        """Return 2 where there is BatchNorm, which has no mean of a single sample, and otherwise 1."""
+        return 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in base.modules()) else 1
+
     def stage(
         self,
         session: Session,
@@ -105,8 +109,7 @@ class Sisa(Sharded):
     ) -> Values:
         """Go on from the stage before, with a new optimiser."""
         model = self.member(base, config, earlier)
-        normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-        if len(data) > int(normed):  # BatchNorm has no mean of a single sample: it teaches nothing before others come
+        if len(data) >= self.least(base):
             model = fit(model, session.task, data, recipe, runtime=session.runtime, seed=seed)
         found = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
         first = {name: t.cpu() for name, t in base.state_dict().items()}

@@ -31,7 +31,9 @@ class CausalLM:
 
     @staticmethod
     def labels(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return targets: the token ids, −100 where the attention mask is 0.
+        """Return targets: the token ids, −100 where the attention mask is 0, and where it is 0 at the place before.
+
+        So the first token of a sequence that is padded on the left is not predicted either, from padding.
 
         Args:
             input_ids: token ids (N, T).
@@ -46,7 +48,8 @@ class CausalLM:
         if input_ids.shape != attention_mask.shape:
             got = f"{tuple(attention_mask.shape)} for ids {tuple(input_ids.shape)}"
             raise UserError("an attention mask of the shape of the token ids", got, "take both from one tokenizer call")
-        return input_ids.long().masked_fill(attention_mask == 0, IGNORED)
+        padding = attention_mask == 0
+        return input_ids.long().masked_fill(padding | F.pad(padding, (1, 0))[:, :-1], IGNORED)
 
     def forward(self, model: nn.Module, batch: Batch, taps: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits (B, T, V) and taps.
