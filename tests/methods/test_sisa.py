@@ -115,7 +115,7 @@ def test_without_retain_data_the_stage_before_answers_as_it_was(model, ready):
     assert all(torch.equal(state[k], v) for k, v in kept.items())
     assert weights_digest(done.model.members["0"]) == weights_digest(ready.model.members["0"])
     assert done.log["samples_processed"] == 0
-    assert "Stages that are served: shard 1: 1 of 3." in done.note
+    assert "Stages that are served, of 3, by shard: 3, 1." in done.note
     without = made(model, TRAIN.without(gone))
     assert all(torch.equal(stages(without.state)[f"stage/1/0/{k}"], v) for k, v in kept.items())
     x = TRAIN.read(range(48)).inputs

@@ -87,7 +87,7 @@ def test_the_command_line_forgets_again_and_refuses_what_is_gone(prepared: Path,
     first, second = tmp_path / "first", tmp_path / "second"
     code, out, err = run("forget", "--start", prepared / "expunge-work", "--ids", ids(one), "-o", first)
     assert code == 0, err
-    assert "Stages that are served: shard 1: 1 of 2." in out
+    assert "Stages that are served, of 2, by shard: 2, 1." in out
     code, out, err = run("forget", "--start", first, "--ids", ids(two), "-o", second)
     assert code == 0, err
     assert "No live stage had read these samples: what is served stays as it was." in out

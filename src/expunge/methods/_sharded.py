@@ -469,9 +469,10 @@ class Sharded(Checked):
             count = f"{len(work.names)} stage{' was' if len(work.names) == 1 else 's were'}"
             session.record("note", f"{count} trained anew without the deleted samples, in shard {listing(shards)}.")
         plan = book.plan()
-        short = [f"shard {s}: {p[1]} of {len(p[0])}" for s, p in enumerate(plan) if p and p[1] < len(p[0])]
-        if short:
-            session.record("note", f"Stages that are served: {listing(short)}.")
+        depths = [0 if p is None else p[1] for p in plan]
+        if min(depths) < self.slices:
+            every = ", ".join(map(str, depths))
+            session.record("note", f"Stages that are served, of {self.slices}, by shard: {every}.")
         dead = book.dead()
         if dead:
             session.record("note", f"Shard {listing(dead)} has no clean stage left and is out of the ensemble.")
