@@ -242,7 +242,7 @@ def deletion(case: Case, repeats: int, shards: int) -> tuple[list[list[str]], An
             processed += int(done.log["samples_processed"])
         folder = room / f"store{turn}"
         Store.create(folder, ready.state)
-        with Server(folder, copy.deepcopy(method.stored(ready.model)), TASK) as server:
+        with Server(folder, copy.deepcopy(method.served_from(ready.model)), TASK) as server:
             for one in ids:
                 load()
                 served.append(spent(lambda i=one: server.delete([i]), time.perf_counter))

@@ -202,7 +202,7 @@ class Run:
             seconds = time.perf_counter() - start
             ready.state.save(place, overwrite=True)
             write(told, {"seconds": seconds})
-            if tensors.weights_digest(method.stored(ready.model)) != tensors.weights_digest(stored):
+            if tensors.weights_digest(method.served_from(ready.model)) != tensors.weights_digest(stored):
                 raise SystemExit("the network before training is not what the factory builds from the seed")
         state = State.load(place)
         return serve(method, stored, state), state, float(json.loads(told.read_text(encoding="utf-8"))["seconds"])

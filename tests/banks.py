@@ -48,13 +48,13 @@ def table(n: int, seed: int, first: int) -> dict[str, Any]:
 def place(folder: Path, changes: dict[str, Any], network: str, kind: str = "csv") -> Path:
     """Write a project that is trained by its recipe."""
     folder.mkdir()
-    (folder / "shop.py").write_text(NETWORKS)
+    (folder / "bank.py").write_text(NETWORKS)
     write = csv if kind == "csv" else parquet
     for name, (n, seed, first) in {"train": (60, 0, 100), "test": (40, 1, 1000)}.items():
         columns = table(n, seed, first)
         write(folder / f"{name}.{kind}", {k: v for k, v in columns.items() if kind != "csv" or k != "flags"})
     base = {
-        "model": {"network": f"shop:{network}", "weights": "train"},
+        "model": {"network": f"bank:{network}", "weights": "train"},
         "data": {"train": f"train.{kind}", "test": f"test.{kind}", "inputs": list(FEATURES), "id": "key"},
         "recipe": {"epochs": 8, "batch_size": 16, "lr": 0.1},
         "method": {"name": "ssd", "alpha": 1.0},

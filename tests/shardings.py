@@ -43,7 +43,7 @@ class Case:
     def base(self) -> nn.Module:
         """The network before any stage, another object each time."""
         made = self.new_model()
-        made.load_state_dict(self.method.stored(self.ready.model).state_dict())
+        made.load_state_dict(self.method.served_from(self.ready.model).state_dict())
         return made.eval()
 
     @property

@@ -131,7 +131,7 @@ class Folder:
             Incompatible: the weights are not those that the record names.
         """
         network = self.project.network.load(self.path)
-        plain = type(self.method).stored is Method.stored
+        plain = type(self.method).served_from is Method.served_from
         if plain:  # what is stored is what is recorded, before a method wraps it
             self._hold(network)
         model = serve(self.method, network, self.state)
@@ -245,7 +245,7 @@ def write(
         record = {**record, "project": {**record["project"], "near": near}}
     with atomic(path) as room:
         room.mkdir()
-        place.network.save(room, build(record["method"]).stored(model))
+        place.network.save(room, build(record["method"]).served_from(model))
         state.save(room / STATE)
         for name, text in extra.items():
             (room / name).write_text(text, encoding="utf-8")

@@ -354,7 +354,7 @@ class Method(Part, ABC):
         """Return the reason why this method does not apply, or None."""
         return None
 
-    def stored(self, model: nn.Module) -> nn.Module:
+    def served_from(self, model: nn.Module) -> nn.Module:
         """Return the network whose weights are written beside the state, of which `serve` makes the model again.
 
         By default the model itself.

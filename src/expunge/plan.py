@@ -114,7 +114,7 @@ def plan(
                 with isolated_rng(seed):
                     given["new_model"]()  # one that nobody said how to build says so when it is called
             if method.whole and seen:
-                start = private(method.stored(model)).requires_grad_(True)
+                start = private(method.served_from(model)).requires_grad_(True)
         probe(min(8, size))  # the first call pays for what is done once: kernels chosen, modules imported
         small, large = probe(size), probe(2 * size)
         while 2 * size < min(full, most) and quiet.shared(large[1]) < BRIEF:

@@ -290,7 +290,8 @@ def test_faults_of_methods(refused, text, said):
         ("networks = ['resnet']", "a known network @6, got 'resnet': did you mean 'resnet18'."),
         (
             "networks = ['text']",
-            "texts for text @6, got shape (1, 8, 8): take another network: convnet, convnet4, mlp, resnet18, vit.",
+            "texts for text @6, got shape (1, 8, 8): take another network: "
+            "convnet, convnet4, mlp, resnet18, vit, vit_public.",
         ),
         (
             "[networks.mlp]\nrecipe = {epoch = 3}",

@@ -107,7 +107,7 @@ def test_a_thousand_requests_on_digits_leave_nothing_and_fail_no_prediction(tmp_
         except BaseException as error:
             failures.append(error)
 
-    with Server(tmp_path / "store", method.stored(ready.model), TASK) as server:
+    with Server(tmp_path / "store", method.served_from(ready.model), TASK) as server:
         reader = threading.Thread(target=read, args=(server,))
         reader.start()
         for number, one in enumerate(ids[:1000]):

@@ -270,7 +270,7 @@ def test_bad_calls_are_refused_in_a_sentence(tmp_path: Path):
         Store.create(tmp_path / "other", State())
     with pytest.raises(UserError, match="a folder that Store.create wrote at .*, got nothing there: write one"):
         Store.open(tmp_path / "nowhere")
-    with pytest.raises(Incompatible, match="network that training began from, got another: pass method.stored"):
+    with pytest.raises(Incompatible, match="network that training began from, got another: pass method.served_from"):
         Server(tmp_path / "store", made.new_model().requires_grad_(False).apply(zeroed), TASK)
 
 

@@ -637,16 +637,6 @@ def test_retain_data_must_be_all_that_stays_and_as_prepared():
         forget(method, Prepared(network(), ready.state, 0.0), task, data, data.ids[:2])
 
 
-def test_sample_weights_below_zero_are_refused():
-    data = blobs(weight=torch.linspace(-1, 1, 60))
-    with pytest.raises(UserError, match="sample weights of 0 or more for certified_removal, got -1 in train"):
-        ready_for(CERTIFIED(), network(), Binary(), data)
-    for odd in (math.nan, math.inf):
-        data = blobs(weight=torch.tensor([1.0] * 59 + [odd]))
-        with pytest.raises(UserError, match=f"sample weights of 0 or more for certified_removal, got {odd} in train"):
-            ready_for(CERTIFIED(), network(), Binary(), data)
-
-
 @pytest.mark.parametrize(
     ("fields", "text"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from expunge import methods, registry
 from expunge.errors import UserError
+from expunge.method import Method
 from skeletons import ClassOnly
 
 
@@ -36,6 +37,12 @@ def test_a_folder_member_wins_over_an_entry_point_of_the_same_name(monkeypatch: 
     monkeypatch.setattr(registry, "entry_points", lambda group: [Entry("ssd", ClassOnly)])
     assert methods.load("ssd") is not ClassOnly
     assert methods.names().count("ssd") == 1
+
+
+@pytest.mark.parametrize("name", methods.names(controls=True))
+def test_no_field_of_a_method_hides_a_part_of_the_protocol(name: str) -> None:
+    own = {f.name for f in fields(methods.load(name))}
+    assert own.isdisjoint(n for n in vars(Method) if not n.startswith("_"))
 
 
 def test_methods_of_one_paper_cite_it_alike() -> None:

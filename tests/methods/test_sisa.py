@@ -349,7 +349,7 @@ def test_a_state_on_disk_serves_and_goes_on(ready, tmp_path):
     done = forget(ready, gone)
     done.state.save(tmp_path / "s.safetensors")
     state = State.load(tmp_path / "s.safetensors")
-    stored = SISA.stored(done.model)
+    stored = SISA.served_from(done.model)
     assert not isinstance(stored, Ensemble)
     served = serve(SISA, stored, state)
     assert weights_digest(served) == weights_digest(done.model)

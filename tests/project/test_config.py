@@ -37,7 +37,7 @@ def said(folder: Path, text: str | bytes) -> str:
         ("[data.image]\nsise = [1, 2]", "line 2 of expunge.toml, got 'data.image.sise': did you mean 'size'"),
         ("[data.image.x]\ny = 1", "line 1 of expunge.toml, got 'data.image.x': choose from channels, mean, size, std"),
         ("[data]\nimage = {sise = 1}", "known keys in line 2 of expunge.toml, got 'data.image.sise'"),
-        ("[a.b.c]\nd = 1", "known keys in line 1 of expunge.toml, got 'a': choose from data, method, model, policy"),
+        ("[a.b.c]\nd = 1", "known keys in line 1 of expunge.toml, got 'a': choose from data, method, metrics, model"),
         ("[recipe]\nepoch = 3", "known keys in line 2 of expunge.toml, got 'recipe.epoch': did you mean 'epochs'"),
         ("[recipe]\npenalties = []", "known keys in line 2 of expunge.toml, got 'recipe.penalties'"),
         ("model = 3", "model in line 1 of expunge.toml to be right, got 3 (should be a table, [model])"),

@@ -338,7 +338,7 @@ def _prepared(work: Work) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         ready.state.save(folder / STATE)
         if own:
-            save_weights(folder / MODEL, method.stored(ready.model), {})
+            save_weights(folder / MODEL, method.served_from(ready.model), {})
 
     return write
 
@@ -366,7 +366,7 @@ def _unlearned(work: Work) -> Callable[[Path], None]:
 
 
 def _save(folder: Path, done: Unlearned) -> None:
-    save_weights(folder / MODEL, methods.build(done.method).stored(done.model), {})
+    save_weights(folder / MODEL, methods.build(done.method).served_from(done.model), {})
     done.state.save(folder / STATE)
     names = ("log", "note", "seconds", "total_seconds", "peak_memory", "method")
     write_plain(folder / RESULT, {name: jsonable(getattr(done, name)) for name in names})

@@ -308,7 +308,7 @@ def _plan(
     state = given["state"]
     size = 0 if state is None else sum(t.numel() * t.element_size() for t in (state.tensors[n] for n in state.tensors))
     more = [*(["canaries.json"] if place.planted else []), *(["report.html"] if request.scenario is not None else [])]
-    rows = files(output, method.stored(model), size, ["record.json", *more])
+    rows = files(output, method.served_from(model), size, ["record.json", *more])
     ids = {
         "ids matched": f"{request.matched} of {request.asked}",
         **({"problem": request.problem} if request.problem else {}),

@@ -118,7 +118,7 @@ def _plan(
 
     found = plan(method, "prepare", model, place.task, given=given, runtime=runtime, seed=seed)
     size = None  # of weights that are kept in the state
-    if type(method).stored is Method.stored:
+    if type(method).served_from is Method.served_from:
         size = state_bytes(model, len(given["train"]), sums=method.prepares.required() != [])
     rows = files(output, model, size, ["record.json", *(["canaries.json"] if place.planted else [])])
     ids = {"ids": f"{len(given['train']):,} training samples"}

@@ -188,7 +188,7 @@ def replay(
 
     Args:
         kept: a state of ``sisa`` or ``s3t``, or a store.
-        base: the network before any stage, ``method.stored(ready.model)``.
+        base: the network before any stage, ``method.served_from(ready.model)``.
         task: outputs and loss, as prepared with.
         train: the samples that stay, or more: what was deleted is not read.
         recipe: as prepared with.
@@ -205,7 +205,7 @@ def replay(
     """
     book = kept.book if isinstance(kept, Store) else recorded(kept)
     if tensors.weights_digest(base) != book.config["base"]:
-        remedy = "pass method.stored(model) of the model that was prepared"
+        remedy = "pass method.served_from(model) of the model that was prepared"
         raise Incompatible("the network that training began from", "another", remedy)
     chosen = _chosen(book, stages)
     method = _method(book)

@@ -60,7 +60,7 @@ class Server:
 
     Args:
         folder: written by `Store.create`.
-        base: the network before any stage, ``method.stored(ready.model)``. It is taken over: frozen, in eval mode.
+        base: the network before any stage, ``method.served_from(ready.model)``. It is taken over: frozen, in eval mode.
         task: what the outputs mean.
         patience: seconds that a deletion waits for the last answers of the old members.
 
@@ -336,7 +336,7 @@ def _method(store: Store, base: nn.Module) -> Sharded:
     """Return the method that left the store, the network before any stage held to the record."""
     config = store.book.config
     if tensors.weights_digest(base) != config["base"]:
-        remedy = "pass method.stored(model) of the model that was prepared"
+        remedy = "pass method.served_from(model) of the model that was prepared"
         raise Incompatible("the network that training began from", "another", remedy)
     return cast(Sharded, methods.build(config["settings"]))
 

@@ -150,10 +150,6 @@ class Head:
             advance(len(part[0]))
         x, target, weight = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         check_finite({"the head's input": x}, f"features of {data.name}", "check the weights and inputs")
-        odd = weight[~((weight >= 0) & weight.isfinite())]
-        if len(odd):
-            got = f"{float(odd.min()):g} in {data.name}"
-            raise UserError(f"sample weights of 0 or more for {self.method}", got, "drop those samples")
         return Features(x, target, weight)
 
 

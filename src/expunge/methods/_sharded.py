@@ -221,7 +221,7 @@ class Sharded(Checked):
             work.clear()
         return made
 
-    def stored(self, model: nn.Module) -> nn.Module:
+    def served_from(self, model: nn.Module) -> nn.Module:
         """Return the network before any stage: the stages' weights are in the state."""
         return model.base if isinstance(model, Ensemble) else model
 
