@@ -459,23 +459,10 @@ def wait(device: torch.device) -> None:
 
 
 def peak(device: torch.device, call: Callable[[], object]) -> int:
-    """Return the bytes held at the peak of a call beyond those held before it, exactly where the system tells."""
-    marks = Path("/proc/self/clear_refs")
-    if device.type == "cuda" or not marks.exists():
-        with peak_memory(str(device)) as found:
-            call()
-        return found[0]
-    marks.write_text("5")  # sets the high-water mark to what is held now
-    before = _status("VmRSS")
-    call()
-    return max(0, _status("VmHWM") - before)
-
-
-def _status(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
+    """Return the bytes held at the peak of a call beyond those held before it."""
+    with peak_memory(str(device)) as found:
+        call()
+    return found[0]
 
 
 def held(name: str, engine: str, part: int | None, setting: Setting) -> int:

@@ -176,7 +176,7 @@ def test_an_altered_record_is_refused(file: str, text: str, tmp_path: Path):
     if file == "table":
         altered(path)
     elif file == BOOK:
-        path.write_text(path.read_text().replace('"requests": 0', '"requests": 1'))
+        path.write_text(path.read_text().replace('"requests":0', '"requests":1'))
     else:
         lines = path.read_text().splitlines(keepends=True)
         lines[3] = lines[3].replace('"n":', '"n":1')

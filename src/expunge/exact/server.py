@@ -278,7 +278,7 @@ class Server:
                     log.warning("stage %s cannot be read: %s", stage, error)
                     self._store = replace(self._store, damaged={**self._store.damaged, stage: str(error)})
                     return None
-            found[name] = self._method.member(self._base, book.config, stages).requires_grad_(False).eval()
+            found[name] = self._method.member(self._base, book.config, stages).requires_grad_(False)
         return found
 
     def _drain(self) -> None:
