@@ -227,3 +227,26 @@ def test_the_layout_knows_hooks_and_attributes():
     named[1].mask = 3
     for other in (hooked, named, nn.Sequential(nn.Linear(2, 2), nn.Tanh()), model.double()):
         assert copies.layout(other) != copies.layout(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def test_a_copy_keeps_no_dictionary_of_its_source():
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    net[0].register_forward_hook(lambda module, args, out: out + 1)
+    made = copies.copied(net)
+    mine, theirs = (
+        {id(v) for m in one.modules() for v in vars(m).values() if isinstance(v, dict)} for one in (net, made)
+    )
+    assert not mine & theirs
+    assert len(theirs) == len({(m, k) for m in made.modules() for k, v in vars(m).items() if isinstance(v, dict)})
+    assert torch.equal(made(torch.ones(1, 3)), net(torch.ones(1, 3)))
+    made[1].register_forward_hook(lambda module, args, out: out * 0)
+    assert not net[1]._forward_hooks
+    assert net(torch.ones(1, 3)).any()
+
+
+def test_a_copy_holds_what_it_is_told_to_share():
+    net = nn.Linear(3, 2)
+    made = copies.copied(net, [net.weight])
+    assert made.weight is net.weight
+    assert made.bias is not net.bias
+    assert torch.equal(made.bias, net.bias)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def private(model: nn.Module) -> nn.Module:
         )
         raise UserError("a model that can be copied", f"a tensor of a past forward pass in {listing(kept)}", remedy)
     try:
-        made = copy.deepcopy(model)
+        made = copied(model)
     except Exception as error:  # whatever a member's own copying raises
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         remedy = "leave locks, files and open connections out of it, or give it a __deepcopy__"
@@ -72,6 +72,24 @@ def private(model: nn.Module) -> nn.Module:
         remedy = "mend its __deepcopy__, which must copy them"
         raise UserError("a model that can be copied", "a copy that shares parameters with it", remedy)
     return made
+
+
+def copied(model: nn.Module, shared: Iterable[object] = ()) -> nn.Module:
+    """Return a deep copy, some objects of which may be the model's own.
+
+    Most of what `copy.deepcopy` does with a network is to copy the dictionaries of hooks that every module keeps and
+    that are empty nearly everywhere; they are made anew, which takes a third of the time and comes to the same.
+
+    Args:
+        model: left as it is.
+        shared: parameters, buffers or other members that the copy is to hold as they are.
+    """
+    memo: dict[int, Any] = {id(one): one for one in shared}
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) in (dict, OrderedDict) and not value:
+                memo.setdefault(id(value), type(value)())
+    return copy.deepcopy(model, memo)
 
 
 def as_before(made: nn.Module, source: nn.Module) -> nn.Module:

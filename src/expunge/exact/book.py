@@ -7,7 +7,7 @@ and the ordered slices up to that position, its *prefix*, so that sequences with
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -309,7 +309,7 @@ class Book:
         if stage.n != int(reads.sum()) or stage.samples != samples_digest(self.id[reads]):
             raise ExactnessBroken(f"Stage {stage.name} read other samples than those of its slices that stay.")
         kind = "retrained" if stage.name in self.stages else "trained"
-        body = {k: v for k, v in asdict(stage).items() if k != "status"}
+        body = {k: v for k, v in vars(stage).items() if k != "status"}
         versions = {"expunge": __version__, "torch": str(torch.__version__)}
         made = replace(self, stages={**self.stages, stage.name: stage})
         return made.noted(kind, stage=stage.name, **body, config=self.digest, versions=versions)
@@ -381,7 +381,7 @@ class Book:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the table and the manifest as JSON values."""
-        stages = [asdict(stage) for stage in self.stages.values()]
+        stages = [vars(stage) for stage in self.stages.values()]
         body = {"config": self.config, "key": self.key.hex(), "stages": stages, "requests": self.requests}
         plain: dict[str, Any] = jsonable(body)
         return plain

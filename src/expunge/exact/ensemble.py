@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expunge.copies import copied
 from expunge.errors import UserError
 from expunge.task import Binary, Classification, MultiLabel, Task, output_tensor
 
@@ -74,15 +74,14 @@ def _shares(votes: Tensor, probability: Tensor, count: int) -> Tensor:
 
 def twin(base: nn.Module) -> nn.Module:
     """Return a copy of a network's structure that holds the very parameters and buffers of the network itself."""
-    kept: dict[int, Any] = {id(t): t for t in [*base.parameters(), *base.buffers()]}
-    return copy.deepcopy(base, kept)
+    return copied(base, [*base.parameters(), *base.buffers()])
 
 
 class Ensemble(nn.Module):
     """Members that answer as one network; what members share with each other or with the base is in memory once.
 
     The forward pass writes nothing on any module, so that many threads may predict at once. The state dict holds
-    each shared tensor once, under the first of its names.
+    each shared tensor once, under the first of its names. It is in training or eval mode as its base is.
 
     Args:
         base: the network before any stage; its weights are frozen, and are what is stored beside the state.
@@ -100,6 +99,7 @@ class Ensemble(nn.Module):
         if how not in RULES:
             raise UserError(f"a rule among {', '.join(RULES)}", repr(how), "choose one of them")
         self.base = base.requires_grad_(False)
+        self.training = base.training
         self.members = nn.ModuleDict(dict(members))
         self.how = how
         self.register_state_dict_post_hook(_once)

@@ -256,7 +256,7 @@ class Server:
             members = self._members(view, served, now)
             if members is not None:
                 how = str(self._store.meta["rule"])
-                module = Ensemble(self._base, members, how).eval() if members else None
+                module = Ensemble(self._base, members, how) if members else None
                 return Plan(view, served, reads, module)
 
     def _members(self, book: Book, served: Mapping[str, Served], now: Plan | None) -> dict[str, nn.Module] | None:
