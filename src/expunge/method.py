@@ -340,6 +340,19 @@ class Method(Part, ABC):
         needs = self.prepares if phase == "prepare" else self.unlearns
         return {name: 1.0 for name in SETS if getattr(needs, name) >= See.INPUTS}
 
+    def foreseen(self, phase: str, given: Mapping[str, Any], seed: int) -> dict[str, float]:
+        """Return how often one call reads each set, before it; by default what `passes` tells of any call.
+
+        Args:
+            phase: ``prepare`` or ``unlearn``.
+            given: the call's arguments by keyword, its state without the driver's stamp.
+            seed: of the call.
+
+        Raises:
+            UserError: the call would be refused for what its data or state hold.
+        """
+        return self.passes(phase, given.get("recipe"))
+
     def work(self, phase: str, recipe: Recipe | None, classes: int) -> dict[str, float]:
         """Return what the passes cost, by set, in passes of plain training: as many where a sample is run once a read.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from expunge import stamp
 from expunge.copies import private
 from expunge.data import Data
 from expunge.errors import ExpungeError
@@ -62,7 +63,8 @@ def plan(
 
     The time is a straight line through two probes of n and 2n samples a set: t(N) = t(2n) + (t(2n) − t(n))/n·(N − 2n),
     a training counted by its epochs. n is 64, or half the largest set, doubled while a probe is brief and does not
-    fill two batches. A method that takes all of a set or none is probed by plain training on a part of it.
+    fill two batches. A method that takes all of a set or none is probed by plain training on a part of it, or by the
+    call itself where that reads no sample.
 
     Args:
         method: from `expunge.methods`.
@@ -79,7 +81,7 @@ def plan(
     recipe: Recipe | None = given.get("recipe")
     needs = method.prepares if phase == "prepare" else method.unlearns
     seen = [n for n in SETS if needs.declared(n) and getattr(needs, n) >= See.INPUTS and isinstance(given.get(n), Data)]
-    passes = {n: p for n, p in method.passes(phase, recipe).items() if n in seen}
+    passes: dict[str, float] = {}
     sizes = {n: len(given[n]) for n in seen}
     quiet = replace(runtime or Runtime(), progress=False, workdir=None)
     call: Callable[..., Any] = prepare if phase == "prepare" else unlearn
@@ -110,11 +112,17 @@ def plan(
     try:
         with quiet.agreed():
             check(method, phase, model, task, given)
+            found = method.foreseen(phase, {**given, "state": stamp.bare(given.get("state"))}, seed)
+            passes = {n: p for n, p in found.items() if n in seen}
             if needs.fresh and "fresh" in needs.required() and callable(given.get("new_model")):
                 with isolated_rng(seed):
                     given["new_model"]()  # one that nobody said how to build says so when it is called
-            if method.whole and seen:
+            if method.whole and passes:
                 start = private(method.served_from(model)).requires_grad_(True)
+        if method.whole and not passes:  # it reads no sample, so the call itself is its probe
+            begun = time.perf_counter()
+            call(method, model, task, **given, runtime=quiet, seed=seed)
+            return Plan(passes, sizes, time.perf_counter() - begun)
         probe(min(8, size))  # the first call pays for what is done once: kernels chosen, modules imported
         small, large = probe(size), probe(2 * size)
         while 2 * size < min(full, most) and quiet.shared(large[1]) < BRIEF:

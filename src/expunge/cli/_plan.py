@@ -72,14 +72,15 @@ def show(
         if name != "problem":
             table.add_row(name, str(value))
     reads = [
-        f"{name}: {found.sizes[name]:,} samples, {n:g} time{'s' if n != 1 else ''}"
+        f"{name}: {found.sizes[name]:,} samples, {n:.3g} time{'s' if n != 1 else ''}"
         for name, n in found.passes.items()
         if n
     ]
     table.add_row("reads", "\n".join(reads) or "no samples")
     if found.seconds is not None:
         taken = f"about {_time(found.seconds)}" + (f" {timed}" if timed else "")
-        table.add_row("time", f"{taken}, from a probe of {found.probed:,} samples on this machine")
+        probe = f"a probe of {found.probed:,} samples" if found.probed else "the same done once, without writing it,"
+        table.add_row("time", f"{taken}, from {probe} on this machine")
     sizes = [f"{r['file']}" + (f" ({_size(r['bytes'])})" if r["bytes"] is not None else "") for r in rows]
     table.add_row("writes", "\n".join(sizes))
     table.add_row("would be refused" if problem else "needs missing", problem or "none")

@@ -263,6 +263,12 @@ class Book:
         """Whether the failure rule asks for retraining: ``all`` shards dead, or the ``first`` of them."""
         return not any(self.plan()) if self.config["failure"] == "all" else bool(self.dead())
 
+    def missing(self, shards: Iterable[int]) -> list[tuple[int, tuple[int, ...]]]:
+        """Return the stages of some shards that are not live, each once, by shard and prefix."""
+        every = {(n, order[:k]): None for n in shards for order in self.sequences[n] for k in range(1, len(order) + 1)}
+        names = {stage: stage_name(*stage) for stage in every}
+        return [stage for stage, name in names.items() if name not in self.stages or not self.stages[name].live]
+
     def after(self, ids: Sequence[str]) -> Book:
         """Return the record after a request: samples deleted, and every stage revoked that read their slices.
 

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from expunge import tensors
-from expunge.data import Data
-from expunge.errors import CorruptArtefact, Incompatible, UserError, listing
+from expunge.data import Data, id_texts
+from expunge.errors import CorruptArtefact, Incompatible, MissingNeed, UserError, listing
 from expunge.exact.assign import assigned, astray, key, taught, twins
 from expunge.exact.book import (
     BASE,
@@ -159,6 +159,24 @@ class Sharded(Checked):
         steps = tuple(m * share for m in recipe.milestones)
         return replace(recipe.again(), epochs=epochs, warmup=recipe.warmup * share, milestones=steps)  # type: ignore[arg-type]
 
+    def foreseen(self, phase: str, given: Mapping[str, Any], seed: int) -> dict[str, float]:
+        """Return the passes of one call: of a request, over the retain data those stages that it must train anew."""
+        recipe = given.get("recipe")
+        if phase == "prepare":
+            self.recipe(given["recipe"])
+            assigned(given["train"], self.shards, self.slices, seed, owner=self.owner, band=self.band)
+            return self.passes(phase, recipe)
+        forget, retain = given["forget"], given.get("retain")
+        book = self.book(given["state"]).after(forget.ids if isinstance(forget, Data) else id_texts(forget))
+        again = self._due(book, able=retain is not None and recipe is not None)
+        if not again:
+            return {}
+        if retain is None or recipe is None:
+            remedy = "pass retain= and recipe="
+            raise MissingNeed(f"retain and recipe for {self.name}, because {self._why(book)}", "none", remedy)
+        reads = sum(int(book.inside(*stage).sum()) for stage in book.missing(again))
+        return {"retain": reads * self.epochs(recipe) / max(1, len(retain))}
+
     def declines(self, task: Task, scenario: Scenario | None, model: nn.Module) -> str | None:
         """Decline votes of a task without classes or labels."""
         if self.aggregate == "votes" and not isinstance(task, Classes | MultiLabel):
@@ -208,7 +226,9 @@ class Sharded(Checked):
         ids = session.forget.ids
         self._tell_copies(session, before, ids)
         book, lost = before.after(ids).purged()
-        again = self._again(session, book)
+        again = self._due(book, able=session.retain is not None and session.recipe is not None)
+        if again:
+            session.require("retain", "recipe", why=self._why(book))
         values = {k: state.tensors[k] for k in of_stages(state.tensors) if stage_of(k) not in lost}
         work = None
         if again:
@@ -338,26 +358,22 @@ class Sharded(Checked):
             remedy = "pass the one that was prepared with: it decides how the shards answer together"
             raise Incompatible(f"the task that {self.name} was prepared with", "another", remedy)
 
-    def _again(self, session: Session, book: Book) -> list[int]:
+    def _due(self, book: Book, *, able: bool) -> list[int]:
         """Return the shards to train anew, those with anything lost where the method heals, dead ones at a failure.
 
-        Raises:
-            MissingNeed: that is due, and retain data or recipe are not given.
+        Args:
+            book: the record after a request.
+            able: whether retain data and recipe are at hand, which only a failure asks for.
         """
         lost = sorted({s.shard for s in book.stages.values() if not s.live})
-        lost = [shard for shard in lost if book.inside(shard, range(self.slices)).any()]
-        if self.heals and session.retain is not None and session.recipe is not None:
-            return lost
-        if not book.failed:
-            return []
-        dead = book.dead()
-        if not dead:
-            return []  # too few samples are left in any
-        why = "no shard has a clean stage left"
+        if self.heals and able:
+            return [shard for shard in lost if book.inside(shard, range(self.slices)).any()]
+        return book.dead() if book.failed else []  # none where too few samples are left in any
+
+    def _why(self, book: Book) -> str:
         if self.failure == "first":
-            why = f"shard {listing(dead)} has no clean stage left"
-        session.require("retain", "recipe", why=why)
-        return dead
+            return f"shard {listing(book.dead())} has no clean stage left"
+        return "no shard has a clean stage left"
 
     def same_recipe(self, session: Session, book: Book) -> Recipe:
         """Return the recipe of a stage, held to the one that was prepared with.
@@ -415,30 +431,25 @@ class Sharded(Checked):
         """Train every stage of some shards that is not live, and put its tensors into ``values``."""
         work, least = Work(session, base, recipe), self.least(base)
         ids, rows = np.asarray(data.ids, dtype=object), book.rows(data.ids)
-        for shard in shards:
-            for order in book.sequences[shard]:
-                for depth in range(1, len(order) + 1):
-                    name, prefix = stage_name(shard, order[:depth]), order[:depth]
-                    if name in book.stages and book.stages[name].live:
-                        continue
-                    before = [stage_name(shard, order[:k]) for k in range(1, depth)]
-                    earlier = [checked(book, other, values) for other in before]
-                    part = data.subset(sorted(ids[book.inside(shard, prefix)[rows]]))
-                    seed = named_seed("stage", book.config["seed"], shard, "-".join(map(str, prefix)))
-                    parents = (before[-1],) if before else (BASE,)
-                    told = [book.digest, name, seed, [book.stages[s].tensors for s in before]]
-                    told += [part.ids, book.content[book.rows(part.ids)].tolist()]
-                    found = work.found(name, told)
-                    if found is None:
-                        found = self.stage(session, base, book.config, earlier, part, recipe, seed)
-                        work.keep(name, told, found)
-                    layers = self.layers(base, book.config, depth)
-                    reads = book.id[book.rows(part.ids)]
-                    steps = work.steps(len(part)) if len(part) >= least else 0
-                    facts: dict[str, Any] = {"tensors": tensors_digest(found), "seed": seed, "steps": steps}
-                    facts |= {"samples": samples_digest(reads), "n": len(part), "parents": parents, "layers": layers}
-                    book = book.trained(Stage(shard=shard, prefix=prefix, **facts))
-                    values |= {tensor_name(name, k): v for k, v in found.items()}
+        for shard, prefix in book.missing(shards):
+            name, before = stage_name(shard, prefix), [stage_name(shard, prefix[:k]) for k in range(1, len(prefix))]
+            earlier = [checked(book, other, values) for other in before]
+            part = data.subset(sorted(ids[book.inside(shard, prefix)[rows]]))
+            seed = named_seed("stage", book.config["seed"], shard, "-".join(map(str, prefix)))
+            parents = (before[-1],) if before else (BASE,)
+            told = [book.digest, name, seed, [book.stages[s].tensors for s in before]]
+            told += [part.ids, book.content[book.rows(part.ids)].tolist()]
+            found = work.found(name, told)
+            if found is None:
+                found = self.stage(session, base, book.config, earlier, part, recipe, seed)
+                work.keep(name, told, found)
+            layers = self.layers(base, book.config, len(prefix))
+            reads = book.id[book.rows(part.ids)]
+            steps = work.steps(len(part)) if len(part) >= least else 0
+            facts: dict[str, Any] = {"tensors": tensors_digest(found), "seed": seed, "steps": steps}
+            facts |= {"samples": samples_digest(reads), "n": len(part), "parents": parents, "layers": layers}
+            book = book.trained(Stage(shard=shard, prefix=prefix, **facts))
+            values |= {tensor_name(name, k): v for k, v in found.items()}
         odd = self._others(session, book)
         if odd:
             want, got = f"a {listing(odd)} that keeps nothing of what it sees", "one that training changed"

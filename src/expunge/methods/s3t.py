@@ -71,7 +71,8 @@ class S3T(Sharded):
 
     The network before training must be given as ``new_model``: a public one, which no deletion concerns. The model
     that `prepare` is given is not used, and may be that network itself. Sets of more than a few samples hit every
-    slice: S3T is for single requests. The passes over the retain data that it tells are those of a failure.
+    slice: S3T is for single requests. The passes over the retain data that it tells are those of a failure; a dry run
+    tells those of the request.
 
     Published code keeps one head for all stages and matches block numbers as text, so that the last stage trains
     blocks 10 and 11 with 1 once more; neither is exact, and neither is done here.
