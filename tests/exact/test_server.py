@@ -261,11 +261,11 @@ def consistent(made: Any, folder: Path, ids: list[str], before: Tensor, after: T
 
 
 @pytest.mark.usefixtures("unsynced")
-@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize(("name", "torn"), [("sisa", False), ("sisa", True), ("s3t", False)])
 def test_killed_before_any_operation_on_the_disk_a_deletion_is_whole_or_never_was(
-    torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    made = case("sisa")
+    made = case(name)
     fresh, ids = stores(made, tmp_path), made.slice_of(0, 1)[:1]
     with made.server(fresh("plain")) as server:
         before = server.predict(made.inputs)
