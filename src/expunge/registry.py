@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields
@@ -129,8 +130,11 @@ class Registry(Generic[P]):
             kind: Any = pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True})
             found = kind.validate_python(value)
         except pydantic.ValidationError as error:
-            why = error.errors()[0]["msg"].lower()
-            text = f"a value that fits {cls.name}.{field}"
+            first = error.errors()[0]
+            if first["type"] == "tuple_type" and isinstance(value, str | int | float):
+                write = f"write a list, such as {field}={json.dumps([value])}"
+                raise UserError(f"a list for {cls.name}.{field}", repr(value)[:80], write) from None
+            text, why = f"a value that fits {cls.name}.{field}", first["msg"].lower()
             raise UserError(text, f"{value!r:.80} ({why})", f"see expunge {self.word}s {cls.name}") from None
         if _counted(value, found):
             got = f"{value!r:.80} (a yes or no is no number)"

@@ -88,6 +88,10 @@ def test_a_composition_takes_the_name_of_its_method_alone() -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
+        (
+            {"name": "s3t", "targets": "query"},
+            r"a list for s3t.targets, got .query.: write a list, such as targets=\[\"query\"\]",
+        ),
         ({"name": "finetune", "epochs": True}, "a value that fits finetune.epochs, got True"),
         ({"name": "scrub", "gamma": False}, "a value that fits scrub.gamma, got False"),
         ({"name": "ssd", "alpha": True}, "a value that fits ssd.alpha, got True"),
