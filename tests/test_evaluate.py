@@ -15,7 +15,8 @@ from torch import nn
 from expunge import zoo
 from expunge.data import Data
 from expunge.errors import UserError
-from expunge.evaluate import evaluate, head_tap
+from expunge.evaluate import evaluate
+from expunge.evidence import head_tap
 from expunge.files import canonical
 from expunge.methods import load
 from expunge.metric import Unavailable, Value

@@ -22,25 +22,29 @@ fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__
 masks penalties recipe checkpoints train signals evidence
 influence/space influence/products influence/gram influence/solvers influence/woodbury influence/__init__
 part references registry method metric
+concepts/windows concepts/maps concepts/attribution concepts/tcav concepts/cav concepts/bank concepts/clusters
+concepts/head concepts/donor concepts/patches concepts/answers concepts/words concepts/topics concepts/texts
+concepts/__init__
 exact/manifest exact/orders exact/priors exact/sequences exact/rates exact/arrivals exact/simulate exact/costs
 exact/journal exact/book exact/receipt exact/assign exact/ensemble exact/groups exact/lora exact/stages exact/store
 exact/__init__
 objectives/_labels objectives/_distances objectives/_base objectives/* objectives/__init__
 anchors/_base anchors/_rules anchors/_settings anchors/_flat anchors/_posterior anchors/_bgd anchors/_importance
 anchors/_learn anchors/_gaussian anchors/_* anchors/* anchors/__init__
-methods/_fields methods/_steps methods/_* methods/* methods/__init__ choice stamp phase unlearn
+methods/_fields methods/_steps methods/_vae methods/_represent methods/_* methods/_laf methods/_concepts
+methods/laf methods/* methods/__init__ choice stamp phase unlearn
 exact/server exact/replay
 plan shadows
-attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds predicted summary twins
+attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds predicted mapped summary twins
 evaluate
 tables/* tables/__init__ zoo/transformer zoo/minilm zoo/forecast zoo/tabular zoo/networks zoo/public zoo/recipes
-zoo/embedded zoo/cards zoo/named zoo/ett zoo/rows zoo/halves zoo/filed zoo/__init__
+zoo/embedded zoo/cards zoo/named zoo/ett zoo/rows zoo/halves zoo/filed zoo/profiles zoo/__init__
 project/sections project/measures project/config project/template project/entry project/weights project/pretrained
 project/networks project/samples
 project/__init__ kinds selection folders steps originals hardness draws trial
 report/format report/document report/distance report/layout report/findings report/svg report/tables report/looks
 report/labels report/recorded report/traces report/frontiers report/standalone
-report/charts report/roc report/series report/predictions report/errors report/forecasts
+report/charts report/roc report/series report/predictions report/errors report/forecasts report/maps report/concepts
 report/page report/grids report/heat report/pareto
 report/tradeoff report/strips report/decay report/tunecharts report/tunepage report/cellpage report/gridpage
 report/requestcharts report/requestpage report/requestcsv report/__init__

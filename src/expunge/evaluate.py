@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from expunge import attacks as attack_registry
-from expunge import methods, predicted, tensors
+from expunge import mapped, methods, predicted, tensors
 from expunge import metrics as metric_registry
 from expunge.data import Data
 from expunge.errors import Misfit, NotFinite, UserError, listing
-from expunge.evidence import Evidence, Outputs, collect
+from expunge.evidence import Evidence, Outputs, collect, head_tap
+from expunge.method import Nature
 from expunge.metric import Audit, Found, Kept, Metric, Number, Value
 from expunge.metrics.membership import Membership
 from expunge.runtime import Runtime
@@ -25,30 +26,11 @@ from expunge.scores import FLOOR, REFERENCE, Scores, merged, with_gaps
 from expunge.signals import is_chance, is_probabilities
 from expunge.stamp import forgotten
 from expunge.task import Binary, Classes, Task
-from expunge.tensors import eval_mode
 from expunge.train import Recipe
 from expunge.twins import near_duplicates
 from expunge.unlearn import Unlearned, unlearn
 
 Model = nn.Module | Unlearned
-
-
-def head_tap(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> str | None:
-    """Return the tap of the features: the input of the last linear layer that sees one row a sample, or None.
-
-    Layers that a forward pass does not reach, or that see something else than samples, are passed over.
-    """
-    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name]
-    model, batch = runtime.placed(model), data.read(range(min(2, len(data)))).to(runtime.torch_device)
-    with eval_mode(model), torch.no_grad():
-        for name in reversed(linear):
-            try:
-                _, found = task.forward(model, batch, [f"{name}:input"])
-            except UserError:  # not reached
-                continue
-            if len(found[f"{name}:input"]) == len(batch):
-                return f"{name}:input"
-    return None
 
 
 def evaluate(
@@ -195,6 +177,7 @@ class _Work:
         found = {key: value for metric in self.chosen for key, value in metric(audit).items()}
         _densities(audit)
         predicted.keep(audit)
+        mapped.keep(audit, anew=_is_retrained(name) or _is_exact(self.named[name]))
         return found, audit.kept
 
 
@@ -415,6 +398,11 @@ def _copy(name: str, named: Mapping[str, Model]) -> str:
 
 def _is_retrained(name: str) -> bool:
     return name == REFERENCE or name.startswith(FLOOR)
+
+
+def _is_exact(model: Model) -> bool:
+    name = model.method["name"] if isinstance(model, Unlearned) else ""
+    return name in methods.names() and methods.load(name).nature is Nature.EXACT
 
 
 def _caveats(

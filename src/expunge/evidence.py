@@ -108,6 +108,24 @@ def collect(
     return _joined(rows)
 
 
+def head_tap(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> str | None:
+    """Return the tap of the features: the input of the last linear layer that sees one row a sample, or None.
+
+    Layers that a forward pass does not reach, or that see something else than samples, are passed over.
+    """
+    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name]
+    model, batch = runtime.placed(model), data.read(range(min(2, len(data)))).to(runtime.torch_device)
+    with eval_mode(model), torch.no_grad():
+        for name in reversed(linear):
+            try:
+                _, found = task.forward(model, batch, [f"{name}:input"])
+            except UserError:  # not reached
+                continue
+            if len(found[f"{name}:input"]) == len(batch):
+                return f"{name}:input"
+    return None
+
+
 def _said(model: nn.Module, task: Task, data: Data, batch: Batch, taps: Sequence[str], runtime: Runtime) -> Outputs:
     with runtime.autocast():
         outputs, found = task.forward(model, batch, taps)

@@ -139,3 +139,20 @@ CHOWDHURY_2025 = Reference(
     "ICLR",
 )
 """Of `s3t`."""
+
+CHANG_2024 = Reference(
+    "Class Machine Unlearning for Complex Data via Concepts Inference and Data Poisoning",
+    "Wenhan Chang and Tianqing Zhu and Heng Xu and Wenjian Liu and Wanlei Zhou",
+    2024,
+    "https://arxiv.org/abs/2405.15662",
+)
+"""Of `concept_poisoning` and `concept_masking`."""
+
+SHEN_2024 = Reference(
+    "Label-Agnostic Forgetting: A Supervision-Free Unlearning in Deep Models",
+    "Shaofei Shen and Chenhao Zhang and Yawen Zhao and Alina Bialkowski and Weitong Tony Chen and Miao Xu",
+    2024,
+    "https://arxiv.org/abs/2404.00506",
+    "ICLR",
+)
+"""Of `laf` and `laf_r`."""
