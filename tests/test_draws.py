@@ -23,6 +23,8 @@ TASK = Classification()
 TEXTS = {
     "class=1": Request("class", 1),
     "class=1,fraction=0.5": Request("class", 1, fraction=0.5),
+    "classes=2+0": Request("classes", (2, 0)),
+    "classes=2+0,fraction=0.5": Request("classes", (2, 0), fraction=0.5),
     "subclass:who=p3": Request("subclass", "p3", "who"),
     "subclass:who=p3,fraction=0.5": Request("subclass", "p3", "who", fraction=0.5),
     "subject:who=Smith, John": Request("subject", "Smith, John", "who"),
@@ -71,6 +73,23 @@ def test_it_is_read_and_kept_as_plain_values(text):
     assert hash(request) == hash(TEXTS[text])
     body = json.loads(json.dumps(request.to_json()))
     assert Request.from_json(body) == request
+
+
+def test_of_several_classes_the_same_part_of_each_is_drawn():
+    train, case = drawn("classes=2+0,fraction=0.4")
+    labels = dict(zip(train.ids, train.targets().tolist(), strict=True))
+    assert sorted(labels[i] for i in case.forget) == [0] * 4 + [2] * 4
+    assert list(case.forget) == [i for i in train.ids if i in set(case.forget)]
+    assert (case.kind, drawn("classes=2+0,fraction=0.4")[1]) == ("ids", case)
+    assert drawn("classes=2+0,fraction=0.4", seed=1)[1].forget != case.forget
+    assert drawn("class=2,fraction=0.4")[1].forget == tuple(i for i in case.forget if labels[i] == 2)
+    whole = drawn("classes=2+0")[1]
+    assert (len(whole.forget), whole.target) == (20, {"classes": [2, 0]})
+    request = Request.parse("classes=2+0,fraction=0.4")
+    assert (str(request), request.steps, request.measured) == ("classes 40 % of 2, 0", 1, (1,))
+    for text in ("classes=2", "classes=1+1"):
+        with pytest.raises(UserError, match="two classes or more, each once, got "):
+            Request.parse(text)
 
 
 def test_a_range_is_of_targets_or_of_a_column_its_upper_end_left_out():

@@ -57,7 +57,7 @@ class Request:
             (int) or share in (0, 1) (float); of ``single`` the number of requests; of ``sequential`` a number, a share,
             or class indices.
         column: of subclass and subject; of range, which without one is of targets.
-        fraction: share of the class or subclass, (0, 1].
+        fraction: share of the class, of each of several, or of the subclass, (0, 1].
         times: number of requests of ``sequential``, unless it lists classes.
         target: class index that the patch of ``poison`` stands for.
         patch: its side in pixels; None takes an eighth of the image's shorter side.
@@ -98,10 +98,10 @@ class Request:
     def parse(cls, text: str) -> Request:
         """Read ``KIND=VALUE`` or ``KIND:COLUMN=VALUE``, with ``,OPTION=VALUE`` behind it.
 
-        ``class=3``, ``class=3,fraction=0.5``, ``subclass:fine_name=ship``, ``subject:who=s3``, ``subject:who=*``,
-        ``range=0..2``, ``range:age=20..30``, ``dates=2016-08-01..2016-08-31``, ``random=0.05``, ``random=100``,
-        ``hardest=100``, ``mislabelled=0.05``, ``poison=0.05,target=0,patch=3``, ``single=10``,
-        ``sequential=20,times=5``, ``sequential:class=3+5+7``.
+        ``class=3``, ``class=3,fraction=0.5``, ``classes=5+6,fraction=0.4``, ``subclass:fine_name=ship``,
+        ``subject:who=s3``, ``subject:who=*``, ``range=0..2``, ``range:age=20..30``, ``dates=2016-08-01..2016-08-31``,
+        ``random=0.05``, ``random=100``, ``hardest=100``, ``mislabelled=0.05``, ``poison=0.05,target=0,patch=3``,
+        ``single=10``, ``sequential=20,times=5``, ``sequential:class=3+5+7``.
 
         Returns:
             The request.
@@ -150,8 +150,8 @@ class Request:
     @property
     def steps(self) -> int:
         """Number of requests that are handled one after another; 1 of most kinds."""
-        if self.kind == "single":
-            return int(self.value)
+        if self.kind in ("single", "classes"):
+            return int(self.value) if self.kind == "single" else 1
         return len(self.value) if isinstance(self.value, tuple) else self.times
 
     @property
@@ -202,6 +202,10 @@ class Request:
         rest: dict[str, Any] = {"holdout": problem.holdout, "test": problem.test}
         if self.kind == "class":
             return train, forget_class(train, self.value, fraction=self.fraction, seed=seed, **rest)
+        if self.kind == "classes":
+            gone = {i for c in self.value for i in forget_class(train, c, fraction=self.fraction, seed=seed).forget}
+            case = forget_ids(train, [i for i in train.ids if i in gone], **rest)
+            return train, united(case, self.value) if self.fraction == 1 else case
         if self.kind == "subclass":
             rest |= {"column": self.column, "fraction": self.fraction, "seed": seed}
             return train, forget_subclass(train, self.value, **rest)
@@ -286,7 +290,7 @@ class Request:
     def __str__(self) -> str:
         value: Any = self.value
         if isinstance(value, tuple):
-            value = f"classes {listing(value, len(value))}"
+            value = ("" if self.kind == "classes" else "classes ") + listing(value, len(value))
         elif isinstance(value, float):
             value = f"{100 * value:g} %"
         part = f"{100 * self.fraction:g} % of " if self.fraction < 1 else ""

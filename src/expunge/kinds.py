@@ -12,6 +12,7 @@ from expunge.scenario import moment
 
 Kind = Literal[
     "class",
+    "classes",
     "subclass",
     "subject",
     "range",
@@ -28,13 +29,14 @@ COLUMN = ("subclass", "subject")
 SPANS = ("range", "dates")
 BETWEEN = ".."  # from the lower end, which belongs to a range, to the upper, which does so of dates alone
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "fraction": ("class", "subclass"),
+    "fraction": ("class", "classes", "subclass"),
     "times": ("sequential",),
     "target": ("poison",),
     "patch": ("poison",),
 }
 EXAMPLES = {
     "class": "class=3",
+    "classes": "classes=5+6+7,fraction=0.4",
     "subclass": "subclass:fine_name=ship",
     "subject": "subject:who=s3",
     "range": "range=0..2 or range:age=20..30",
@@ -72,8 +74,9 @@ def read(text: str) -> dict[str, Any]:
             remedy = "write it once" if name in options else suggest(name, known) if known else "leave it out"
             raise UserError(f"options of a {kind} request, each once", f"'{name}' in {text!r}", remedy)
         options[name] = _number(given, kind)
-    if kind == "sequential" and column == "class":
-        return {"kind": kind, "value": tuple(_number(part, kind) for part in value.split("+")), **options}
+    if kind == "classes" or (kind == "sequential" and column == "class"):
+        given = {} if kind == "sequential" else {"column": column}
+        return {"kind": kind, "value": tuple(_number(part, kind) for part in value.split("+")), **given, **options}
     texts = column is not None or kind in (*COLUMN, *SPANS)
     return {"kind": kind, "value": value if texts else _number(value, kind), "column": column, **options}
 
@@ -98,7 +101,9 @@ def checked(kind: Kind, value: Any) -> Any:
     if kind in SPANS:
         (dates if kind == "dates" else ends)(value)
         return value
-    if kind == "sequential" and isinstance(value, list | tuple):
+    if kind == "classes" and not isinstance(value, list | tuple):
+        raise UserError("two classes or more, each once", repr(value), remedy)
+    if kind in ("classes", "sequential") and isinstance(value, list | tuple):
         if len(value) < 2 or not all(whole(v) for v in value) or len(set(value)) < len(value):
             raise UserError("two classes or more, each once", repr(value), remedy)
         return tuple(int(v) for v in value)

@@ -141,6 +141,8 @@ def _sentence(request: Request, problem: Problem) -> str:
     some = "All training samples" if request.fraction == 1 else f"A random {100 * request.fraction:g} % of the samples"
     if request.kind == "class":
         return f"{some} of the class {named(value)} are to be forgotten."
+    if request.kind == "classes":
+        return f"{some} of each of the classes {listing(map(named, value), len(value))} are to be forgotten."
     if isinstance(value, tuple):
         return (
             f"The classes {listing(map(named, value), k)} are to be forgotten one after another, measured after each."

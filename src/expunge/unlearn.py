@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from expunge.scenario import Scenario
 from expunge.task import Task
 from expunge.train import Recipe
 
+log = logging.getLogger(__name__)
 OTHERS = 5  # methods that are named where one is refused
 
 
@@ -396,6 +398,7 @@ def _session(
     runtime: Runtime,
     seed: int,
 ) -> Session:
+    _say_unread(method, needs, given)
     shown = {n: see(v, getattr(needs, n)) if n in SETS else v for n, v in given.items() if needs.declared(n)}
     recipe = shown.get("recipe")
     if isinstance(recipe, Recipe):  # the sets are what was trained on: nothing is planted again
@@ -411,3 +414,14 @@ def _session(
         given=shown,
         factory=new_model,
     )
+
+
+def _say_unread(method: Method, needs: Needs, given: Mapping[str, Any]) -> None:
+    """Say once a call that labels are given to a method that reads none; they are hidden from it."""
+    both = method.prepares | method.unlearns
+    if max(getattr(both, name) for name in SETS) != See.INPUTS:
+        return
+    seen = [n for n in SETS if getattr(needs, n) == See.INPUTS and isinstance(given.get(n), Data)]
+    told = [n for n in seen if given[n].labelled]
+    if told:
+        log.info("%s reads no labels: those of %s are ignored", method.name, " and ".join(told))
