@@ -12,11 +12,12 @@ from transformers import ViTConfig, ViTForImageClassification
 from expunge.data import Data
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario, forget_class, forget_random, forget_range
-from expunge.task import Classification, Regression
+from expunge.task import CausalLM, Classification, Regression, Task
 from expunge.train import Recipe, fit, fresh
 
 QUIET = Runtime(progress=False, batch_size=7, device="cpu")
 CLASSES = 3
+TOKENS = 9
 
 
 def network(outputs: int = CLASSES) -> nn.Module:
@@ -65,6 +66,30 @@ def blocks() -> nn.Module:
     return nn.Sequential(Body(), nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(3, CLASSES))
 
 
+class Said(nn.Module):
+    """The mean of what stands before and at each place, through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.cumsum(dim=1) / torch.arange(1, x.shape[1] + 1)[:, None])
+
+
+def language() -> nn.Module:
+    return nn.Sequential(nn.Embedding(TOKENS, 8), nn.Identity(), Said(), nn.ReLU(), nn.Linear(8, TOKENS))
+
+
+def questions(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return questions of two tokens with answers of two and an end, (n, 5), and targets that count the answers."""
+    ids = torch.randint(2, TOKENS, (n, 5), generator=torch.Generator().manual_seed(seed))
+    ids[:, 4] = 1
+    target = ids.clone()
+    target[:, :2] = -100
+    return ids, target
+
+
 @dataclass(frozen=True)
 class World:
     model: nn.Module
@@ -73,7 +98,7 @@ class World:
     test: Data
     recipe: Recipe
     scenario: Scenario
-    task: Classification | Regression
+    task: Task
     new_model: Callable[[], nn.Module]
 
     @property
@@ -88,13 +113,14 @@ class World:
 def world(kind: str = "class", n: int = 39) -> World:
     """Return a world of classes with a request for a class or random samples, or of numbers with one for a range.
 
-    The kind ``blocks`` is a request for a class, and a network of transformer blocks.
+    The kind ``blocks`` is a request for a class, and a network of transformer blocks; ``tokens`` one for random
+    questions, and a network that tells the next token.
     """
-    drawn, build, task = (
-        (images, blocks if kind == "blocks" else network, Classification())
-        if kind != "range"
-        else (measured, one_number, Regression())
-    )
+    drawn, build, task = images, blocks if kind == "blocks" else network, Classification()
+    if kind == "range":
+        drawn, build, task = measured, one_number, Regression()
+    elif kind == "tokens":
+        drawn, build, task = questions, language, CausalLM()
     train, holdout, test = (
         Data.from_arrays(*drawn(size, seed), name=name)
         for seed, (name, size) in enumerate([("train", n), ("holdout", 12), ("test", 120)])

@@ -43,6 +43,7 @@ from expunge.metrics.loss import Loss
 from expunge.metrics.membership import Membership
 from expunge.task import Quantile, Regression
 from expunge.train import Recipe
+from metrics.test_answers import HALF, KNOWS, audit_of, spoken
 from pairs import TAP, audit, said
 from worlds import QUIET
 
@@ -260,6 +261,27 @@ def backdoor() -> Case:
     return Case(audit({"triggered": sure([2] * 8, wrong=2)}), {"backdoor/success": 0.75})
 
 
+def predictions() -> Case:
+    """Of ten samples of the forgotten class 3 eight go to class 9, one to 1, and one stays; retrained spreads them."""
+
+    def answers(*labels: int) -> Outputs:
+        return said(F.one_hot(torch.tensor(labels), 10).double(), torch.full((10,), 3))
+
+    own, other = answers(*[9] * 8, 1, 3), answers(*[9] * 4, *[1] * 3, *[5] * 3)
+    want: dict[str, float | str] = {"predictions/one_class": 0.8, "predictions/distance": 0.5}
+    return Case(audit({"test_forget": own}, {"test_forget": other}, kind="class", target=3), want)
+
+
+def appearance() -> Case:
+    """Of two forgotten questions a knowing network names whom they are about in both answers, the fact in one."""
+    return Case(audit_of(KNOWS), {"appearance/name/forget": 1.0, "appearance/secret/forget": 0.5})
+
+
+def utility() -> Case:
+    """Said 4 9 10 for 4 5, and 11 for 7: F1 of 2/5 and 0."""
+    return Case(audit_of(HALF), {"utility/rouge/forget": 0.2, "utility/exact/forget": 0.0})
+
+
 def subgroups() -> Case:
     """Of 20 samples of class 0 the original has 18 right and the model 12, of 10 of class 1 both have 9."""
     labels = torch.tensor([0] * 20 + [1] * 10)
@@ -436,6 +458,7 @@ KNOWN: dict[str, Callable[[], Case]] = {
     "accuracy": accuracy,
     "activation": activation,
     "ain": ain,
+    "appearance": appearance,
     "backdoor": backdoor,
     "canaries": canaries,
     "cost": cost,
@@ -448,6 +471,7 @@ KNOWN: dict[str, Callable[[], Case]] = {
     "loss": loss,
     "membership": lambda: ranked("loss", 5 / 6),
     "paired": paired,
+    "predictions": predictions,
     "probe": probe,
     "relearn": relearn,
     "robustness": robustness,
@@ -456,10 +480,12 @@ KNOWN: dict[str, Callable[[], Case]] = {
     "stability": stability,
     "subgroups": subgroups,
     "tow": tow,
+    "utility": utility,
     "wasserstein": wasserstein,
     "weights": weights,
     "zrf": zrf,
 }
+SPEAKING = ("appearance", "utility")  # what language models say: of questions and answers alone
 KNOWN_OF_ATTACKS: dict[str, Callable[[], Case]] = {
     "confidence": lambda: ranked("confidence", 5 / 6),
     "correctness": lambda: ranked("correctness", 4 / 6),
@@ -577,7 +603,8 @@ def test_nothing_comes_of_nothing(family: str, kind: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_number_is_there_in_some_setting(family: str) -> None:
     """Else nothing above has looked at it."""
-    found = [run(made(family), setting(kind).audit()) for kind in KINDS]
+    audits = [spoken()] if family in SPEAKING else [setting(kind).audit() for kind in KINDS]
+    found = [run(made(family), audit) for audit in audits]
     never = {name for name in found[0] if not any(isinstance(f[name], Value) for f in found)}
     rare = {name for name in never if name.endswith("tpr_at_fpr_0.001")}  # a thousand unseen samples
     assert never == rare
