@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from expunge import __version__, methods
+from expunge import __version__, mapped, methods
 from expunge.attacks import _roc
 from expunge.bounds import Outcome
 from expunge.files import jsonable, write_document
@@ -22,6 +22,8 @@ from expunge.predicted import gathered
 from expunge.scores import FLOOR, REFERENCE, Scores
 
 BINS = 30
+SHARES = "predictions/classes"
+BY_CLASS = ("subgroups/label", SHARES)  # series whose places are classes
 DRAWN = ("original", "method", REFERENCE)  # roles whose predictions of real targets are drawn, in this order
 DOCUMENT, SCHEMA = "expunge.audit", 2
 _TEXTS = {
@@ -61,7 +63,8 @@ def section(
     refused = {**scores.declined, **(declined or {})}
     models = [_model(scores, n) for n in scores.values] + [_model(scores, n, why) for n, why in refused.items()]
     drawn = {role: [m["name"] for m in models if m["role"] == role] for role in (*DRAWN, "floor")}
-    predictions = gathered(scores, [name for role in DRAWN for name in drawn[role]], drawn["floor"])
+    shown = [name for role in DRAWN for name in drawn[role]]
+    predictions, maps = gathered(scores, shown, drawn["floor"]), mapped.gathered(scores, shown)
     if predictions is not None:  # a control that says nothing of real targets stands in no table of them
         models = [m for m in models if not (m["role"] == "control" and m["declined"])]
     return {
@@ -78,6 +81,7 @@ def section(
         "changed": jsonable(scores.changed),
         "samples": [dict(s) for s in samples],
         **({} if predictions is None else {"predictions": predictions}),
+        **({} if maps is None else {"maps": maps}),
     }
 
 
@@ -206,8 +210,10 @@ def _series(
     """Return the series as lists of points, classes by their names."""
 
     def named(series: str, at: Any) -> Any:
-        by_class = series.startswith("subgroups/label") and isinstance(at, int) and 0 <= at < len(classes)
-        return classes[at] if by_class else at
+        if not series.startswith(BY_CLASS) or not isinstance(at, int):
+            return at
+        words = f"class {at}" if series == SHARES else at  # a number would be a place on an axis
+        return classes[at] if 0 <= at < len(classes) else words
 
     return {name: [{"at": named(name, at), **_plain(v)} for at, v in points.items()] for name, points in found.items()}
 

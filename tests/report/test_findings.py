@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from expunge.report.findings import caveats, nature, paid, sentences
+from expunge.report.findings import caveats, gathers, nature, paid, sentences
 
 RANKING = re.compile(r"\b(best|better|wins?|winner|worst|worse|beats?|outperforms?|superior|leads?|ranked)\b", re.I)
 
@@ -235,3 +235,40 @@ def test_auc_known_well_or_not_measured_is_no_caveat(wide):
 def test_nothing_in_words_ranks(wide, seeds):
     section = wide["sections"][0] | {"seeds": seeds}
     assert not [s for s in [*map(str, sentences(section)), *caveats(section)] if RANKING.search(s)]
+
+
+def gather(section, **shares):
+    """Let these models send this share of a forgotten class's unseen samples to one other class."""
+    for model, x in shares.items():
+        point = {"x": x, "low": x - 0.05, "high": min(1.0, x + 0.05), "n": 100, "unit": "1"}
+        section["values"][model]["predictions/one_class"] = point
+    return section
+
+
+def test_a_class_that_goes_to_one_other_class_is_told_where_retrained_spreads_it(document):
+    section = gather(document["sections"][0], ssd=0.98, retrained=0.41, finetune=0.5, lfssd=0.95)
+    assert gathers(section, "ssd").startswith("Of the forgotten class's unseen samples 98.0")
+    assert "under retrained 41.0" in gathers(section, "ssd")
+    assert gathers(section, "finetune") == gathers(section, "retrained") == gathers(section, "no_op") == ""
+    assert gathers(gather(section, retrained=0.9), "lfssd") == ""  # two classes look alike: retrained does the same
+    assert "go to one other class" in said(gather(section, retrained=0.41), "ssd").text
+
+
+def poisoning(section, **settings):
+    for model in section["models"]:
+        if model["name"] in settings:
+            model["settings"] = {"name": "concept_poisoning", **settings[model["name"]]}
+    return [c for c in caveats(section) if "changes labels alone" in c]
+
+
+def test_poisoning_by_concepts_without_its_row_of_labels_alone_is_a_caveat(document):
+    section = document["sections"][0]
+    patched, flipped = {"mode": "localized", "labels": "targeted"}, {"mode": "none", "labels": "targeted"}
+    assert poisoning(section) == []
+    (alone,) = poisoning(section, ssd=patched)
+    assert alone.startswith('ssd stands without a row that changes labels alone (mode = "none"): what the concepts add')
+    (both,) = poisoning(section, ssd=patched, lfssd=patched)
+    assert both.startswith("ssd and lfssd stand without")
+    assert poisoning(section, ssd=patched, lfssd=flipped) == []
+    assert poisoning(section, ssd=patched, lfssd={"mode": "none", "labels": "random"}) != []
+    assert poisoning(section, ssd=flipped, lfssd=flipped) == []

@@ -109,3 +109,13 @@ def test_places_far_apart_or_from_zero_on_do_not_overlap(wide):
         at = ticks(places)
         assert len(at) == len(places)
         assert min(b - a for a, b in zip(at, at[1:], strict=False)) > 15
+
+
+def test_the_classes_that_a_forgotten_class_goes_to_are_bars_with_retrained_marked(wide):
+    section = few(wide)
+    points = [point(f"class {c}", x) for c, x in enumerate((0.1, 0.9))]
+    found = only(section, "predictions/classes", {"ssd": points, "retrained": points[::-1]})["predictions/classes"]
+    assert found.title == "Where the forgotten class goes"
+    assert len(found.svgs) == 2
+    assert {"class 0", "class 1"} <= set(texts(found.svgs[0]))
+    assert "blue mark, it is the retrained model" in found.text

@@ -127,9 +127,12 @@ class Comparison:
         """The numbers as a section of the report's document holds them; None where nothing is finished."""
         if self.scores is None:
             return None
-        flaws = self.scores.flaws
-        there = [row for row in self.rows if row.seeds]
-        models = [{"name": r.model, "role": r.role, "nature": "", "flaw": flaws.get(r.model, "")} for r in there]
+        flaws, settings = self.scores.flaws, self.scores.settings
+        models = [
+            {"name": r.model, "role": r.role, "nature": "", "flaw": flaws.get(r.model, ""),
+             "settings": dict(settings.get(r.model, {}))}
+            for r in self.rows if r.seeds
+        ]  # fmt: skip
         return {"counts": dict(self.scores.asked.counts), "models": models, **numbers(self.scores)}
 
     @cached_property

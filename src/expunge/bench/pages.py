@@ -14,6 +14,7 @@ from expunge.bench.comparison import compare
 from expunge.bench.grid import Grid, Place
 from expunge.bench.remarks import warned
 from expunge.files import atomic, check_free, write_document
+from expunge.report import concepts, maps
 from expunge.report.gridpage import INDEX, pages
 from expunge.report.grids import DONE, Book, Cell, Leaf, Published
 from expunge.report.recorded import series
@@ -138,6 +139,8 @@ def _cell(group: Group, seed: int, method: str) -> Cell:
         seconds=dict(group.costs.get((seed, method), {})),
         log={k: v for k, v in log.items() if _single(v)},
         series=series(log),
+        concepts=concepts.gathered(log),
+        map=log.get(maps.RECORD),
     )
 
 

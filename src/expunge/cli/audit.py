@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,6 @@ def audit(
     """
     from expunge.bounds import checked
     from expunge.cli import _jobs
-    from expunge.cli._samples import images
     from expunge.cli._settings import settings as read
     from expunge.errors import Incompatible, UserError
     from expunge.evaluate import evaluate
@@ -89,9 +89,9 @@ def audit(
         _plan(context, place, model, train, scenario, len(retrained or []), measures, runtime, output, seed)
     at = range(0 if references else EXTRA)
     references += [_retrained(place, model, train, scenario, runtime, seed + 1000 + k) for k in at]
-    made = after.method
+    made, done = after.method, after.unlearned(model)
     scores = evaluate(
-        {"original": model, "retrained": references, made.name: after.unlearned(model)},
+        {"original": model, "retrained": references, made.name: done},
         place.task,
         train=train,
         test=place.test,
@@ -105,25 +105,15 @@ def audit(
         seed=seed,
     )
     if runtime.main:
-        shown = images(train.subset(scenario.forget)) if show_samples else []
-        _finish(chosen, scores, scenario, made.name, place, checked(bounds, scores, made.name), shown, output, replace)
+        outcomes, gone = checked(bounds, scores, made.name), train.subset(scenario.forget)
+        page = _page(scores, scenario, made.name, place, gone if show_samples else None, outcomes, done.log)
+        _finish(chosen, scores, page, outcomes, output, replace)
 
 
-def _finish(
-    chosen: Any,
-    scores: Any,
-    scenario: Any,
-    name: str,
-    place: Any,
-    outcomes: Any,
-    shown: Any,
-    output: Path,
-    replace: bool,
-) -> None:
+def _finish(chosen: Any, scores: Any, page: dict[str, Any], outcomes: Any, output: Path, replace: bool) -> None:
     """Write the report and print the table; end with exit code 3 where a bound was missed."""
     from expunge.report.tables import terminal
 
-    page = _page(scores, scenario, name, place, shown, outcomes)
     _write(page, output, replace)
     said = [outcome.sentence() for outcome in outcomes]
     emit(chosen, page, terminal(page["sections"][0]), *scores.caveats, *said, f"Report: {output / 'report.html'}")
@@ -131,21 +121,27 @@ def _finish(
         raise typer.Exit(MISSED)
 
 
-def _page(scores: Any, case: Any, name: str, place: Any, shown: Any, outcomes: Any) -> dict[str, Any]:
+def _page(
+    scores: Any, case: Any, name: str, place: Any, gone: Any, outcomes: Any, log: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the report document; pictures of samples and of concepts where the forgotten samples are given."""
     from expunge import selection
     from expunge.cli import _jobs
+    from expunge.cli._samples import images
+    from expunge.report.concepts import gathered
     from expunge.summary import document, section
 
-    names = place.class_names
+    names, told = place.class_names, gathered(log, pictures=gone is not None)
     part = section(
         scores,
         name=selection.title(case, names),
         text=selection.text(case, names),
         counts=selection.counts(case),
-        samples=shown,
+        samples=[] if gone is None else images(gone),
         bounds=outcomes,
         classes=names,
     )
+    part["concepts"] = {} if told is None else {name: told}
     lead = "One request on one model: intervals are over samples, not over training seeds."
     tables = place.config.metrics
     changed = [f"{own}.{key} = {value}" for own, table in tables.items() for key, value in table.items()]

@@ -11,6 +11,7 @@ from expunge.cli._app import app
 from expunge.cli._show import emit, options
 
 MISSED = 3  # exit code: done, but nothing was changed, or a bound of the policy was missed
+MANIFEST = "manifest.csv"  # beside the report, where a method poisoned samples
 
 
 @app.command()
@@ -128,7 +129,7 @@ def _measured(
     from expunge import folders, selection
     from expunge.cli import _jobs
     from expunge.evaluate import evaluate
-    from expunge.report import render
+    from expunge.report import concepts, render
     from expunge.report.recorded import series
     from expunge.summary import document, section
 
@@ -157,6 +158,8 @@ def _measured(
         classes=place.class_names,
     )
     part["traces"] = {method.name: series(done.log)}
+    told, rows = concepts.gathered(done.log), concepts.manifest(done.log)
+    part |= {"concepts": {} if told is None else {method.name: told}, "manifest": MANIFEST if rows else ""}
     lead = "What one request changed. There is no retrained model here to compare with: run expunge audit."
     if folders.idle(done):
         lead = f"{_nothing(request, method)} {done.note}"
@@ -173,7 +176,8 @@ def _measured(
     record["test_accuracy"] = pairs["test"]
     record |= _errors(place, scores, method.name)
     kept = pairs["test_retain" if case.kind == "class" else "test"]
-    return {"report.html": render(page)}, _missed(place, record, kept, case)
+    files = {"report.html": render(page)} | ({MANIFEST: rows} if rows else {})
+    return files, _missed(place, record, kept, case)
 
 
 def _measure(task: Any) -> tuple[str, str] | None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from expunge.report import concepts, layout, looks, maps, traces
 from expunge.report import document as doc
 from expunge.report import format as fmt
-from expunge.report import layout, looks, traces
 from expunge.report.document import Section
 from expunge.report.grids import DONE, WORDS, Book, Cell, Leaf, told
 from expunge.report.page import ROLES, template
@@ -74,6 +74,8 @@ def _model(book: Book, leaf: Leaf, name: str, seeds: Sequence[int]) -> dict[str,
         "gaps": leaf.gaps(shared),
         "facts": _facts(leaf, name, seeds, cells),
         "trace": _trace(leaf, cells, f"{anchor}-trace"),
+        "map": _map(cells, f"{anchor}-map"),
+        "concepts": _concepts(seeds, cells, f"{anchor}-concepts"),
         "families": _families(leaf, name, anchor, dict(zip(seeds, cells, strict=True))) if any(done) else [],
     }
 
@@ -94,6 +96,19 @@ def _trace(leaf: Leaf, cells: Sequence[Cell], key: str) -> Markup | None:
     units = [m["unit"] for m in (leaf.section or {"metrics": []})["metrics"] if m["name"].startswith("loss/")]
     svg = traces.edit([cell.series for cell in cells if cell.series], key, str(units[0]) if units else "")
     return None if svg is None else Markup(svg)
+
+
+def _map(cells: Sequence[Cell], key: str) -> dict[str, Any] | None:
+    """Return the map of representations of the first seed that recorded one."""
+    found = next((cell.map for cell in cells if cell.map), None)
+    picture = None if found is None else maps.recorded({maps.RECORD: found}, key)
+    return None if picture is None else {"text": picture.text, "svgs": [Markup(svg) for svg in picture.svgs]}
+
+
+def _concepts(seeds: Sequence[int], cells: Sequence[Cell], key: str) -> tuple[int, dict[str, Any]] | None:
+    """Return the first seed that recorded concepts, and what it recorded of them."""
+    found = next(((s, c.concepts) for s, c in zip(seeds, cells, strict=True) if c.concepts), None)
+    return None if found is None else (found[0], concepts.page(found[1], key))
 
 
 def _entry(section: Section | None, name: str) -> Mapping[str, Any]:

@@ -110,6 +110,14 @@ def _section(section: Any, where: str) -> None:
     _series(section.get("series") or {}, models, where)
     _listed(section.get("changed") or {}, models, "model", f"changed of {where}")
     _traces(section.get("traces") or {}, models, where)
+    if section.get("maps") is not None:
+        _maps(section["maps"], models, where)
+    if not re.fullmatch(r"[\w.-]*", str(section.get("manifest") or "")):
+        got = repr(section["manifest"])[:60]
+        raise Incompatible(f"the name of a file beside the report as manifest of {where}", got, REMEDY)
+    _listed(section.get("concepts") or {}, models, "model", f"concepts of {where}")
+    for model, found in (section.get("concepts") or {}).items():
+        check_concepts(found, f"concepts of {model!r} in {where}")
     if section.get("predictions") is not None:
         _predictions(section["predictions"], models, where)
     for caveat in section.get("caveats") or ():
@@ -204,6 +212,54 @@ def _predictions(found: Any, models: list[str], where: str) -> None:
             raise Incompatible(f"as many numbers in {what} as targets in {there}", got, REMEDY)
         if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
             raise Incompatible(f"finite numbers for {what} in {there}", "something else", REMEDY)
+
+
+def _maps(found: Any, models: list[str], where: str) -> None:
+    """Refuse maps of unknown models, or places that are no pairs of numbers."""
+    there = f"maps of {where}"
+    _keys(found, {"explained": list, "own": list, "models": Mapping}, there)
+    _listed([*found["models"], *found["own"]], models, "model", there)
+    for model, places in found["models"].items():
+        _keys(places, {"forget": list, "retain": list}, f"the map of {model!r} in {where}")
+        if not all(_pair(p) and p[1] is not None for split in ("forget", "retain") for p in places[split]):
+            raise Incompatible(f"pairs of numbers in the map of {model!r} in {where}", "something else", REMEDY)
+
+
+def check_concepts(found: Any, where: str) -> None:
+    """Refuse what an edit by concepts recorded where it cannot be shown.
+
+    Args:
+        found: from `expunge.report.concepts.gathered`.
+        where: it stands, in words.
+
+    Raises:
+        Incompatible: a part is missing or of the wrong type, or a picture is not embedded.
+    """
+    parts = dict.fromkeys(("concepts", "poisoned", "dropped", "manifest"), list)
+    _keys(found, {**parts, "rows": int, "facts": Mapping}, where)
+    for concept in found["concepts"]:
+        _keys(concept, {"name": str, "windows": list}, f"a concept of {where}")
+        for part in ("attribution", "accuracy"):
+            if not isinstance(concept.get(part), int | float | None):
+                got = repr(concept[part])[:40]
+                raise Incompatible(f"a number or null as {part} of {concept['name']!r} in {where}", got, REMEDY)
+        for window in concept["windows"]:
+            _embedded(window, f"concept {concept['name']!r} of {where}")
+    for example in found["poisoned"]:
+        _keys(example, {"original": str, "poisoned": str}, f"a poisoned sample of {where}")
+        for part in ("original", "poisoned", "donor", "heat"):
+            _embedded(example.get(part) or "", f"a poisoned sample of {where}")
+    for row in found["dropped"]:
+        _keys(row, {"name": str, "reason": str}, f"a dropped concept of {where}")
+    for row in found["manifest"]:
+        _keys(row, {}, f"a row of the manifest of {where}")
+
+
+def _embedded(value: Any, where: str) -> None:
+    """Refuse what is neither an embedded picture nor a text."""
+    if not isinstance(value, str) or (value.startswith("data:") and not IMAGE.fullmatch(value)):
+        got = f"{str(value)[:40]!r} in {where}"
+        raise Incompatible("an image embedded as data:image/png;base64,..., or a text", got, "embed the image")
 
 
 def _pair(point: Any) -> bool:

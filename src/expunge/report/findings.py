@@ -15,6 +15,9 @@ from expunge.report.document import Entry, Section
 
 FEW_SEEDS = 10
 RESOLVED = 0.05  # half of an AUC's interval beyond which a reader is told
+ONE_CLASS = "predictions/one_class"
+GATHERED, APART = 0.9, 0.2  # share of a class in one other class that is told, where retrained has so much less
+POISONING, PATCHES, NOT_PATCHED = "concept_poisoning", "mode", "none"  # the method whose patches need a baseline
 ENOUGH = 260  # samples that an AUC takes to be known so well
 
 # What a sentence tells, one metric of each line, the first that has a gap.
@@ -112,7 +115,8 @@ def _sentence(section: Section, model: Mapping[str, Any]) -> str:
     if not lines:
         return f"no distance to retrained could be measured ({doc.reason(section, model, FORGOTTEN).rstrip('.')})."
     parts = _distances([(doc.found(section, "gaps", model["name"], m) or {}, where) for m, where in lines])
-    more = (_tally(section, model), over(section, model["name"]), paid(section, model["name"]))
+    name = model["name"]
+    more = (_tally(section, model), over(section, name), gathers(section, name), paid(section, name))
     return " ".join([f"{fmt.listed(parts)}.", *filter(None, more)])
 
 
@@ -199,6 +203,18 @@ def over(section: Section, model: str) -> str:
     )
 
 
+def gathers(section: Section, model: str) -> str:
+    """Return what is to be said where a forgotten class goes to one other class far more than under retrained."""
+    goal = next((m["name"] for m in doc.of_role(section, "retrained")), "")
+    own, other = (doc.found(section, "values", name, ONE_CLASS) for name in (model, goal))
+    if own is None or other is None or own["x"] < GATHERED or own["x"] - other["x"] < APART:
+        return ""
+    return (
+        f"Of the forgotten class's unseen samples {fmt.value(own)} go to one other class, under retrained "
+        f"{fmt.value(other)}: who asks for that class sees that it was trained away."
+    )
+
+
 def paid(section: Section, model: str) -> str:
     """Return which group of samples that were to stay lost most; empty where no loss has an interval without 0."""
     names = [
@@ -280,6 +296,7 @@ def caveats(section: Section) -> list[str]:
     said = list(dict.fromkeys(section.get("caveats") or ()))
     flaws = [f"Nothing is said of {m['name']}: {m['flaw'].rstrip('.')}." for m in section["models"] if m["flaw"]]
     said = [*(f for f in flaws if not any(f in known for known in said)), *said]
+    said += _unflipped(section)
     if not doc.of_role(section, "retrained"):
         said.append("No model was retrained without the forgotten samples: nothing here can show that they are gone.")
     elif not section["floor"]:
@@ -292,6 +309,21 @@ def caveats(section: Section) -> list[str]:
             "One training seed: intervals are over samples, and leave out what another run of training would change."
         )
     return [*said, *_few(section)]
+
+
+def _unflipped(section: Section) -> list[str]:
+    """Return which rows of poisoning by concepts stand without one whose labels alone were changed, in the same way."""
+    rows = [(m["name"], m.get("settings") or {}) for m in doc.of_role(section, "method") if not m.get("declined")]
+    rows = [(name, own) for name, own in rows if own.get("name") == POISONING]
+    flipped = [own.get("labels") for _, own in rows if own.get(PATCHES) == NOT_PATCHED]
+    alone = [name for name, own in rows if own.get(PATCHES) != NOT_PATCHED and own.get("labels") not in flipped]
+    if not alone:
+        return []
+    verb = "stands" if len(alone) == 1 else "stand"
+    return [
+        f'{fmt.listed(alone)} {verb} without a row that changes labels alone ({PATCHES} = "{NOT_PATCHED}"): what the '
+        "concepts add to it cannot be told; in published results flipping labels alone did as well."
+    ]
 
 
 def _few(section: Section) -> list[str]:

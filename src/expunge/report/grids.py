@@ -37,6 +37,8 @@ class Cell:
         seconds: what it took, by part.
         log: what its run recorded once.
         series: what its run recorded step by step: step and value by name, None for what is not finite.
+        concepts: what its run recorded of concepts, from `expunge.report.concepts.gathered`.
+        map: the map of representations before and after that its run recorded; see `expunge.report.maps.recorded`.
     """
 
     status: str
@@ -45,6 +47,8 @@ class Cell:
     seconds: Mapping[str, float] = field(default_factory=dict)
     log: Mapping[str, Any] = field(default_factory=dict)
     series: Mapping[str, Pairs] = field(default_factory=dict)
+    concepts: Mapping[str, Any] | None = None
+    map: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ TEXTS = {
     "segments": "Whose scores and decisions moved, against the original's.",
     "membership": "How well an attack tells the forgotten samples from unseen ones.",
     "paired": "The same forgotten samples under the model and under retrained, sample by sample.",
+    "predictions": "Which classes unseen samples of the forgotten class are taken for, beside retrained's answers.",
     "divergence": "How far the predicted distributions are from retrained's.",
     "activation": "How far the predicted probabilities are from retrained's.",
     "weights": "How far the weights are from retrained's, and from the original's.",
@@ -60,6 +61,8 @@ TEXTS = {
     "robustness": "Whether the forgotten comes back when the model is disturbed a little.",
     "subgroups": "Who paid: accuracy of groups of samples that were to stay.",
     "canaries": "Samples planted in training under random labels, beside others kept out: a test with known truth.",
+    "appearance": "Whether the answers of a language model still name the forgotten, in the same and in other words.",
+    "utility": "What the answers of a language model to the other questions are worth: ROUGE-L and equal ones.",
     "backdoor": "Whether a trigger that was planted in training still makes the model answer what it stands for.",
     "cost": "Time, memory and weights touched. No distance to retrained is sought here.",
 }
@@ -68,6 +71,7 @@ TITLES = {
     "tow": "Tug of war",
     "wasserstein": "Distance of distributions",
     "error_attack": "Attack on errors",
+    "predictions": "Where the class goes",
     "ain": "Anamnesis index",
 }
 OPEN = ("accuracy", "error", "membership")  # groups that are not folded

@@ -13,7 +13,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from expunge.files import canonical, check_free, jsonable, write_text
-from expunge.report import charts, errors, findings, forecasts, layout, looks, predictions, roc, series, tables, traces
+from expunge.report import (
+    charts,
+    concepts,
+    errors,
+    findings,
+    forecasts,
+    layout,
+    looks,
+    maps,
+    predictions,
+    roc,
+    series,
+    tables,
+    traces,
+)
 from expunge.report import document as doc
 from expunge.report import format as fmt
 from expunge.report.distance import ALPHA, told
@@ -156,9 +170,12 @@ def _charts(section: Section, look: Mapping[str, looks.Look], key: str) -> dict[
         "distributions": [(q, text, [Markup(svg) for svg in svgs]) for q, text, svgs in curves if svgs],
         "rocs": [Markup(svg) for svg in rates[:ATTACKS]],
         "more_rocs": [Markup(svg) for svg in rates[ATTACKS:]],
-        "curves": [_series(c) for c in drawn if c.family not in (*series.GROUPS, "weights")],
+        "answers": [_series(c) for c in drawn if c.family == "predictions"],
+        "curves": [_series(c) for c in drawn if c.family not in (*series.GROUPS, "weights", "predictions")],
         "groups": [_series(c) for c in drawn if c.family in series.GROUPS],
         "layers": [_series(c) for c in drawn if c.family == "weights"],
+        "maps": _map(maps.charts(section, look, f"{key}-map")),
+        "concepts": _concepts(section, f"{key}-concepts"),
         "changed": _markup(charts.changed(section, f"{key}-changed")),
         "traces": _traces(section, f"{key}-trace"),
         "legend": [m["name"] for m in doc.models(section) if not m.get("declined") and not m["flaw"]],
@@ -177,6 +194,18 @@ def _pictures(section: Section, look: Mapping[str, looks.Look], key: str) -> lis
         for p, mid in found
         if p is not None
     ]
+
+
+def _map(picture: predictions.Picture | None) -> dict[str, Any] | None:
+    if picture is None:
+        return None
+    return {"title": picture.title, "text": picture.text, "svgs": [Markup(svg) for svg in picture.svgs]}
+
+
+def _concepts(section: Section, key: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what edits by concepts recorded, a page a model; the manifest lies beside the report where it is named."""
+    found, link = section.get("concepts") or {}, str(section.get("manifest") or "")
+    return [(name, concepts.page(part, f"{key}{i}", link)) for i, (name, part) in enumerate(found.items())]
 
 
 def _traces(section: Section, key: str) -> list[tuple[str, Markup]]:

@@ -156,7 +156,7 @@ def _panel(
         for split in ("test", "forget"):
             if split in points:
                 there = np.stack([points[split][0], points[split][1].clip(*ends)])
-                _dots(fig, ax, there, look.colour if split == "forget" else GREY, 0.75 if split == "forget" else 0.5)
+                dots(fig, ax, there, look.colour if split == "forget" else GREY, 0.75 if split == "forget" else 0.5)
         told = [f"{NAMES[s]} off by {_off(p)} at the median" for s, p in points.items()]
         return inline(fig, key, f"Predictions of {fmt.plain(model)} over targets: {', '.join(told)}")
 
@@ -172,8 +172,16 @@ def _off(points: Points) -> str:
     return fmt.digits(float(np.median(np.abs(points[1] - points[0]))), "")
 
 
-def _dots(fig: Figure, ax: Axes, points: Points, colour: str, opacity: float) -> None:
-    """Draw dots as one path of points with round ends: a tenth of the bytes of as many marks."""
+def dots(fig: Figure, ax: Axes, points: Points, colour: str, opacity: float) -> None:
+    """Draw dots as one path of points with round ends: a tenth of the bytes of as many marks.
+
+    Args:
+        fig: the figure, whose layout no longer moves.
+        ax: its axes.
+        points: places, (2, n).
+        colour: of the dots.
+        opacity: 1 for dots in full, less for faint ones.
+    """
     size = LARGE if points.shape[1] <= FEW else SMALL
     places = np.repeat(ax.transData.transform(points.T), 2, axis=0)
     places[1::2, 0] += 0.15  # a line that is not drawn to no length, in a page of a tenth of a pixel
