@@ -22,11 +22,11 @@ class Pick:
     Args:
         own: the class k.
         donor: the class d, another one.
-        rule: ``confusion``, ``shared``, or ``given``.
+        rule: ``confusion``, ``shared``, ``present``, or ``given``.
         via: the concept that the rule found the donor by; None for a given one.
         concepts: of k, by their part in its logit, the strongest first; all above 0, one or more.
         donor_concepts: of d alike.
-        fell_back: whether the confusion rule found nothing, so that ``shared`` was used.
+        fell_back: whether the rule that was asked for found nothing, so that a later one was used.
     """
 
     own: int
@@ -45,6 +45,11 @@ class Pick:
         """
         by = "as given" if self.via is None else f"by the rule {self.rule}, via concept {names[self.via]}"
         why = ", as the rule confusion found none" if self.fell_back else ""
+        if self.rule == "present":
+            by = f"as of all others its samples show concept {names[self.via or 0]} most"
+            why = f": no concept of class {self.own} adds to another class"
+        elif self.rule == "shared" and self.via != self.concepts[0]:
+            why += "; stronger ones add to no other class"
         same = self.concepts[0] == self.donor_concepts[0]
         also = f"; the first concept of both is {names[self.concepts[0]]}, so patches show it in place of itself"
         return f"class {self.donor} donates to class {self.own}, {by}{why}{also if same else ''}"
@@ -86,16 +91,44 @@ def confusion(values: Tensor, k: int, top: int = TOP) -> tuple[int, int] | None:
 def shared(values: Tensor, k: int) -> tuple[int, int] | None:
     """Return the class other than k to which k's strongest concept adds most, and the concept.
 
+    Where it adds to no other class the next strongest is taken, and so on.
+
     Args:
         values: A, (K, m).
         k: the class.
 
     Returns:
-        d and i; None where it adds to no other class.
+        d and i; None where none of k's concepts adds to another class.
     """
-    for i in ranked(values, k, 1):
+    for i in ranked(values, k):
         d = _other(values, k, i)
-        return None if d is None else (d, i)
+        if d is not None:
+            return d, i
+    return None
+
+
+def shows(values: Tensor, present: Tensor, k: int) -> tuple[int, int] | None:
+    """Return the class other than k whose samples show most of k's strongest concept, and the concept.
+
+    A sparse head needs no concept for two classes, and so may leave nothing to share. A class that no concept adds to
+    cannot donate; where no other class shows a concept more than the samples do on average, the next strongest is
+    taken.
+
+    Args:
+        values: A, (K, m).
+        present: how much more of each concept a class has than the average, (K, m).
+        k: the class.
+
+    Returns:
+        d and i; None where there is no such class.
+    """
+    able = (values > 0).any(dim=1)
+    able[k] = False
+    for i in ranked(values, k):
+        column = present[:, i].double().masked_fill(~able, -torch.inf)
+        d = int(column.argmax())
+        if column[d] > 0:
+            return d, i
     return None
 
 
@@ -108,13 +141,22 @@ def _other(values: Tensor, k: int, i: int) -> int | None:
 
 
 def pick(
-    values: Tensor, k: int, *, rule: Rule = "confusion", donor: int | None = None, most: int = MOST, top: int = TOP
+    values: Tensor,
+    k: int,
+    *,
+    present: Tensor | None = None,
+    rule: Rule = "confusion",
+    donor: int | None = None,
+    most: int = MOST,
+    top: int = TOP,
 ) -> Pick:
     """Choose the concepts of a class and the class that donates.
 
     Args:
         values: A, (K, m): what each concept adds to each class's logit, see `expunge.concepts.attribution`.
         k: the class.
+        present: how much more of each concept a class has than the average, (K, m). With it, a class that shares no
+            concept is given the donor that `shows` finds; without, it is refused.
         rule: ``confusion``, which falls back on ``shared`` where it finds none and says so, or ``shared``.
         donor: given instead of found.
         most: concepts of either class.
@@ -124,7 +166,8 @@ def pick(
         The pick.
 
     Raises:
-        UserError: no concept adds to the class, the donor is the class itself, no class or undefined, or a bad setting.
+        UserError: no concept adds to the class, the donor is the class itself, no class or undefined, a bad setting, or
+            ``present`` of another shape.
         NotFinite: A holds NaN or infinity.
 
     >>> a = torch.tensor([[2.0, 0.9, 0.1], [0.3, 1.8, 0.2], [1.5, 0.1, 2.2]])
@@ -132,6 +175,11 @@ def pick(
     (1, 2)
     """
     _check(values, k, rule, donor, most, top)
+    if present is not None and present.shape != values.shape:
+        got = f"{tuple(present.shape)} beside {tuple(values.shape)}"
+        raise UserError(
+            "how much of each concept each class has, (K, m), as attributions", got, "pass both of one bank"
+        )
     values = values.double()
     own = ranked(values, k, most)
     if not own:
@@ -139,11 +187,15 @@ def pick(
         raise UserError(f"a concept that adds to the logit of class {k}", "none", remedy)
     if donor is not None:
         return Pick(k, donor, "given", None, own, _of_donor(values, donor, most))
-    found = confusion(values, k, top) if rule == "confusion" else None
-    used = "shared" if found is None else "confusion"
-    found = shared(values, k) if found is None else found
+    found, used = confusion(values, k, top) if rule == "confusion" else None, "confusion"
     if found is None:
-        raise UserError(f"a class that donates to class {k}", "its first concept adds to no other", "name the donor")
+        found, used = shared(values, k), "shared"
+    if found is None and present is not None:
+        found, used = shows(values, present, k), "present"
+    if found is None:
+        raise UserError(
+            f"a class that donates to class {k}", "no concept of its own in another class", "name the donor"
+        )
     return Pick(k, found[0], used, found[1], own, _of_donor(values, found[0], most), used != rule)
 
 

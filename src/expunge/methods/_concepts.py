@@ -153,7 +153,8 @@ def poison(method: Settings, session: Session, state: State) -> Poison:
         raise UserError(f"a class from 0 to {classes - 1}", str(label), "name one of the network's classes")
     found, study = None, Study.read(state) if method.studies else None
     if study is not None:
-        found = pick(study.attribution, label, rule=method.rule, donor=method.donor, most=method.patches)
+        given: dict[str, Any] = {"rule": method.rule, "donor": method.donor, "most": method.patches}
+        found = pick(study.attribution, label, present=study.present, **given)
         session.record("note", _sentence(found, study.bank))
     donor = int(method.donor if found is None else found.donor)  # type: ignore[arg-type]
     donors = _of_class(session.retain, targets, donor, label, classes)

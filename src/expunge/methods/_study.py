@@ -97,18 +97,22 @@ class Study:
         bank: m concepts.
         attribution: A, (K, m), what each adds to each class's logit; 0 for a concept that the class has less of than
             the samples do on average, unless it has no other that adds, and for a class without samples.
+        present: how much more of each concept a class has than the samples do on average, (K, m), in units of the
+            score; 0 for a class without samples.
         tap: where the concepts are read.
         facts: ``fidelity`` and ``accuracy`` of the sparse head, ``ranked_by``, ``concepts``, ``dropped``.
     """
 
     bank: Bank
     attribution: Tensor
+    present: Tensor
     tap: str
     facts: Mapping[str, Any]
 
     def state(self) -> State:
         """Return it as a method's state."""
         tensors = {**self.bank.tensors(), "attribution": self.attribution.clone()}
+        tensors["present"] = self.present.clone()
         return State(tensors, {**self.bank.meta(), "tap": self.tap, "study": dict(self.facts)})
 
     @classmethod
@@ -118,10 +122,11 @@ class Study:
         Raises:
             Incompatible: it keeps none.
         """
-        if "attribution" not in state.tensors or "study" not in state.meta:
+        if not {"attribution", "present"} <= state.tensors.keys() or "study" not in state.meta:
             raise Incompatible("a study of concepts in the state", "none", "prepare anew with these settings")
         bank = Bank.read(state.tensors, state.meta)
-        return cls(bank, state.tensors["attribution"], str(state.meta["tap"]), state.meta["study"])
+        values, present = state.tensors["attribution"], state.tensors["present"]
+        return cls(bank, values, present, str(state.meta["tap"]), state.meta["study"])
 
 
 def kind_of(inputs: Inputs) -> Kind:
@@ -234,7 +239,7 @@ class _Studying:
         }
         there = found.present
         there = there.where((there > 0).any(dim=1, keepdim=True), found.values)
-        return Study(bank, there.cpu(), self.tap, facts)
+        return Study(bank, there.cpu(), found.above.cpu(), self.tap, facts)
 
     def _bank(self) -> Bank:
         m = self.method
