@@ -168,7 +168,7 @@ def test_it_needs_labels_and_a_classifier(model: nn.Module):
     with pytest.raises(
         UserError, match="trainable weights above 1 for laf_r to repair, got none: set repair_scope to all"
     ):
-        asked(LAFR(**SHORT, extractor="1"), model)
+        prepare(LAFR(**SHORT, extractor="1"), model, TASK, train=DATA, runtime=QUIET)  # before anything is moved
     assert asked(LAFR(**SHORT, extractor="1", repair_scope="all"), model).log["labelled"] == 4
 
 

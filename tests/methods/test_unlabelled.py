@@ -169,6 +169,12 @@ def test_it_ends_where_the_forget_set_s_curves_stand_still_once_they_moved():
     assert ends(*moving, *[(1.0, 0.2, 0.7 + 0.02 * i) for i in range(1, 4)]) == [None] * 6
 
 
+def test_a_curve_that_creeps_away_from_zero_is_not_flat():
+    creeping = [(1.0, 1.0, u) for u in (0.0, 0.009, 0.006, 0.008, 0.010, 0.013, 0.028)]
+    assert ends(*creeping, budget=200) == [None] * 7
+    assert ends(*creeping, *[(1.0, 1.0, 0.029)] * 5, budget=200)[-1] == "flat"
+
+
 def test_a_single_look_shows_no_curve():
     assert ends((1, 1, 0), (1, 0.2, 0.7), budget=10) == [None, None]  # looks further apart than a fifth
     assert ends((1, 1, 0), (1, 0.2, 0.7), (1, 0.2, 0.7), budget=30)[-1] == "flat"

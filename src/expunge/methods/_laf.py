@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite
@@ -39,6 +40,8 @@ WATCHED = 256  # samples of each set, at most, that a look is at
 HELD, LEAST = 0.1, 32  # the share of the retain set, and samples, that are held out of the steps and looked at
 CURVE = 200  # recorded values of a loss, at most
 MAPPED = {"retain": 150, "forget": 100}  # samples of the map
+SPANNED = 500  # retain samples, at most, whose representations its axes are found from
+MORE = "take more updates, higher rates or a tau nearer to 5, or another method"
 QUANTILE = 0.99  # of the errors that bound the push away
 
 
@@ -292,7 +295,11 @@ class Forgetting:
         self.session.record("turned", {"retain": look.retain_turned, "forget": look.forget_turned})
         if 1 - look.forget <= STILL and look.forget_turned <= STILL:
             text = "Representations of the forget set hardly moved, and the model says of it what the original said"
-            self.session.record("note", f"{text}: take more updates or higher rates, or another method.")
+            self.session.record("note", f"{text}: {MORE}.")
+        elif look.forget > look.retain - STILL:
+            text = "Predictions agree with the original's hardly less on the forget set than on retain samples"
+            text += f" ({look.forget:.3f} and {look.retain:.3f})"
+            self.session.record("note", f"{text}; where the two sets are not alike, {MORE}.")
         with self._timed("map"):
             self.session.record("representation_map", self._map())
         self.session.record("part_seconds", self.seconds)
@@ -305,26 +312,25 @@ class Forgetting:
             return fitted(rows, self.how.fit, seed, record=self._fitting("vae_loss"))
 
     def _map(self) -> dict[str, Any]:
-        """Return the places of some samples on the two main axes of the original's retain representations."""
+        """Return the places of some samples on the two main axes of the original's retain representations; no ids."""
         generator = self._generator("map")
-        base = self.taught_retain.e.double()
+        base = self.taught_retain.e[:SPANNED].double()  # drawn in a random order
         centre = base.mean(dim=0)
-        values, axes = torch.linalg.eigh(torch.cov(base.T, correction=0))
-        axes = axes.flip(1)[:, :2]
+        _, sizes, rows = torch.linalg.svd(base - centre, full_matrices=False)
+        missing = 2 - len(sizes[:2])  # of a single retain sample
+        axes, power = F.pad(rows[:2].T, (0, missing)), F.pad(sizes.square(), (0, missing))
         axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
-        shares = (values.flip(0).clamp_min(0) / values.clamp_min(0).sum().clamp_min(1e-300))[:2]
-        found: dict[str, Any] = {"explained": shares.tolist(), "ids": [], "kinds": [], "before": [], "after": []}
+        shares = (power / power.sum().clamp_min(1e-300))[:2]
+        found: dict[str, Any] = {"explained": shares.tolist(), "kinds": [], "before": [], "after": []}
         sides = {
             "retain": (self.retain, self.used, self.taught_retain.e),
             "forget": (self.forget, torch.arange(len(self.forget)), self.taught.e),
         }
-        for kind, (data, positions, rows) in sides.items():
+        for kind, (data, positions, taught) in sides.items():
             at = torch.randperm(len(positions), generator=generator)[: MAPPED[kind]].sort().values
             after = self._said(data, positions[at]).e
-            ids = data.ids
-            found["ids"] += [ids[i] for i in positions[at].tolist()]
             found["kinds"] += [kind] * len(at)
-            for key, e in (("before", rows[at]), ("after", after)):
+            for key, e in (("before", taught[at]), ("after", after)):
                 found[key] += np.round(((e.double() - centre) @ axes).numpy(), 4).tolist()
         return found
 

@@ -15,6 +15,7 @@ from expunge.task.causal_lm import IGNORED
 
 FLAT = 0.2  # of the budget, over which nothing must change for the curve to be flat
 STILL = 0.01  # a change of agreement or of u that is none
+PART = 0.1  # of all that the curves have changed; one that has only set out from zero changes by a larger part
 Push = Literal["phi", "clamp"]
 
 
@@ -159,19 +160,20 @@ class Watch:
 
         It has fallen where it is too low at two looks in a row, or at the last: it may dip where classes are crossed.
         The rest stands still once the curves of the samples to forget, agreement and mean u, have moved at all, and
-        have then changed by no more than 0.01 over a fifth of the budget or more.
+        have then changed over a fifth of the budget or more by no more than 0.01, and no more than a tenth of the most
+        that either has moved: the turning starts where its gradient is zero, and creeps before it runs.
         """
         self.looks.append(look)
         low = [one.retain < self.least for one in self.looks[-2:]]
         if all(low) or (low[-1] and look.step >= self.budget):
             return "retain"
         before = [one for one in self.looks if one.step <= look.step - FLAT * self.budget]
-        moved = 1 - look.forget > STILL or look.forget_turned > STILL
-        if low[-1] or not moved or not before:
+        moved = max(1 - look.forget, look.forget_turned)
+        if low[-1] or moved <= STILL or not before:
             return None
         past = [one for one in self.looks if one.step >= before[-1].step]
         spans = [max(values) - min(values) for values in zip(*((o.forget, o.forget_turned) for o in past), strict=True)]
-        return "flat" if spans[0] <= STILL and spans[1] <= STILL else None
+        return "flat" if max(spans) <= min(STILL, PART * moved) else None
 
 
 def agreement(now: Tensor, before: Tensor, spread: Tensor | None = None) -> float:

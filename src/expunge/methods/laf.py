@@ -49,7 +49,8 @@ class LAF(Checked):
     all, and up to 256 to forget: agreement with the original's predictions (of real targets the share of their variance
     that is kept) and mean u. Where the agreement on retain inputs is below ``keep`` at two looks in a row, or at the
     last, it ends and goes back to the last look at which it was not; of fewer than 50 held out one may be told
-    otherwise. Once the curves on the forget set have moved and then stand still over a fifth of the updates, it ends.
+    otherwise. Once the curves on the forget set have moved and then, over a fifth of the updates, change by no more
+    than 0.01 and than a tenth of what they have moved, it ends.
 
     Forgetting comes from L_RA's turning of the forget set's representations. Where forget and retain samples are drawn
     alike, as random ones are, nothing says where to turn: offer it for classes, parts of them and wrong labels first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from expunge.data import Data
 from expunge.errors import NotFinite, UserError
 from expunge.method import Needs, Search, See, Session, option
 from expunge.methods._laf import Forgetting
+from expunge.methods._represent import RepresentationSplit
 from expunge.methods.laf import LAF
 from expunge.passes import whole
 from expunge.recipe import Recipe
@@ -76,20 +77,27 @@ class LAFR(LAF):
     def repair(self, session: Session, course: Forgetting) -> None:
         """Train on with the labelled part of the retain set."""
         learned, held = labelled_part(session.retain, self.share, session.seed)
-        split, before = course.split, course.looked(course.steps)
-        names = (*split.classifier, *(() if self.repair_scope == "classifier" else (*split.extractor, *split.shared)))
-        if not names:
-            raise UserError(
-                f"trainable weights above {split.tap} for {self.name} to repair", "none", "set repair_scope to all"
-            )
+        before = course.looked(course.steps)
         session.record("labelled", len(learned) + (0 if held is None else len(held)))
-        with course.only(names) as weights:
+        with course.only(self._repaired(course.split)) as weights:
             self._trained(session, weights, learned, held)
         after = course.looked(course.steps)
         session.record("repair_agreement", {"before": before.forget, "after": after.forget})
         if after.forget - before.forget > 0.05:
             text = "The repair brought predictions on the forget set back towards the original's: agreement rose"
             session.record("note", f"{text} from {before.forget:.0%} to {after.forget:.0%}.")
+
+    def _repaired(self, split: RepresentationSplit) -> tuple[str, ...]:
+        more = () if self.repair_scope == "classifier" else (*split.extractor, *split.shared)
+        return (*split.classifier, *more)
+
+    def _split(self, session: Session, data: Any) -> RepresentationSplit:
+        """Return the split, and refuse one that leaves nothing to repair before anything is computed."""
+        split = super()._split(session, data)
+        if not self._repaired(split):
+            want = f"trainable weights above {split.tap} for {self.name} to repair"
+            raise UserError(want, "none", "set repair_scope to all")
+        return split
 
     def _trained(self, session: Session, weights: dict[str, nn.Parameter], learned: Data, held: Data | None) -> None:
         """Take the epochs, and set the weights back to the best of them."""
