@@ -59,6 +59,13 @@ def test_numbers_by_hand(bins: int | None, draw: Any) -> None:
     assert called[-1]
 
 
+def test_the_forgetting_rate_is_the_share_that_is_called_unseen() -> None:
+    sets = {"retain": confident(MEMBERS), "test": confident(OTHERS), "forget": confident([0.35, 0.60, 0.98, 0.50])}
+    fitted = SVCEfficacy().fit(audit(sets))
+    assert (fitted.score(sets["forget"]) > 0).int().tolist() == [0, 0, 1, 0]
+    assert Membership(names=("svc",))(audit(sets))["membership/svc"].x == 0.75
+
+
 @pytest.mark.parametrize(
     ("members", "others", "released", "merged"),
     [(6, 4, 0.4, 0.4), (6, 5, 0.4, 0.4), (5, 5, 1.0, 0.0), (6, 6, 0.0, 0.0), (5, 6, 0.6, 0.6)],

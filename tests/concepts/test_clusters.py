@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 
 import pytest
 import torch
@@ -114,6 +115,14 @@ def test_units_of_the_representation_do_not_change_clusters():
     scaled = Windows(found.embeddings * torch.logspace(-0.5, 0.5, 8, dtype=D) + 1, found.sample, found.place)
     one, two = clustered(found, labels, count=2), clustered(scaled, labels, count=2)
     assert [set(c.members.tolist()) for c in one] == [set(c.members.tolist()) for c in two]
+
+
+def test_windows_that_are_all_alike_are_one_cluster_without_a_warning():
+    found, labels, _ = windows()
+    same = Windows(torch.ones_like(found.embeddings), found.sample, found.place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert len(clustered(same, labels, classes=[0], count=2)) == 1
 
 
 def test_what_cannot_be_clustered_is_said():

@@ -146,6 +146,13 @@ def test_the_donors_concept_is_pasted_over_the_images_own():
         assert torch.equal(made[i], want)
 
 
+def test_the_manifest_says_what_finding_concepts_cost():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(512, 3), nn.Linear(3, 4)).double().eval()
+    assert poison_images(ask()).manifest["located"] == "one forward pass an image"
+    assert poison_images(ask(model=flat, tap="2:input")).manifest["located"] == "a forward pass a window, by occlusion"
+    assert poison_images(ask("center")).manifest["located"] is None
+
+
 def test_patches_of_several_concepts_are_pasted_one_after_another():
     found = poison_images(ask(concepts=2))
     x, donors, made = whole(ask().forget), whole(ask().donors), whole(found.data)
@@ -177,6 +184,17 @@ def test_the_middle_of_the_donor_goes_to_the_middle_or_anywhere():
             else:
                 places.add((top, left))
     assert len(places) > 3
+
+
+@pytest.mark.parametrize("mode", ["center", "random"])
+def test_the_middle_of_a_tiny_donor_is_all_of_it(mode: str):
+    forget, donors = (Data.from_arrays(torch.rand(n, 2, 2, 4), torch.zeros(n).long()) for n in (N, OTHERS))
+    made = poison_images(ask(mode, forget=forget.unlabelled(), donors=donors, size=2))
+    at = [int(i.split("/")[1]) for i in made.manifest["donor"]]
+    assert made.manifest["source"] == [[[0, 1]]] * N
+    for i, (donor, [(_, left)]) in enumerate(zip(at, made.manifest["place"], strict=True)):
+        found, want = made.data.read([i]).inputs[0], donors.read([donor]).inputs[0]
+        assert torch.equal(found[:, :, left : left + 2], want[:, :, 1:3])
 
 
 def test_all_of_the_donor_is_shrunk_or_takes_the_images_place():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from scipy import stats
@@ -37,6 +39,11 @@ def test_the_test_against_chance_is_welchs_and_knows_sets_that_do_not_vary():
     assert by_chance([1, 1, 1], [0, 0]) == 0
     assert by_chance([1, 1, 1], [1, 1]) == 1
     assert by_chance([1, 1, 1], [0, 1, 0, 1]) < 1
+    with warnings.catch_warnings():  # of numbers that hardly vary, or not at all
+        warnings.simplefilter("error")
+        assert by_chance([0.3, 0.1 + 0.2, 0.3], [0.3, 0.3]) > 0.05
+        assert by_chance([0.9] * 20, [0.9] * 19 + [0.1]) > 0.05
+        assert by_chance([0.9] * 20, [0.1] * 20) == 0
     with pytest.raises(UserError, match="two sign counts or more of either kind, got 1 and 2"):
         by_chance([1], [0, 1])
 

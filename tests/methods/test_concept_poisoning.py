@@ -23,6 +23,7 @@ from expunge.errors import Declined, UserError
 from expunge.evidence import collect
 from expunge.method import State
 from expunge.methods import load
+from expunge.report.concepts import gathered, page
 from expunge.runtime import Runtime
 from expunge.scenario import forget_class, forget_random
 from expunge.task import Classification, Regression
@@ -240,10 +241,11 @@ def test_labels_alone_take_the_donor_that_concepts_choose(trained: nn.Module):
     data = pictures()
     bank = Bank(("a", "b", "c"), torch.eye(6, dtype=D)[:3], torch.zeros(3, dtype=D), ({}, {}, {}))
     values = torch.tensor([[2.0, 0.9, 0.1], [0.0, 1.8, 0.0], [0.1, 2.0, 2.2]])
+    own = {**bank.tensors(), "attribution": values, "present": values}
     meta = {**bank.meta(), "tap": "2:input", "study": {"fidelity": 1.0}}
     how = METHOD(**{**QUICK, "mode": "none", "epochs": 1, "level": 1.0})
     ready = prepare(how, trained, TASK, train=data, runtime=QUIET)
-    state = State({**ready.state.tensors, **bank.tensors(), "attribution": values}, {**ready.state.meta, **meta})
+    state = State({**ready.state.tensors, **own}, {**ready.state.meta, **meta})
     done = request(trained, label=1, state=state, **{**QUICK, "mode": "none", "epochs": 1})
     assert done.log["donor"] == 2
     assert (
@@ -278,6 +280,32 @@ def test_concepts_come_from_a_column(trained: nn.Module):
     assert ready.state.tensors["attribution"].shape == (3, 3)
     with pytest.raises(UserError, match=r"Expected a column 'colour' in train, got concepts"):
         studied(trained, source="column", column="colour")
+
+
+def test_words_of_few_samples_or_of_nearly_all_are_dropped_and_the_others_stand(trained: nn.Module):
+    data = pictures()
+    words = [("bar; thing", "rare; thing" if i < 6 else "thing", "square; thing")[i % 3] for i in range(90)]
+    given = Data.from_arrays(data.read(range(90)).inputs, data.targets(), columns={"concepts": words})
+    ready = studied(trained, given, source="column", column="concepts")
+    assert ready.state.meta["names"] == ["bar", "square"]
+    assert ready.log["dropped"] == [
+        {"name": "rare", "why": "2 of 90 samples have it: 8 with it and 8 without are needed"},
+        {"name": "thing", "why": "90 of 90 samples have it: 8 with it and 8 without are needed"},
+    ]
+    with pytest.raises(UserError, match=r"a concept of 40 samples or more in the column .*, got bar: 30 of 90 samples"):
+        studied(trained, given, source="column", column="concepts", examples=40)
+
+
+def test_a_donor_is_found_by_default_for_every_class(trained: nn.Module):
+    bank = Bank(("a", "b", "c"), torch.eye(6, dtype=D)[:3], torch.zeros(3, dtype=D), ({}, {}, {}))
+    ready = studied(trained, mode="none")
+    meta = {**ready.state.meta, **bank.meta(), "tap": "2:input", "study": {"fidelity": 1.0}}
+    alone, much = 2 * torch.eye(3), torch.tensor([[3.0, 0, 0], [0, 3, 1], [-1, 0.5, 3]])
+    tensors = {**ready.state.tensors, **bank.tensors(), "attribution": alone, "present": much}
+    done = request(trained, label=1, state=State(tensors, meta), **{**QUICK, "mode": "none", "epochs": 1})
+    assert done.log["donor"] == 2
+    assert "Class 2 donates to class 1, as of all others its samples show concept b most: no concept" in done.note
+    assert ready.state.tensors["present"].shape == ready.state.tensors["attribution"].shape
 
 
 def test_concepts_come_from_a_file(trained: nn.Module, tmp_path: Path):
@@ -322,6 +350,13 @@ def test_attributions_are_the_heads_or_the_networks(trained: nn.Module, rank: st
     assert 0 <= ready.log["fidelity"] <= 1
     assert ready.state.tensors["attribution"].shape == (3, ready.log["concepts"])
     assert bool(torch.isfinite(ready.state.tensors["attribution"]).all())
+
+
+def test_what_the_concepts_leave_of_the_classs_logit_is_recorded(trained: nn.Module):
+    ready = studied(trained, rank="network", donor=2)
+    done = request(trained, state=ready.state, **{**QUICK, "rank": "network", "donor": 2, "epochs": 1})
+    assert done.log["residual"] == ready.log["residual"][1]
+    assert any("of the class's logit unexplained" in f for f in page(gathered(done.log) or {}, "key")["facts"])
 
 
 def test_rows_have_columns_swapped():

@@ -39,6 +39,10 @@ class SVCEfficacy(Attack):
     1 − accuracy on the forget set as long as members are the more accurate, accuracy where they are the less, and a
     constant where both are equally so: 0, while as released rounding decides between 0 and 1.
 
+    The forgetting rate Fr that concept poisoning is published with is the same share, of a linear machine on the whole
+    vector of outputs that is fitted once, on the original network. It nears 1 once a class is given other labels, and
+    is below 0.9 for classes that are gone; so it stands here with a machine of the audited network's own.
+
     Of a regression the feature is the mean absolute error of a sample, |ŷ − y|, in units of its mean over the points
     fitted on, for its scale is arbitrary. There the machine is fitted on half of either n alone, and ``held`` keeps its
     decisions on the others: how well errors tell retained from unseen samples at all, which the metric ``error_attack``

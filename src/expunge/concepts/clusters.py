@@ -129,7 +129,8 @@ def _reduced(embeddings: Tensor, components: int, seed: int) -> Rows:
     at = (x - x.mean(axis=0)) / np.maximum(width, FLOOR * typical if typical else 1.0)
     most = min(components, *at.shape)
     rule = PCA(most, svd_solver="randomized" if most < min(at.shape) else "full", random_state=seed % 2**32)
-    return np.asarray(rule.fit_transform(at), dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # of windows that are all alike, whose shares of no variance are not read
+        return np.asarray(rule.fit_transform(at), dtype=np.float64)
 
 
 def _groups(low: Rows, at: Places, count: int, seed: int) -> list[Places]:

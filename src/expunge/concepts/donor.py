@@ -177,9 +177,7 @@ def pick(
     _check(values, k, rule, donor, most, top)
     if present is not None and present.shape != values.shape:
         got = f"{tuple(present.shape)} beside {tuple(values.shape)}"
-        raise UserError(
-            "how much of each concept each class has, (K, m), as attributions", got, "pass both of one bank"
-        )
+        raise UserError("presence of concepts of the shape of their attributions", got, "pass both of one bank")
     values = values.double()
     own = ranked(values, k, most)
     if not own:
@@ -193,9 +191,7 @@ def pick(
     if found is None and present is not None:
         found, used = shows(values, present, k), "present"
     if found is None:
-        raise UserError(
-            f"a class that donates to class {k}", "no concept of its own in another class", "name the donor"
-        )
+        raise UserError(f"a class that donates to class {k}", "none that shares a concept with it", "name the donor")
     return Pick(k, found[0], used, found[1], own, _of_donor(values, found[0], most), used != rule)
 
 

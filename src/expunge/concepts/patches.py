@@ -285,7 +285,8 @@ def poison_images(ask: Ask) -> Poison:
     the side, and paste it in the middle or anywhere; ``full`` shrinks all of the donor to 160/224 of the side, in the
     middle: half the area, as published under that name; ``whole`` puts the donor in the image's place; ``none`` changes
     nothing. The places of the patches of M concepts are found together, in one forward pass of each image and of each
-    donor.
+    donor where the representation is a mean of spatial features; elsewhere by occlusion, a pass for each window, which
+    the manifest says under ``located``.
 
     Args:
         ask: images.
@@ -304,7 +305,7 @@ def poison_images(ask: Ask) -> Poison:
         raise UserError(f"a patch of at most {min(height, width)} pixels", str(side), "make it smaller")
     pairs, n = ask.pairs(), len(ask.forget)
     where, named = _Places(ask, (height, width), side), list(ask.names)
-    places, sources, maps = where.localized(pairs, first) if ask.mode == "localized" else where.fixed()
+    places, sources, maps, cost = where.localized(pairs, first) if ask.mode == "localized" else where.fixed()
     edit: Edit | None = None
     if ask.mode != "none":
         edit = Patches(sources, places, where.cut, where.size)
@@ -315,6 +316,7 @@ def poison_images(ask: Ask) -> Poison:
         "seed": ask.seed,
         "concepts": named if ask.mode == "localized" else [],
         "donor_concepts": list(ask.donor_names) if ask.mode == "localized" else [],
+        "located": cost,
         "patch": list(where.size) if edit else [],
         "id": targets,
         "donor": [donors[i] if edit else None for i in pairs.tolist()],
@@ -356,7 +358,7 @@ class _Places:
         """Size of the part of a donor."""
         if self.ask.mode in ("full", "whole"):
             return self.shape
-        middle = max(LEAST, round(MIDDLE * min(self.shape)))
+        middle = min(*self.shape, max(LEAST, round(MIDDLE * min(self.shape))))
         return (self.side, self.side) if self.ask.mode == "localized" else (middle, middle)
 
     @property
@@ -366,19 +368,19 @@ class _Places:
             return round(FULL * self.shape[0]), round(FULL * self.shape[1])
         return self.shape if self.ask.mode == "whole" else (self.side, self.side)
 
-    def fixed(self) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """Return places and sources (N, 1, 2) of modes without a map, and no maps."""
+    def fixed(self) -> tuple[Tensor, Tensor, dict[int, Tensor], None]:
+        """Return places and sources (N, 1, 2) of modes without a map, no maps, and no cost of finding them."""
         n, (height, width) = len(self.ask.forget), self.shape
         middle = [(height - self.cut[0]) // 2, (width - self.cut[1]) // 2]
         sources = torch.tensor(middle).expand(n, 1, 2)
         free = torch.tensor([height - self.size[0], width - self.size[1]])
         if self.ask.mode == "random":
             share = torch.rand(n, 1, 2, generator=self.ask.generator("places"), dtype=torch.float64)
-            return (share * (free + 1)).long(), sources, {}
-        return (free // 2).expand(n, 1, 2), sources, {}
+            return (share * (free + 1)).long(), sources, {}, None
+        return (free // 2).expand(n, 1, 2), sources, {}, None
 
-    def localized(self, pairs: NDArray[np.int64], sampled: Batch) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """Return places and sources (N, M, 2), and the maps (H, W) of the first concept for the first few images."""
+    def localized(self, pairs: NDArray[np.int64], sampled: Batch) -> tuple[Tensor, Tensor, dict[int, Tensor], str]:
+        """Return places and sources (N, M, 2), maps (H, W) of the first concept for the first images, and the cost."""
         ask = self.ask
         device = ask.runtime.torch_device
         features = spatial(ask.model, ask.task, sampled.to(device), ask.tap)
@@ -390,7 +392,8 @@ class _Places:
         targets, maps = self._centres(own, ask.forget, np.arange(len(ask.forget)), grid)
         donors, _ = self._centres(other, ask.donors, used, grid)
         at = (self.side, *self.shape)
-        return corners_at(targets, *at), corners_at(donors[torch.from_numpy(back.reshape(-1))], *at), maps
+        sources = corners_at(donors[torch.from_numpy(back.reshape(-1))], *at)
+        return corners_at(targets, *at), sources, maps, own.passes
 
     def _centres(
         self, localiser: Localiser, data: Data, order: NDArray[np.int64], grid: Grid

@@ -175,6 +175,8 @@ def poison(method: Settings, session: Session, state: State) -> Poison:
         session.record("poisoned", made.examples[: method.shown])
     if study is not None and found is not None:
         session.record("fidelity", study.facts.get("fidelity"))
+        if study.facts.get("residual"):  # of the network's own attributions: a number a class
+            session.record("residual", study.facts["residual"][label])
         session.record("concepts_dropped", study.facts.get("dropped", []))
         session.record("concept_pages", _pages(ask, found, study, method.shown if kind == "images" else 0))
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.concepts.attribution import network_attributions
 from expunge.concepts.bank import Bank
-from expunge.concepts.cav import Concept, Rules
+from expunge.concepts.cav import Cav, Concept, Rules
 from expunge.concepts.clusters import IMAGES, clustered
 from expunge.concepts.head import MOST, fit_head
 from expunge.concepts.tcav import class_gradients
@@ -26,6 +27,7 @@ from expunge.seeds import seed as named_seed
 from expunge.sources import Inputs
 from expunge.task import class_count
 
+log = logging.getLogger(__name__)
 Kind = Literal["images", "rows", "tokens"]
 Source = Literal["found", "column", "file"]
 Rank = Literal["auto", "head", "network"]
@@ -173,6 +175,7 @@ class _Studying:
     def __init__(self, method: Settings, session: Session, model: nn.Module, data: Data) -> None:
         self.method, self.model, self.data = method, model, data
         self.task, self.runtime, self.seed = session.task, session.runtime, session.seed
+        self.rare: tuple[Mapping[str, Any], ...] = ()  # words of a column that are dropped before any fit
         self.tap = self._tap()
         self.target = data.targets().reshape(len(data)).long()
         self.used = self._used()
@@ -257,19 +260,33 @@ class _Studying:
         bank = Bank.fit(concepts, random=self.f, gradients=slopes, rules=rules, seed=self.seed)
         facts = tuple({k: v for k, v in fact.items() if k != "nearest"} for fact in bank.facts)
         lost = tuple({k: v for k, v in fact.items() if k != "nearest"} for fact in bank.dropped)
-        return replace(bank, facts=facts, dropped=lost)  # positions of samples are not kept
+        return replace(bank, facts=facts, dropped=lost + self.rare)  # positions of samples are not kept
 
     def _column(self) -> Sequence[Concept]:
-        """Return a concept for each word of a column: the samples that have it, against those that do not."""
+        """Return a concept for each word of a column: the samples that have it, against those that do not.
+
+        Words of too few samples, or of nearly all, are dropped.
+
+        Raises:
+            UserError: none is left.
+        """
         column = self.used.column(str(self.method.column))
         words = [{w.strip() for w in str(v).split(APART) if w.strip()} if v is not None else set() for v in column]
-        found = []
+        found, rare, least = list[Concept](), list[dict[str, Any]](), self.method.examples
         for name in sorted(set().union(*words)):
             has = torch.tensor([name in w for w in words])
-            found.append(Concept(name, self.f[has], self.f[~has]))
+            count = int(has.sum())
+            if min(count, len(has) - count) >= least:
+                found.append(Concept(name, self.f[has], self.f[~has]))
+            else:
+                why = f"{count} of {len(has)} samples have it: {least} with it and {least} without are needed"
+                rare.append(Cav(name, torch.zeros(0), 0.0, examples=count, dropped=why).record())
+                log.info("concept %s is dropped: %s", name, why)
         if not found:
-            want = f"a concept in the column '{self.method.column}' of {self.data.name}"
-            raise UserError(want, "none", f"write names there, with {APART!r} between several")
+            want = f"a concept of {least} samples or more in the column '{self.method.column}' of {self.data.name}"
+            got = f"{rare[0]['name']}: {rare[0]['dropped']}" if rare else "none"
+            raise UserError(want, got, f"write names there, with {APART!r} between several")
+        self.rare = tuple(rare)
         return found
 
     def _found(self) -> Sequence[Concept]:

@@ -36,8 +36,9 @@ class ConceptPoisoning(Stepped):
     of windows (images) or rows (tables), by topics (tokens), from a column of the data, or given in a file. A sparse
     linear head on their scores says how much each class stands on each; where it agrees with the network on less than
     90 % of the samples, gradients of the network itself say so. `unlearn` takes the M concepts that the class stands on
-    most, and a donor class by the rule; finds them in the images by one forward pass each; pastes; and trains on until
-    at most ``threshold`` of the forget set are still taken for the class, at the end of two epochs in a row.
+    most, and a donor class by the rule; finds them in the images, by one forward pass each where the representation is
+    a mean of spatial features and else by occlusion; pastes; and trains on until at most ``threshold`` of the forget
+    set are still taken for the class, at the end of two epochs in a row.
 
     **Read it beside** ``mode="none"``, which changes labels alone. On published benchmarks and on ours that forgets as
     well, so that what the concepts add must be shown against it. With ``layers="last"`` the representation stays as it
