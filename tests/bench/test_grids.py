@@ -95,7 +95,16 @@ def shrunk(whole, network=None, only=None):
         own = network if network and zoo.networks.fits(network, zoo.known(name).shape) else cell.network
         places[at] = replace(cell, recipe=recipe, data=data, measures=measures, network=own)
     less = {"epochs": 1, "sparsity": 0.5}  # so little training leaves layers that 95 % would empty
+    loose = {
+        "least": 0.5,
+        "level": 1.0,
+        "redraws": 2,
+        "clusters": 3,
+        "donor": 0,
+        "rank": "network",
+    }  # noise has few concepts
     fewer = {name: s | {k: v for k, v in less.items() if s.get(k)} for name, s in whole.methods.items()}
+    fewer = {name: s | loose if s["name"] == "concept_poisoning" else s for name, s in fewer.items()}
     return replace(whole, places=places, methods=fewer, seeds=(0,))
 
 

@@ -12,6 +12,7 @@ from cases import QUIET
 from expunge.concepts.attribution import (
     chosen,
     class_attributions,
+    class_logit,
     integrated_gradients,
     mean_gradients,
     network_attributions,
@@ -19,7 +20,7 @@ from expunge.concepts.attribution import (
 )
 from expunge.data import Data
 from expunge.errors import Misfit, MissingExtra, UserError
-from expunge.task import Classification, Regression
+from expunge.task import Binary, Classification, Regression
 
 D = torch.float64
 ENGINES = ["own", "captum"]
@@ -288,3 +289,17 @@ def test_how_much_more_a_class_has_is_told_of_the_network_too():
     e = net[:3](data.read(range(8)).inputs).detach()
     want = torch.stack([(e[k::3] - 0.1).mean(dim=0) for k in range(3)])
     assert torch.allclose(found.above, want)
+
+
+def test_of_one_output_for_two_classes_each_has_a_logit_that_concepts_add_to():
+    z = torch.tensor([[2.0], [-3.0]])
+    assert class_logit(Binary(), z, torch.tensor([1, 0])).tolist() == [2.0, 3.0]
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    data = Data.from_arrays(torch.randn(9, 4, dtype=D), torch.arange(9) % 2)
+    found = network_attributions(
+        net, Binary(), data, "1", torch.eye(5, dtype=D), 2, baseline=torch.zeros(5, dtype=D), runtime=QUIET
+    )
+    e = net[:2](data.read(range(9)).inputs).detach()
+    own = e * net[2].weight.detach()
+    assert torch.allclose(found.values, torch.stack([-own[::2].mean(dim=0), own[1::2].mean(dim=0)]))

@@ -17,7 +17,7 @@ from expunge.errors import Misfit, UserError
 from expunge.extras import imported
 from expunge.passes import Passes
 from expunge.runtime import Runtime
-from expunge.task import Task, class_logits
+from expunge.task import Binary, Task, class_logits
 from expunge.tensors import check_finite, eval_mode
 
 Function = Callable[[Tensor], Tensor]  # (N, ...) to (N,), each row by itself
@@ -303,7 +303,7 @@ def _checked(target: Tensor, classes: int) -> Tensor:
 
 
 def class_logit(task: Task, outputs: Tensor, target: Tensor) -> Tensor:
-    """Return the logit of each sample's class, (B,).
+    """Return the logit of each sample's class, (B,); of one output z for two classes, z for class 1 and −z for class 0.
 
     Args:
         task: of exclusive classes.
@@ -315,6 +315,8 @@ def class_logit(task: Task, outputs: Tensor, target: Tensor) -> Tensor:
         Misfit: labels that are no classes.
     """
     logits = class_logits(task, outputs, "concepts of classes")
+    if isinstance(task, Binary):
+        logits = logits - logits.flip(1)
     return logits.gather(1, _checked(target, logits.shape[1])[:, None]).squeeze(1)
 
 

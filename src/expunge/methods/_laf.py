@@ -319,7 +319,7 @@ class Forgetting:
         _, sizes, rows = torch.linalg.svd(base - centre, full_matrices=False)
         missing = 2 - len(sizes[:2])  # of a single retain sample
         axes, power = F.pad(rows[:2].T, (0, missing)), F.pad(sizes.square(), (0, missing))
-        axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
+        axes = axes * axes.gather(0, axes.abs().max(dim=0, keepdim=True).indices).sign()
         shares = (power / power.sum().clamp_min(1e-300))[:2]
         found: dict[str, Any] = {"explained": shares.tolist(), "kinds": [], "before": [], "after": []}
         sides = {

@@ -19,6 +19,7 @@ from expunge.train import batch_orders
 
 LAYERS = (128, 32)  # widths of the encoder's hidden layers; the decoder has them the other way round
 INSIDE = 1e-8  # what the published code adds to a variance inside its logarithm
+WIDEST = 20.0  # log σ² at most
 FLOOR = 0.01  # of the root mean square deviation: a dimension that hardly varies is not blown up to unit variance
 
 
@@ -58,11 +59,14 @@ class GaussianVAE(nn.Module):
     def forward(self, e: Tensor, noise: Tensor) -> Coded:
         """Return ê = dec(μ + σ ⊙ ε) with the moments of the code.
 
+        Far from what it was fitted to, log σ² may grow until its exponential overflows: it is held to at most 20.
+
         Args:
             e: representations (N, d).
             noise: ε, standard normal, (N, q).
         """
         mean, log_variance = self.encoder(e).chunk(2, dim=1)
+        log_variance = log_variance.clamp(max=WIDEST)
         return Coded(self.decoder(mean + (log_variance / 2).exp() * noise), mean, log_variance)
 
 

@@ -15,11 +15,10 @@ NO_QUESTIONS = "has no questions with answers"
 
 def questions(audit: Audit, split: str) -> Asked | Unavailable:
     """Return the questions and answers of a split, or why there are none."""
-    if not isinstance(audit.task, CausalLM):
-        return Unavailable(NO_LANGUAGE)
-    reason = missing(frozenset({split, "labels", "data"}), audit)
-    if reason:
-        return Unavailable(reason)
+    language = isinstance(audit.task, CausalLM)
+    reason = audit.flaws.get("model") or (missing(frozenset({split, "labels", "data"}), audit) if language else None)
+    if reason or not language:
+        return Unavailable(reason or NO_LANGUAGE)
     try:
         return asked(audit.data[split])
     except Misfit as error:
