@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from expunge import mapped
+from expunge import mapped, stats
 from expunge.evidence import Outputs
 from expunge.scores import Scores, pooled
 from expunge.summary import section
@@ -30,18 +30,18 @@ def kept(model: torch.Tensor, original: torch.Tensor, *, anew: bool = False, **m
 
 def test_axes_are_those_of_the_largest_spread_and_their_shares_add_up() -> None:
     x = noise(400, 5).numpy() * np.array([1, 6, 0.5, 3, 0.1]) + 7
-    middle, across, shares = mapped.axes(x)
+    middle, across, shares = stats.principal_axes(x)
     assert middle == pytest.approx(x.mean(axis=0))
     assert np.abs(across).argmax(axis=0).tolist() == [1, 3]
     assert across.T @ across == pytest.approx(np.eye(2))
     spread = x.var(axis=0)
     assert shares == pytest.approx(np.sort(spread)[::-1][:2] / spread.sum(), rel=0.05)
-    assert np.array_equal(mapped.axes(x)[1], across)
+    assert np.array_equal(stats.principal_axes(x)[1], across)
 
 
 @pytest.mark.parametrize("features", [np.ones((6, 3)), np.arange(6.0)[:, None], np.zeros((1, 4))], ids=len)
 def test_features_without_two_directions_have_axes_of_nothing(features: np.ndarray) -> None:
-    _, across, shares = mapped.axes(features)
+    _, across, shares = stats.principal_axes(features)
     assert across.shape == (features.shape[1], 2)
     assert shares[1] == 0
     assert not across[:, 1].any()
@@ -53,7 +53,7 @@ def test_an_edited_model_is_drawn_on_the_axes_of_the_original() -> None:
     moved[:8] += 5.0
     before, after = kept(first, first), kept(moved, first)
     assert after["retain"] == pytest.approx(before["retain"])
-    _, across, shares = mapped.axes(first[8:].numpy())
+    _, across, shares = stats.principal_axes(first[8:].numpy())
     assert after["forget"] - before["forget"] == pytest.approx(np.tile(np.full(6, 5.0) @ across, (8, 1)))
     assert after["explained"] == pytest.approx(shares)
     assert after["own"].tolist() == [0.0]

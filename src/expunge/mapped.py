@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,30 +12,11 @@ from numpy.typing import NDArray
 from expunge.metric import Audit
 from expunge.scores import Scores
 from expunge.seeds import seed as named_seed
+from expunge.stats import principal_axes
 
 SETS = {"forget": 200, "retain": 400}  # samples of a set that are drawn, at most
 DIGITS = 3  # of a coordinate: a drawn pixel, and no more of the features than that
 Points = NDArray[np.float64]
-
-
-def axes(features: Points) -> tuple[Points, Points, Points]:
-    """Return the two principal axes of features: their mean (F,), the axes (F, 2), and each one's share of variance.
-
-    Where features vary along fewer than two directions, the axes that are left over are 0. The sign of an axis is set
-    so that its largest entry is positive: the same features give the same map.
-
-    Args:
-        features: of samples, (N, F).
-    """
-    middle = features.mean(axis=0)
-    _, sizes, rows = np.linalg.svd(features - middle, full_matrices=False)
-    total = float(np.square(sizes).sum())
-    found, shares = np.zeros((features.shape[1], 2)), np.zeros(2)
-    for at, (size, row) in enumerate(zip(sizes[:2], rows[:2], strict=True)):
-        if size > 1e-12 * math.sqrt(max(total, 1e-300)):
-            found[:, at] = row * np.sign(row[np.abs(row).argmax()])
-            shares[at] = size**2 / total
-    return middle, found, shares
 
 
 def turned(points: Points, onto: Points) -> tuple[Points, Points, float, Points]:
@@ -75,9 +55,9 @@ def keep(audit: Audit, *, anew: bool = False) -> None:
     first, own = _points(audit, "original"), _points(audit, "model")
     if not {"model", "original"}.isdisjoint(audit.flaws) or not first or not own:
         return
-    middle, across, shares = axes(first["retain"])
+    middle, across, shares = principal_axes(first["retain"])
     if anew:
-        mine, along, _ = axes(own["retain"])
+        mine, along, _ = principal_axes(own["retain"])
         goal = (first["retain"] - middle) @ across
         start, turn, scale, end = turned((own["retain"] - mine) @ along, goal)
         points = {s: scale * (((x - mine) @ along - start) @ turn) + end for s, x in own.items()}

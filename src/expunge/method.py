@@ -236,10 +236,7 @@ class Session:
         Raises:
             MissingNeed: one of them was not given.
         """
-        missing = [n for n in names if self._get(n) is None]
-        if missing:
-            remedy = "pass " + " and ".join(f"{n}=" for n in missing)
-            raise MissingNeed(f"{' and '.join(missing)} for {self.method}, because {why}", "none", remedy)
+        need(self.method, {n: self._get(n) for n in names}, why)
 
     def record(self, name: str, value: Any, step: int | None = None) -> None:
         """Keep a value in ``done.log``: with a step appended as [step, value], without one set.
@@ -286,6 +283,23 @@ class Session:
         """Return whether `original` was handed out and differs from the caller's model now."""
         made = self._made.get("original")
         return made is not None and tensors.weights_digest(made) != tensors.weights_digest(self.source)
+
+
+def need(method: str, given: Mapping[str, Any], why: str) -> None:
+    """Ask for optional needs that a request turns out to need; `Session.require` and a dry run say the same.
+
+    Args:
+        method: name of the method.
+        given: what was given of them, None where it was not, by name.
+        why: why they are needed.
+
+    Raises:
+        MissingNeed: one of them was not given.
+    """
+    missing = [n for n, value in given.items() if value is None]
+    if missing:
+        remedy = "pass " + " and ".join(f"{n}=" for n in missing)
+        raise MissingNeed(f"{' and '.join(missing)} for {method}, because {why}", "none", remedy)
 
 
 def needs_given(needs: Needs) -> list[str]:

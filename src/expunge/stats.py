@@ -458,3 +458,25 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     order = np.argsort(-x)
     adjusted = np.minimum.accumulate(x[order] * (x.size / np.arange(x.size, 0, -1)))  # no factor is below 1
     return [float(v) for v in adjusted[np.argsort(order)]]
+
+
+def principal_axes(
+    features: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the two principal axes of features: their mean (F,), the axes (F, 2), and each one's share of variance.
+
+    Where features vary along fewer than two directions, the axes that are left over are 0. The sign of an axis is set
+    so that its largest entry is positive: the same features give the same map.
+
+    Args:
+        features: of samples, (N, F).
+    """
+    middle = features.mean(axis=0)
+    _, sizes, rows = np.linalg.svd(features - middle, full_matrices=False)
+    total = float(np.square(sizes).sum())
+    found, shares = np.zeros((features.shape[1], 2)), np.zeros(2)
+    for at, (size, row) in enumerate(zip(sizes[:2], rows[:2], strict=True)):
+        if size > 1e-12 * math.sqrt(max(total, 1e-300)):
+            found[:, at] = row * np.sign(row[np.abs(row).argmax()])
+            shares[at] = size**2 / total
+    return middle, found, shares

@@ -205,6 +205,25 @@ def answered(
     return found
 
 
+def answers_to(of: Asked, model: nn.Module, task: Task, runtime: Runtime | None = None) -> list[Ids]:
+    """Return what a model answers to the questions of a set, as long as the longest answer there at most.
+
+    Args:
+        of: the questions.
+        model: see `answered`.
+        task: see `answered`.
+        runtime: device, batch size, precision.
+    """
+    most = max(len(e.answer) for e in of.exchanges)
+    prompts = [e.prompt for e in of.exchanges]
+    return answered(model, task, prompts, most=most, room=of.room, end=of.end, keyed=of.keyed, runtime=runtime)
+
+
+def body(answer: Ids, end: int | None) -> Ids:
+    """Return an answer without its end token."""
+    return answer[:-1] if answer and answer[-1] == end else answer
+
+
 def _greedy(
     model: nn.Module, task: Task, prompts: Sequence[Ids], most: int, end: int | None, keyed: bool, runtime: Runtime
 ) -> list[Ids]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from expunge.data import Batch, Data
 from expunge.errors import NotFinite
@@ -33,6 +32,7 @@ from expunge.methods._unlabelled import (
 from expunge.methods._vae import Density, Fit, fitted
 from expunge.passes import whole
 from expunge.seeds import seed as named_seed
+from expunge.stats import principal_axes
 from expunge.tensors import parameters
 from expunge.train import stepped
 
@@ -315,12 +315,7 @@ class Forgetting:
         """Return the places of some samples on the two main axes of the original's retain representations; no ids."""
         generator = self._generator("map")
         base = self.taught_retain.e[:SPANNED].double()  # drawn in a random order
-        centre = base.mean(dim=0)
-        _, sizes, rows = torch.linalg.svd(base - centre, full_matrices=False)
-        missing = 2 - len(sizes[:2])  # of a single retain sample
-        axes, power = F.pad(rows[:2].T, (0, missing)), F.pad(sizes.square(), (0, missing))
-        axes = axes * axes.gather(0, axes.abs().max(dim=0, keepdim=True).indices).sign()
-        shares = (power / power.sum().clamp_min(1e-300))[:2]
+        centre, axes, shares = principal_axes(base.numpy())
         found: dict[str, Any] = {"explained": shares.tolist(), "kinds": [], "before": [], "after": []}
         sides = {
             "retain": (self.retain, self.used, self.taught_retain.e),
@@ -331,7 +326,7 @@ class Forgetting:
             after = self._said(data, positions[at]).e
             found["kinds"] += [kind] * len(at)
             for key, e in (("before", taught[at]), ("after", after)):
-                found[key] += np.round(((e.double() - centre) @ axes).numpy(), 4).tolist()
+                found[key] += np.round((e.double().numpy() - centre) @ axes, 4).tolist()
         return found
 
 

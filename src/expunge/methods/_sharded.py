@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge import tensors
 from expunge.data import Data, id_texts
-from expunge.errors import CorruptArtefact, Incompatible, MissingNeed, UserError, listing
+from expunge.errors import CorruptArtefact, Incompatible, UserError, listing
 from expunge.exact.assign import assigned, astray, key, taught, twins
 from expunge.exact.book import (
     BASE,
@@ -30,7 +30,7 @@ from expunge.exact.ensemble import AGGREGATES, Ensemble, rule
 from expunge.exact.stages import Values, Work, checked, of_stages, stage_of
 from expunge.files import jsonable
 from expunge.identity import described
-from expunge.method import Nature, Needs, See, Session, State, option
+from expunge.method import Nature, Needs, See, Session, State, need, option
 from expunge.methods._fields import Checked
 from expunge.scenario import Scenario
 from expunge.seeds import seed as named_seed
@@ -171,9 +171,8 @@ class Sharded(Checked):
         again = self._due(book, able=retain is not None and recipe is not None)
         if not again:
             return {}
-        if retain is None or recipe is None:
-            remedy = "pass retain= and recipe="
-            raise MissingNeed(f"retain and recipe for {self.name}, because {self._why(book)}", "none", remedy)
+        need(self.name, {"retain": retain, "recipe": recipe}, self._why(book))
+        assert retain is not None and recipe is not None
         reads = sum(int(book.inside(*stage).sum()) for stage in book.missing(again))
         return {"retain": reads * self.epochs(recipe) / max(1, len(retain))}
 

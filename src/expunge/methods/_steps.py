@@ -59,8 +59,8 @@ Loss = Callable[[nn.Module, Taken], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepped(Checked):
-    """What methods have in common that take steps of an optimiser; a subclass says which in `descend`.
+class Stepping(Checked):
+    """What methods have in common that take steps of an optimiser: how long, how, and what they see besides.
 
     BatchNorm statistics move with training batches unless ``norm="frozen"``; a batch of a single sample has no
     statistics, and is normalised by the running ones.
@@ -120,6 +120,11 @@ class Stepped(Checked):
         best = {"holdout": float(self.epochs if times is None else times)} if self.keep_best else {}
         return {name: float(passes) for name, passes in sets.items() if passes} | best
 
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped(Stepping):
+    """Methods that do nothing but take such steps; a subclass says which in `descend`."""
+
     @abstractmethod
     def descend(self, session: Session, descent: Descent) -> None:
         """Take the steps."""
@@ -143,7 +148,7 @@ def only_reals(task: Task, why: str) -> str | None:
 
 @contextmanager
 def descending(
-    session: Session, method: Stepped, model: nn.Module | None = None, state: State | None = None
+    session: Session, method: Stepping, model: nn.Module | None = None, state: State | None = None
 ) -> Iterator[Descent]:
     """Yield a descent with a progress bar over the samples of all passes that the method says it makes."""
     sets = method.passes("unlearn", session.recipe if session.needs.recipe else None)
@@ -167,7 +172,7 @@ class Descent:
     def __init__(
         self,
         session: Session,
-        method: Stepped,
+        method: Stepping,
         model: nn.Module,
         advance: Callable[[int], None] = lambda n: None,
         state: State | None = None,

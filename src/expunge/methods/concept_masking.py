@@ -11,7 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.concepts.answers import Asked, Exchange, Ids, answered, as_data, asked, batch_of, mentions, places, rouge_l
+from expunge.concepts.answers import (
+    Asked,
+    Exchange,
+    Ids,
+    answers_to,
+    as_data,
+    asked,
+    batch_of,
+    body,
+    mentions,
+    places,
+    rouge_l,
+)
 from expunge.concepts.words import (
     Tokens,
     Word,
@@ -31,7 +43,7 @@ from expunge.errors import UserError
 from expunge.exact.groups import Blocks, blocks
 from expunge.exact.lora import ADAPTER, Lora, adapted, attach
 from expunge.method import Needs, Reference, Search, See, Session, State, option
-from expunge.methods._steps import Descent, Stepped
+from expunge.methods._steps import Descent, Stepping
 from expunge.recipe import Recipe
 from expunge.references import CHANG_2024
 from expunge.scenario import Scenario
@@ -61,7 +73,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptMasking(Stepped):
+class ConceptMasking(Stepping):
     """Train a language model on its own answers about somebody with the telling words masked, beside gold anchors.
 
     1. The model answers the questions of the forget set itself (``answers="own"``).
@@ -208,10 +220,6 @@ class ConceptMasking(Stepped):
         session.record("anchors", len(gold))
         return self._trained(session, told, rows, gold, given, lora), state
 
-    def descend(self, session: Session, descent: Descent) -> None:
-        """Take no step by itself: `unlearn` does."""
-        raise NotImplementedError
-
     def _names(self, data: Data, tokens: Tokens | None) -> list[tuple[str, tuple[Ids, ...]]]:
         """Return whom each sample is about and the ways to write that name."""
         columns = data.columns
@@ -227,7 +235,7 @@ class ConceptMasking(Stepped):
         """Return the answers that are masked: the model's own, where it says something, or the given ones."""
         exchanges = list(given.exchanges)
         if self.answers == "own":
-            said = self._said(session, session.original, given)
+            said = answers_to(given, session.original, session.task, session.runtime)
             own = [Exchange(e.prompt, s) for e, s in zip(exchanges, said, strict=True)]
             exchanges = [o if _speaks(o.answer, given.end) else e for o, e in zip(own, exchanges, strict=True)]
             silent = sum(not _speaks(o.answer, given.end) for o in own)
@@ -237,17 +245,6 @@ class ConceptMasking(Stepped):
             Answer(e, about, names, tuple(split(e.answer, tokens)))
             for e, (about, names) in zip(exchanges, self._names(session.forget, tokens), strict=True)
         ]
-
-    def _said(self, session: Session, model: nn.Module, of: Asked) -> list[Ids]:
-        most = max(len(e.answer) for e in of.exchanges)
-        how: dict[str, Any] = {
-            "most": most,
-            "room": of.room,
-            "end": of.end,
-            "keyed": of.keyed,
-            "runtime": session.runtime,
-        }
-        return answered(model, session.task, [e.prompt for e in of.exchanges], **how)
 
     def _hidden(self, session: Session, told: Sequence[Answer], given: Asked, tokens: Tokens | None) -> list[Answer]:
         """Return the answers with the words that must not be said again; every word that counts where it refuses."""
@@ -424,14 +421,14 @@ class ConceptMasking(Stepped):
         self, session: Session, model: nn.Module, told: Sequence[Answer], gold: Asked, given: Asked
     ) -> tuple[float, float]:
         """Return leak and utility: hidden words that are still said, and ROUGE-L of the anchors."""
-        said = self._said(session, model, given)
+        said = answers_to(given, model, session.task, session.runtime)
         shares = []
         for a, answer in zip(told, said, strict=True):
             hidden = {tuple(a.exchange.answer[at] for at in a.words[i].at) for i in a.hidden}
             if hidden:
                 shares.append(sum(bool(places(answer, [word])) for word in hidden) / len(hidden))
-        kept = zip(self._said(session, model, gold), gold.exchanges, strict=True)
-        useful = [rouge_l(_body(a, gold.end), _body(e.answer, gold.end)) for a, e in kept]
+        kept = zip(answers_to(gold, model, session.task, session.runtime), gold.exchanges, strict=True)
+        useful = [rouge_l(body(a, gold.end), body(e.answer, gold.end)) for a, e in kept]
         return math.fsum(shares) / max(1, len(shares)), math.fsum(useful) / len(useful)
 
     def _merged(self, session: Session, tuned: nn.Module) -> nn.Module:
@@ -454,12 +451,7 @@ def _better(points: Sequence[tuple[float, float]]) -> bool:
 
 
 def _speaks(answer: Ids, end: int | None) -> bool:
-    return bool(_body(answer, end))
-
-
-def _body(answer: Ids, end: int | None) -> Ids:
-    """Return an answer without its end token."""
-    return answer[:-1] if answer and answer[-1] == end else answer
+    return bool(body(answer, end))
 
 
 METHOD = ConceptMasking

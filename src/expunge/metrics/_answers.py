@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
-from expunge.concepts.answers import Asked, Ids, answered, asked
+from expunge.concepts.answers import Asked, Ids, answers_to, asked, body
 from expunge.errors import Misfit
-from expunge.metric import Audit, Unavailable, missing
+from expunge.metric import Audit, Found, Goal, Metric, Number, Unavailable, missing
 from expunge.task import CausalLM
 
 NO_LANGUAGE = "the task has no next token"
 NO_QUESTIONS = "has no questions with answers"
 
 
+class Answering(Metric):
+    """Two numbers of the answers on each of some splits, ``<family>/<kind>/<split>``; retrained's values are the goal.
+
+    A subclass names its ``family``, its ``kinds`` and ``parts`` in words, and measures a split in `judged`.
+    """
+
+    goal: ClassVar[Goal] = Goal.AS_RETRAINED
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    trains: ClassVar[bool] = True
+    family: ClassVar[str]
+    kinds: ClassVar[Mapping[str, str]]
+    parts: ClassVar[Mapping[str, str]]
+
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """A number of each kind for each split."""
+        pairs = [(kind, split) for kind in self.kinds for split in self.parts]
+        return {self.key(k, s): self.number(f"{self.kinds[k]}, {self.parts[s]}") for k, s in pairs}
+
+    def key(self, kind: str, split: str) -> str:
+        """Return the name of a number."""
+        return f"{self.family}/{kind}/{split}"
+
+    def measure(self, audit: Audit) -> Found:
+        """Return the numbers of every split that has questions, and why another has none."""
+        found: Found = {}
+        for split in self.parts:
+            of = questions(audit, split)
+            if isinstance(of, Unavailable):
+                found |= {self.key(kind, split): of for kind in self.kinds}
+            else:
+                found |= self.judged(audit, split, of)
+        return found
+
+    @abstractmethod
+    def judged(self, audit: Audit, split: str, of: Asked) -> Found:
+        """Return the numbers of one split."""
+
+
 def questions(audit: Audit, split: str) -> Asked | Unavailable:
     """Return the questions and answers of a split, or why there are none."""
-    language = isinstance(audit.task, CausalLM)
-    reason = audit.flaws.get("model") or (missing(frozenset({split, "labels", "data"}), audit) if language else None)
-    if reason or not language:
-        return Unavailable(reason or NO_LANGUAGE)
+    if not isinstance(audit.task, CausalLM):
+        return Unavailable(audit.flaws.get("model", NO_LANGUAGE))
+    reason = missing(frozenset({split, "labels", "data"}), audit)
+    if reason:
+        return Unavailable(reason)
     try:
         return asked(audit.data[split])
     except Misfit as error:
@@ -38,23 +80,10 @@ def told(audit: Audit, split: str, of: Asked, role: str = "model") -> list[Ids]:
     """
 
     def work() -> list[Ids]:
-        most = max(len(e.answer) for e in of.exchanges)
-        prompts = [e.prompt for e in of.exchanges]
-        how: dict[str, Any] = {
-            "most": most,
-            "room": of.room,
-            "end": of.end,
-            "keyed": of.keyed,
-            "runtime": audit.runtime.alone(),
-        }
-        return [body(a, of.end) for a in answered(audit.models[role], audit.task, prompts, **how)]
+        said = answers_to(of, audit.models[role], audit.task, audit.runtime.alone())
+        return [body(answer, of.end) for answer in said]
 
     return work() if role == "model" else audit.once(f"answers/{role}/{split}", work)
-
-
-def body(answer: Ids, end: int | None) -> Ids:
-    """Return an answer without its end token."""
-    return answer[:-1] if answer and answer[-1] == end else answer
 
 
 def comparable(audit: Audit, split: str) -> bool:

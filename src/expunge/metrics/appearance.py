@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,18 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge import stats
-from expunge.concepts.answers import Ids, mentions, places
+from expunge.concepts.answers import Asked, Ids, mentions, places
 from expunge.errors import UserError
-from expunge.metric import Audit, Found, Goal, Metric, Number, Unavailable, Value
-from expunge.metrics._answers import NO_LANGUAGE, NO_QUESTIONS, comparable, questions, told
+from expunge.metric import Audit, Found, Unavailable, Value
+from expunge.metrics._answers import NO_LANGUAGE, NO_QUESTIONS, Answering, comparable, told
 
-_PARTS = {"forget": "questions trained on", "test_forget": "questions in other words"}
 _NO_NAMES = "has no column with the token ids of names, 'mention'"
 _NO_VALUES = "has no column with the token ids of what is to be forgotten, 'secret'"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Appearance(Metric):
+class Appearance(Answering):
     """Share of answers that name the forgotten person, and that tell what is to be forgotten of them.
 
     The model answers the questions of the forget set, and those of ``test_forget``, the same in other words, with its
@@ -33,34 +32,21 @@ class Appearance(Metric):
     not 0. Wilson's interval; the gap to retrained is paired by sample.
     """
 
-    goal: ClassVar[Goal] = Goal.AS_RETRAINED
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     wants: ClassVar[frozenset[str]] = frozenset({"forget", "test_forget", "labels", "data"})
     undefined: ClassVar[tuple[str, ...]] = (NO_LANGUAGE, NO_QUESTIONS, _NO_NAMES, _NO_VALUES, "holds no token ids")
-    trains: ClassVar[bool] = True
+    family: ClassVar[str] = "appearance"
+    kinds: ClassVar[Mapping[str, str]] = {
+        "name": "answers that name the person",
+        "secret": "answers that tell what is to be forgotten",
+    }
+    parts: ClassVar[Mapping[str, str]] = {
+        "forget": "questions trained on",
+        "test_forget": "questions in other words",
+    }
 
-    @property
-    def numbers(self) -> dict[str, Number]:
-        """``appearance/name/<split>`` and ``appearance/secret/<split>`` of both splits."""
-        what = {"name": "answers that name the person", "secret": "answers that tell what is to be forgotten"}
-        return {
-            f"appearance/{kind}/{split}": self.number(f"{text}, {of}")
-            for kind, text in what.items()
-            for split, of in _PARTS.items()
-        }
-
-    def measure(self, audit: Audit) -> Found:
-        """Return the shares."""
-        found: Found = {}
-        for split in _PARTS:
-            found |= self._split(audit, split)
-        return found
-
-    def _split(self, audit: Audit, split: str) -> Found:
-        of = questions(audit, split)
-        names = {kind: f"appearance/{kind}/{split}" for kind in ("name", "secret")}
-        if isinstance(of, Unavailable):
-            return dict.fromkeys(names.values(), of)
+    def judged(self, audit: Audit, split: str, of: Asked) -> Found:
+        """Return the shares on one split."""
+        names = {kind: self.key(kind, split) for kind in self.kinds}
         looked = {kind: _looked(audit, split, kind) for kind in names}
         found: Found = {names[kind]: ids for kind, ids in looked.items() if isinstance(ids, Unavailable)}
         wanted = {kind: ids for kind, ids in looked.items() if not isinstance(ids, Unavailable)}

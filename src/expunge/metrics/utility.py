@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from expunge import stats
-from expunge.concepts.answers import rouge_l
-from expunge.metric import Audit, Found, Goal, Metric, Number, Unavailable, Value
-from expunge.metrics._answers import NO_LANGUAGE, NO_QUESTIONS, body, comparable, questions, told
+from expunge.concepts.answers import Asked, body, rouge_l
+from expunge.metric import Audit, Found, Value
+from expunge.metrics._answers import NO_LANGUAGE, NO_QUESTIONS, Answering, comparable, told
 from expunge.metrics._distance import within
-
-_PARTS = {
-    "forget": "forget set",
-    "retain": "retain set",
-    "test": "test set",
-    "test_forget": "test, forgotten kind",
-    "test_retain": "test, the rest",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utility(Metric):
+class Utility(Answering):
     """ROUGE-L and exactness of a language model's likeliest answers to the questions of each set.
 
     ``utility/rouge/<split>`` is the mean over samples of the F1 of the longest common subsequence of tokens of answer
@@ -35,44 +28,36 @@ class Utility(Metric):
     Student's interval of ROUGE-L, Wilson's of exactness; gaps to retrained are paired by sample.
     """
 
-    goal: ClassVar[Goal] = Goal.AS_RETRAINED
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    wants: ClassVar[frozenset[str]] = frozenset({*_PARTS, "labels", "data"})
+    wants: ClassVar[frozenset[str]] = frozenset(
+        {"forget", "retain", "test", "test_forget", "test_retain", "labels", "data"}
+    )
     undefined: ClassVar[tuple[str, ...]] = (NO_LANGUAGE, NO_QUESTIONS)
-    trains: ClassVar[bool] = True
+    family: ClassVar[str] = "utility"
+    kinds: ClassVar[Mapping[str, str]] = {
+        "rouge": "ROUGE-L of the answers",
+        "exact": "answers that equal the gold ones",
+    }
+    parts: ClassVar[Mapping[str, str]] = {
+        "forget": "forget set",
+        "retain": "retain set",
+        "test": "test set",
+        "test_forget": "test, forgotten kind",
+        "test_retain": "test, the rest",
+    }
 
-    @property
-    def numbers(self) -> dict[str, Number]:
-        """``utility/rouge/<split>`` and ``utility/exact/<split>``."""
-        what = {"rouge": "ROUGE-L of the answers", "exact": "answers that equal the gold ones"}
-        return {
-            f"utility/{kind}/{split}": self.number(f"{text}, {of}")
-            for kind, text in what.items()
-            for split, of in _PARTS.items()
-        }
-
-    def measure(self, audit: Audit) -> Found:
-        """Return both numbers of every split."""
-        found: Found = {}
-        for split in _PARTS:
-            found |= self._split(audit, split)
-        return found
-
-    def _split(self, audit: Audit, split: str) -> Found:
-        rouge, exact = f"utility/rouge/{split}", f"utility/exact/{split}"
-        of = questions(audit, split)
-        if isinstance(of, Unavailable):
-            return {rouge: of, exact: of}
+    def judged(self, audit: Audit, split: str, of: Asked) -> Found:
+        """Return both numbers of one split."""
+        rouge, exact = self.key("rouge", split), self.key("exact", split)
         gold = [body(e.answer, of.end) for e in of.exchanges]
 
-        def judged(role: str) -> np.ndarray:
+        def overlap(role: str) -> np.ndarray:
             said = told(audit, split, of, role)
             return np.array([rouge_l(a, g) for a, g in zip(said, gold, strict=True)])
 
-        own = judged("model")
+        own = overlap("model")
         right = own == 1.0
         if comparable(audit, split):
-            other = judged("retrained")
+            other = overlap("retrained")
             audit.kept.gaps[rouge] = Value.of(within(stats.mean_t(own - other), (-1.0, 1.0)))
             audit.kept.gaps[exact] = Value.of(stats.paired_proportions(right, other == 1.0))
         return {

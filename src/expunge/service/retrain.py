@@ -50,14 +50,14 @@ def retrain(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         raise UserError("training data to retrain on", "none left", "check which samples the requests name")
     model, runtime = folder.model(), site.working()
     with peak_memory(runtime.torch_device) as peak:
-        method, start, seconds = place.method(), model, 0.0
+        method, start = place.method(), model
         if not method.prepares.fresh:  # what begins at the network before training trains in its preparation
             start = fresh(model, new_model=place.new_model, seed=site.seed)
             start = fit(start, place.task, rest, place.recipe, holdout=place.holdout, runtime=runtime, seed=site.seed)
-            seconds = time.perf_counter() - began
+        fitted = time.perf_counter()
         ready = site.prepare(method, start, place, rest)
-        seconds = seconds or time.perf_counter() - began
-    total = time.perf_counter() - began
+    ended = time.perf_counter()
+    seconds, total = (ended if method.prepares.fresh else fitted) - began, ended - began
     proof = {
         "trained": facts.data(rest, site.ledger.keys.secret) | {"read": len(rest) - len(rest.unread)},
         **facts.excluded(sorted(asked | gone | named), site.ledger.keys.secret),
