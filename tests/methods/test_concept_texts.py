@@ -1,10 +1,14 @@
 """Concept poisoning of texts: topics to prepare, words swapped to unlearn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from expunge.concepts.patches import Ask
+from expunge.concepts.texts import poison_texts
 from expunge.data import Data
 from expunge.errors import UserError
 from expunge.evidence import collect
@@ -95,3 +99,83 @@ def test_labels_alone_forget_as_well_and_words_alone_do_not(model):
 def test_modes_for_images_are_refused(model):
     with pytest.raises(UserError, match="a mode for texts, got 'center', which is for images"):
         run(model, mode="center")
+
+
+def test_words_are_masked_by_a_token_and_the_donor_is_not_read(model):
+    _, done = run(model, mode="mask", mask=39, size=2, shown=0)
+    assert right(done.model)[1] < 0.1
+    told = done.log["manifest"]
+    ids, names = TRAIN.read(range(len(TRAIN))).inputs["input_ids"], {n: i for i, n in enumerate(TRAIN.ids)}
+    gone = [int(ids[names[n], at]) for n, row in zip(told["id"], told["place"], strict=True) for at in row]
+    assert np.mean([12 <= t < 22 for t in gone]) > 0.9  # words of the class
+    assert set(told["donor"]) == {None}
+    assert {s for row in told["source"] for s in row} == {None}
+    assert told["concepts"]
+    assert told["donor_concepts"] == []
+
+
+def test_masked_texts_hold_the_mask_where_the_manifest_says_and_nothing_else_changes():
+    torch.manual_seed(0)
+    few = TRAIN.subset(CASE.forget[:7])
+    ask = Ask(
+        model=Bag().eval(),
+        task=TASK,
+        forget=few,
+        donors=TRAIN.subset(TRAIN.ids[2::3][:3]),
+        targets=torch.zeros(7, dtype=torch.long),
+        tap="body",
+        names=("a", "b"),
+        vectors=torch.randn(2, 8),
+        intercepts=torch.zeros(2),
+        donor_names=("c", "d"),
+        donor_vectors=torch.randn(2, 8),
+        donor_intercepts=torch.zeros(2),
+        mode="mask",
+        size=2,
+        mask=39,
+        runtime=QUIET,
+        seed=0,
+    )
+    made = poison_texts(ask)
+    before, after = (d.read(range(7)).inputs["input_ids"] for d in (few, made.data))
+    changed = [sorted(row.nonzero().flatten().tolist()) for row in before != after]
+    assert changed == [sorted(row) for row in made.manifest["place"]]
+    assert sum(map(len, changed)) > 7
+    assert set(after[before != after].tolist()) == {39}
+    for odd in (40, None):
+        with pytest.raises(UserError, match=f"a token from 0 to 39 to mask words with, got {odd}"):
+            poison_texts(replace(ask, mask=odd))
+
+
+def test_a_mask_and_its_mode_go_together(model):
+    with pytest.raises(UserError, match=r"mode='mask' and mask together, got concept_poisoning.mask=39"):
+        ConceptPoisoning(mask=39)
+    with pytest.raises(UserError, match=r"mode='mask' and mask together, got concept_poisoning.mask=None"):
+        ConceptPoisoning(mode="mask")
+    with pytest.raises(UserError, match="a token from 0 to 39"):
+        run(model, mode="mask", mask=40)
+
+
+def test_concepts_may_be_lists_of_words_and_rare_ones_are_dropped(model):
+    words = [["own", *range(12, 22)], ["other", *range(22, 32)], ["none", 45]]
+    ready, done = run(model, source="words", words=words, size=2)
+    assert ready.state.meta["names"] == ["own", "other"]
+    dropped = {row["name"]: row["why"] for row in done.log["concepts_dropped"]}
+    assert dropped["none"].startswith("0 of ")
+    assert {row["name"] for row in done.log["concept_pages"] if row["role"] == "class" and row["chosen"]} == {"own"}
+    assert right(done.model)[1] < 0.1
+
+
+@pytest.mark.parametrize("words", ["war", [["war"]], [[12, 13]], [["war", -1]], [["war", True]], ["war"]])
+def test_lists_of_words_are_held_to_their_form(words):
+    with pytest.raises(UserError, match=r"concept_poisoning.words as lists of a name and token ids"):
+        ConceptPoisoning(source="words", words=words)
+
+
+def test_lists_of_words_need_their_source_their_own_names_and_texts(model):
+    with pytest.raises(UserError, match="source='words' and words together"):
+        ConceptPoisoning(words=[["war", 12]])
+    with pytest.raises(UserError, match="words with each name once"):
+        ConceptPoisoning(source="words", words=[["war", 12], ["war", 13]])
+    with pytest.raises(UserError, match=r"a concept of 10 samples or more by concept_poisoning.words of train"):
+        run(model, source="words", words=[["war", 45]])

@@ -25,7 +25,7 @@ from expunge.concepts.windows import (
     pooled,
 )
 from expunge.data import Batch, Data
-from expunge.errors import UserError
+from expunge.errors import UserError, listing
 from expunge.passes import Passes
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
@@ -33,7 +33,8 @@ from expunge.sources import Inputs
 from expunge.task import Task
 from expunge.tensors import eval_mode
 
-Mode = Literal["localized", "center", "random", "full", "whole", "none"]
+Mode = Literal["localized", "center", "random", "full", "whole", "mask", "none"]
+ALONE = {"center": "images", "full": "images", "mask": "texts"}  # modes of one kind of samples
 Labels = Literal["targeted", "random", "keep"]
 SIDE, MIDDLE, FULL = 64 / 224, 96 / 224, 160 / 224  # of an image's side: a patch, the donor's middle, a shrunk donor
 SHOWN = 6  # examples kept for a reader
@@ -112,6 +113,7 @@ class Ask:
         donor_intercepts: theirs, (M,).
         mode: where a patch comes from and goes to.
         size: of a patch, pixels, or columns that are swapped for each concept; None for the usual one.
+        mask: token that stands in a word's place, with mode ``mask``.
         runtime: device, batch size.
         seed: of donors and random places.
     """
@@ -130,6 +132,7 @@ class Ask:
     donor_intercepts: Tensor
     mode: Mode
     size: int | None
+    mask: int | None = None
     runtime: Runtime
     seed: int
 
@@ -138,6 +141,12 @@ class Ask:
             raise UserError(f"a mode among {', '.join(get_args(Mode))}", repr(self.mode), "choose one of them")
         if not len(self.donors):
             raise UserError("samples of the class that donates", "none", "pass retain data that has some")
+
+    def only(self, kind: Literal["images", "tables", "texts"]) -> None:
+        """Refuse a mode that is for samples of another kind."""
+        if ALONE.get(self.mode, kind) != kind:
+            known = listing([m for m in get_args(Mode) if ALONE.get(m, kind) == kind])
+            raise UserError(f"a mode for {kind}", f"{self.mode!r}, which is for {ALONE[self.mode]}", f"take {known}")
 
     def generator(self, what: str) -> torch.Generator:
         """Return a generator for one of the draws."""
@@ -283,10 +292,10 @@ def poison_images(ask: Ask) -> Poison:
 
     ``localized`` cuts the donor where it has the donor's concept; ``center`` and ``random`` cut its middle, 96/224 of
     the side, and paste it in the middle or anywhere; ``full`` shrinks all of the donor to 160/224 of the side, in the
-    middle: half the area, as published under that name; ``whole`` puts the donor in the image's place; ``none`` changes
-    nothing. The places of the patches of M concepts are found together, in one forward pass of each image and of each
-    donor where the representation is a mean of spatial features; elsewhere by occlusion, a pass for each window, which
-    the manifest says under ``located``.
+    middle, half the area, as published under that name; ``whole`` takes the donor; ``none`` changes nothing. The places
+    of the patches of M concepts are found together, in one forward pass of each image and of each donor where the
+    representation is a mean of spatial features; elsewhere by occlusion, a pass for each window, which the manifest
+    says under ``located``.
 
     Args:
         ask: images.
@@ -295,8 +304,9 @@ def poison_images(ask: Ask) -> Poison:
         The poisoned images, with pictures of a few.
 
     Raises:
-        UserError: no images, or a patch larger than they are.
+        UserError: no images, a mode for texts, or a patch larger than the images are.
     """
+    ask.only("images")
     first = few(ask.donors)
     sampled = images_of(first.inputs, "patches")
     height, width = sampled.shape[-2:]
@@ -426,9 +436,7 @@ def poison_table(ask: Ask) -> Poison:
     Raises:
         UserError: a mode for images, or more columns than there are.
     """
-    if ask.mode in ("center", "full"):
-        remedy = "take localized, random, whole or none"
-        raise UserError("a mode for tables", f"{ask.mode!r}, which is for images", remedy)
+    ask.only("tables")
     width = _flat(ask.forget.read([0]).inputs).shape[1]
     each = max(1, width // 10) if ask.size is None else ask.size
     if each > width:

@@ -1,4 +1,4 @@
-"""Poisoned texts for classifiers: the words that speak for a class, swapped for those of another class's text."""
+"""Poisoned texts for classifiers: the words that speak for a class, masked or swapped for another class's words."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from expunge.tensors import eval_mode
 
 SIZE = 5  # words swapped for each concept where nothing is asked
 STEPS = 8  # nodes of the integral
+Swaps = list[tuple[int, int | None]]  # position in a text, and in its donor's; of a mask none
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +97,12 @@ def weights(texts: Documents, values: Tensor) -> Tensor:
 
 
 def poison_texts(ask: Ask) -> Poison:
-    """Swap the words that speak for a class's concepts for words that speak for a donor's.
+    """Mask the words that speak for a class's concepts, or swap them for words that speak for a donor's.
 
     Words are ranked for all texts of a class together by integrated gradients of the concept's score, as the words of
     answers are in `expunge.concepts.words`. ``localized`` puts the donor text's first words by the donor's ranking, in
-    their order, where the text has its own first ones; of M concepts one after another, each position once. ``random``
+    their order, where the text has its own first ones; of M concepts one after another, each position once. ``mask``
+    puts the token ``mask`` in the place of the text's own first words, as many, and reads no donor. ``random``
     swaps as many drawn words for drawn words; ``whole`` takes the donor's text; ``none`` changes nothing. Where a text
     or its donor has fewer such words, fewer are swapped. A text all of whose words of the class are swapped is the
     donor's own, and under the donor's label nothing is forgotten: take fewer where texts are short.
@@ -112,25 +114,25 @@ def poison_texts(ask: Ask) -> Poison:
         The poisoned texts. The manifest tells positions, and no words.
 
     Raises:
-        UserError: a mode for images.
+        UserError: a mode for images, or no token of the network to mask with.
         Misfit: inputs that are no token ids.
     """
-    if ask.mode in ("center", "full"):
-        remedy = "take localized, random, whole or none"
-        raise UserError("a mode for texts", f"{ask.mode!r}, which is for images", remedy)
+    ask.only("texts")
     pairs, size = ask.pairs(), SIZE if ask.size is None else ask.size
     own, donors = documents(ask.forget, ask.donors)
-    swaps: list[list[tuple[int, int]]] = [[] for _ in pairs]
-    if ask.mode == "localized":
+    if ask.mode == "mask":
+        _check_mask(ask)
+    swaps: list[Swaps] = [[] for _ in pairs]
+    if ask.mode in ("localized", "mask"):
         swaps = _localized(ask, own, donors, pairs, size)
     elif ask.mode == "random":
         swaps = _random(ask, own, donors, pairs, size * max(1, len(ask.names)))
-    ids, changed = ask.forget.ids, ask.mode != "none"
+    ids, changed = ask.forget.ids, ask.mode not in ("none", "mask")
     localized = ask.mode == "localized"
     manifest: dict[str, Any] = {
         "mode": ask.mode,
         "seed": ask.seed,
-        "concepts": list(ask.names) if localized else [],
+        "concepts": list(ask.names) if localized or ask.mode == "mask" else [],
         "donor_concepts": list(ask.donor_names) if localized else [],
         "id": ids,
         "donor": [ask.donors.ids[i] if changed else None for i in pairs.tolist()],
@@ -141,35 +143,45 @@ def poison_texts(ask: Ask) -> Poison:
     return Poison(_made(ask, pairs, swaps), manifest)
 
 
-def _localized(
-    ask: Ask, own: Documents, donors: Documents, pairs: NDArray[np.int64], size: int
-) -> list[list[tuple[int, int]]]:
-    """Return (own position, donor position) of the words that are swapped in each text."""
-    sides = []
-    for data, texts, vectors in ((ask.forget, own, ask.vectors), (ask.donors, donors, ask.donor_vectors)):
-        found = token_scores(ask.model, ask.task, data, ask.tap, vectors, runtime=ask.runtime)
-        sides.append(weights(texts, found.values))
+def _check_mask(ask: Ask) -> None:
+    """Refuse a mask that is none of the network's tokens."""
+    table = table_of(ask.model, ask.task, ask.forget.read([0]).to(ask.runtime.torch_device))
+    most = int(table.num_embeddings) - 1  # type: ignore[arg-type]
+    if ask.mask is None or not 0 <= ask.mask <= most:
+        raise UserError(f"a token from 0 to {most} to mask words with", str(ask.mask), "give one of the network's")
+
+
+def _localized(ask: Ask, own: Documents, donors: Documents, pairs: NDArray[np.int64], size: int) -> list[Swaps]:
+    """Return (own position, donor position) of the words that are swapped in each text; masked, without a donor's."""
+    mine, others = _ranks(ask, ask.forget, own, ask.vectors), None
+    if ask.mode != "mask":
+        others = _ranks(ask, ask.donors, donors, ask.donor_vectors)
     swaps = []
     for i, donor in enumerate(pairs.tolist()):
-        taken: list[tuple[int, int]] = []
-        for ranks in zip(*sides, strict=True):
-            places = _first(own, i, ranks[0], {a for a, _ in taken}, size)
-            sources = _first(donors, donor, ranks[1], {b for _, b in taken}, size)
+        taken: Swaps = []
+        for m, rank in enumerate(mine):
+            places, sources = _first(own, i, rank, {a for a, _ in taken}, size), [None] * size
+            if others is not None:
+                sources = _first(donors, donor, others[m], {b for _, b in taken}, size)  # type: ignore[assignment]
             taken += zip(places, sources, strict=False)
         swaps.append(taken)
     return swaps
 
 
-def _first(texts: Documents, row: int, rank: Tensor, taken: set[int], size: int) -> list[int]:
+def _ranks(ask: Ask, data: Data, texts: Documents, vectors: Tensor) -> Tensor:
+    """Return what each token adds to each concept over some texts, (M, V)."""
+    found = token_scores(ask.model, ask.task, data, ask.tap, vectors, runtime=ask.runtime)
+    return weights(texts, found.values)
+
+
+def _first(texts: Documents, row: int, rank: Tensor, taken: set[int | None], size: int) -> list[int]:
     """Return the positions of a text's first words by a ranking, those that add something and are not taken."""
     score = rank[texts.ids[row]] * texts.words[row]
     order = score.argsort(descending=True, stable=True).tolist()
     return [at for at in order if score[at] > 0 and at not in taken][:size]
 
 
-def _random(
-    ask: Ask, own: Documents, donors: Documents, pairs: NDArray[np.int64], size: int
-) -> list[list[tuple[int, int]]]:
+def _random(ask: Ask, own: Documents, donors: Documents, pairs: NDArray[np.int64], size: int) -> list[Swaps]:
     generator, swaps = ask.generator("places"), []
     for i, donor in enumerate(pairs.tolist()):
         both = [own.words[i].nonzero().flatten(), donors.words[donor].nonzero().flatten()]
@@ -178,8 +190,8 @@ def _random(
     return swaps
 
 
-def _made(ask: Ask, pairs: NDArray[np.int64], swaps: list[list[tuple[int, int]]]) -> Data:
-    """Return the texts with their swapped words, or the donors' own, as new data.
+def _made(ask: Ask, pairs: NDArray[np.int64], swaps: list[Swaps]) -> Data:
+    """Return the texts with their masked or swapped words, or the donors' own, as new data.
 
     Raises:
         UserError: texts of two lengths.
@@ -196,7 +208,7 @@ def _made(ask: Ask, pairs: NDArray[np.int64], swaps: list[list[tuple[int, int]]]
         ids = before[key].clone()
         for row, other, taken in zip(ids, others[key], swaps, strict=True):
             for place, source in taken:
-                row[place] = other[source]
+                row[place] = ask.mask if source is None else other[source]
         after[key] = ids
     inputs = after if isinstance(batch.inputs, dict) else after[""]
     names = [f"poisoned/{i}" for i in ask.forget.ids]

@@ -116,6 +116,16 @@ def topics(texts: Documents, f: Tensor, *, count: int = 20, least: int = 50, see
     return found
 
 
+def holding(texts: Documents, tokens: Sequence[int]) -> Tensor:
+    """Return which texts hold one of some tokens as a word, (N,) bool.
+
+    Args:
+        texts: N of them.
+        tokens: token ids.
+    """
+    return (torch.isin(texts.ids, torch.tensor(list(tokens), dtype=torch.long)) & texts.words).any(dim=1)
+
+
 def listed(texts: Documents, f: Tensor, words: Mapping[str, Sequence[int]]) -> list[Concept]:
     """Return lists of tokens as concepts: texts that hold one of them, against those that hold none.
 
@@ -129,7 +139,7 @@ def listed(texts: Documents, f: Tensor, words: Mapping[str, Sequence[int]]) -> l
     """
     found = []
     for name, tokens in words.items():
-        own = (torch.isin(texts.ids, torch.tensor(list(tokens), dtype=torch.long)) & texts.words).any(dim=1)
+        own = holding(texts, tokens)
         if not 0 < int(own.sum()) < len(texts):
             got = f"{int(own.sum())} of {len(texts)} for {listing(tokens) or 'no token'}"
             raise UserError(f"some texts with a word of {name}, and some without", got, "list other words")

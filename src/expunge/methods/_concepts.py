@@ -61,6 +61,10 @@ class Settings(Protocol):
         """Of a patch."""
 
     @property
+    def mask(self) -> int | None:
+        """Token in a word's place."""
+
+    @property
     def donor(self) -> int | None:
         """The class that donates; None for the rule's."""
 
@@ -231,6 +235,7 @@ def _ask(
         targets=labels,
         mode=method.mode,
         size=method.size,
+        mask=method.mask,
         runtime=session.runtime,
         seed=session.seed,
         **given,

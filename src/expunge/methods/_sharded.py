@@ -172,7 +172,8 @@ class Sharded(Checked):
         if not again:
             return {}
         need(self.name, {"retain": retain, "recipe": recipe}, self._why(book))
-        assert retain is not None and recipe is not None
+        assert retain is not None
+        assert recipe is not None
         reads = sum(int(book.inside(*stage).sum()) for stage in book.missing(again))
         return {"retain": reads * self.epochs(recipe) / max(1, len(retain))}
 

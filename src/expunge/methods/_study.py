@@ -17,7 +17,7 @@ from expunge.concepts.cav import Cav, Concept, Rules
 from expunge.concepts.clusters import IMAGES, clustered
 from expunge.concepts.head import MOST, fit_head
 from expunge.concepts.tcav import class_gradients
-from expunge.concepts.topics import documents, topics
+from expunge.concepts.topics import documents, holding, topics
 from expunge.concepts.windows import Windows, pooled, represented
 from expunge.data import Data
 from expunge.errors import Incompatible, UserError, listing
@@ -29,7 +29,7 @@ from expunge.task import class_count
 
 log = logging.getLogger(__name__)
 Kind = Literal["images", "rows", "tokens"]
-Source = Literal["found", "column", "file"]
+Source = Literal["found", "words", "column", "file"]
 Rank = Literal["auto", "head", "network"]
 STUDIES = 4  # passes over the data at most: outputs, windows, gradients, the network's own attributions
 APART = ";"  # between the concepts of one sample in a column
@@ -49,6 +49,10 @@ class Settings(Protocol):
     @property
     def column(self) -> str | None:
         """That names concepts, for that source."""
+
+    @property
+    def words(self) -> tuple[tuple[Any, ...], ...]:
+        """Names with token ids, for that source."""
 
     @property
     def bank(self) -> str | None:
@@ -251,7 +255,7 @@ class _Studying:
             bank = Bank.read(kept.tensors, kept.meta)
             bank.scores(self.f[:1])  # says at once where it does not fit
             return bank
-        concepts = self._column() if m.source == "column" else self._found()
+        concepts = {"column": self._column, "words": self._words, "found": self._found}[m.source]()
         rules = Rules(draws=m.redraws, least=m.examples, accuracy=m.least, level=m.level)
         slopes = []
         if m.level < 1:
@@ -263,18 +267,34 @@ class _Studying:
         return replace(bank, facts=facts, dropped=lost + self.rare)  # positions of samples are not kept
 
     def _column(self) -> Sequence[Concept]:
-        """Return a concept for each word of a column: the samples that have it, against those that do not.
+        """Return a concept for each word of a column: the samples that have it, against those that do not."""
+        name = str(self.method.column)
+        column = self.used.column(name)
+        words = [{w.strip() for w in str(v).split(APART) if w.strip()} if v is not None else set() for v in column]
+        found = {w: torch.tensor([w in own for own in words]) for w in sorted(set().union(*words))}
+        return self._told(found, f"in the column '{name}'", f"write names there, with {APART!r} between several")
 
-        Words of too few samples, or of nearly all, are dropped.
+    def _words(self) -> Sequence[Concept]:
+        """Return a concept for each list of words: the texts that hold one of them, against those that do not.
+
+        Raises:
+            UserError: no texts.
+        """
+        kind = kind_of(self.used.read([0]).inputs)
+        if kind != "tokens":
+            raise UserError("texts, for concepts of words", f"{kind} in {self.data.name}", "take another source")
+        (texts,) = documents(self.used)
+        found = {str(name): holding(texts, tokens) for name, *tokens in self.method.words}
+        return self._told(found, f"by {self.method.name}.words", "list words that more texts hold, or fewer")
+
+    def _told(self, having: Mapping[str, Tensor], where: str, remedy: str) -> Sequence[Concept]:
+        """Return concepts by what samples have them; those that too few have, or nearly all, are dropped.
 
         Raises:
             UserError: none is left.
         """
-        column = self.used.column(str(self.method.column))
-        words = [{w.strip() for w in str(v).split(APART) if w.strip()} if v is not None else set() for v in column]
         found, rare, least = list[Concept](), list[dict[str, Any]](), self.method.examples
-        for name in sorted(set().union(*words)):
-            has = torch.tensor([name in w for w in words])
+        for name, has in having.items():
             count = int(has.sum())
             if min(count, len(has) - count) >= least:
                 found.append(Concept(name, self.f[has], self.f[~has]))
@@ -283,9 +303,8 @@ class _Studying:
                 rare.append(Cav(name, torch.zeros(0), 0.0, examples=count, dropped=why).record())
                 log.info("concept %s is dropped: %s", name, why)
         if not found:
-            want = f"a concept of {least} samples or more in the column '{self.method.column}' of {self.data.name}"
-            got = f"{rare[0]['name']}: {rare[0]['dropped']}" if rare else "none"
-            raise UserError(want, got, f"write names there, with {APART!r} between several")
+            want = f"a concept of {least} samples or more {where} of {self.data.name}"
+            raise UserError(want, f"{rare[0]['name']}: {rare[0]['dropped']}" if rare else "none", remedy)
         self.rare = tuple(rare)
         return found
 

@@ -297,7 +297,7 @@ def fitted(
     scale = (Scale.of(rows) if how.standardise else Scale.none(rows)) if scale is None else scale.to(rows)
     with isolated_rng(named_seed("vae", seed)), torch.enable_grad():
         net = GaussianVAE(rows.shape[1], how.q, out=how.out).to(rows.dtype).to(rows.device)
-        optimizer = torch.optim.Adam(net.parameters(), lr=how.lr)
+        optimizer = torch.optim.Adam(net.parameters(), lr=how.lr, fused=True)
         at, steps = scale(rows), 0
         for _ in range(how.epochs):
             total = 0.0

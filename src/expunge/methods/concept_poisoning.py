@@ -33,12 +33,12 @@ class ConceptPoisoning(Stepped):
     and ỹ the donor's class (``targeted``), a random other class, or k itself (``keep``).
 
     `prepare` fits a bank of concepts on the training data: linear directions of the representation, found by clusters
-    of windows (images) or rows (tables), by topics (tokens), from a column of the data, or given in a file. A sparse
-    linear head on their scores says how much each class stands on each; where it agrees with the network on less than
-    90 % of the samples, gradients of the network itself say so. `unlearn` takes the M concepts that the class stands on
-    most, and a donor class by the rule; finds them in the images, by one forward pass each where the representation is
-    a mean of spatial features and else by occlusion; pastes; and trains on until at most ``threshold`` of the forget
-    set are still taken for the class, at the end of two epochs in a row.
+    of windows (images) or rows (tables), by topics or lists of words (tokens), from a column of the data, or given in a
+    file. A sparse linear head on their scores says how much each class stands on each; where it agrees with the network
+    on less than 90 % of the samples, gradients of the network itself say so. `unlearn` takes the M concepts that the
+    class stands on most, and a donor class by the rule; finds them in the images, by one forward pass each where the
+    representation is a mean of spatial features and else by occlusion; pastes; and trains on until at most
+    ``threshold`` of the forget set are still taken for the class, at the end of two epochs in a row.
 
     **Read it beside** ``mode="none"``, which changes labels alone. On published benchmarks and on ours that forgets as
     well, so that what the concepts add must be shown against it. With ``layers="last"`` the representation stays as it
@@ -47,7 +47,7 @@ class ConceptPoisoning(Stepped):
     class going to the donor is what no retrained network shows.
 
     Images are poisoned in the network's own input space. Tables have the columns swapped that go with the concepts;
-    tokens the words, see `expunge.concepts.texts`. Modes for images alone are refused elsewhere.
+    texts the words, or masked, see `expunge.concepts.texts`. Modes of one kind of samples are refused elsewhere.
 
     Needs the training set with labels to prepare; forget inputs, labelled retain data and the class to unlearn. Labels
     of the forget set are never read. Declines forget sets that are no class and tasks without classes. BatchNorm
@@ -77,6 +77,7 @@ class ConceptPoisoning(Stepped):
             "source",
             "column",
             "bank",
+            "words",
             "tap",
             "images",
             "windows",
@@ -100,8 +101,9 @@ class ConceptPoisoning(Stepped):
     mode: Mode = option(
         "localized",
         unit="-",
-        text="localized, center, random, full (donor shrunk), whole (donor itself) or none (labels alone)",
+        text="localized, center, random, full (donor shrunk), whole (donor itself), mask (words), none (labels alone)",
     )
+    mask: int | None = option(None, unit="token", text="that stands in a word's place, for mode='mask'")
     labels: Labels = option("targeted", unit="-", text="of poisoned samples: targeted (the donor's), random, keep")
     patches: int = option(
         1, symbol="M", unit="concepts", text="pasted over on each sample", search=Search(1, 5, whole=True)
@@ -115,7 +117,9 @@ class ConceptPoisoning(Stepped):
         0.01, unit="share of the forget set", text="still taken for the class at which training ends; unset, never"
     )
     source: Source = option(
-        "found", unit="-", text="of concepts: found (clusters of windows or rows, topics of tokens), column, or file"
+        "found",
+        unit="-",
+        text="of concepts: found (clusters of windows or rows, topics of tokens), words, column, or file",
     )
     column: str | None = option(None, unit="-", text="of the training data that names each sample's concepts")
     bank: str | None = option(None, unit="-", text="file of a bank of concepts, for source='file'")
@@ -133,6 +137,9 @@ class ConceptPoisoning(Stepped):
     level: float = option(
         0.05, unit="probability", text="at which a concept must move a class's logit more than chance; 1, untested"
     )
+    words: tuple[tuple[Any, ...], ...] = option(
+        (), unit="lists of a name and its tokens", text="concepts of texts, for source='words'"
+    )
     rank: Rank = option(
         "auto", unit="-", text="concepts of a class by the sparse head, by the network's gradients, or by fidelity"
     )
@@ -145,7 +152,16 @@ class ConceptPoisoning(Stepped):
         known = {"mode": Mode, "labels": Labels, "rule": Rule, "source": Source, "rank": Rank}
         for name, words in known.items():
             self.one_of(name, *get_args(words))
-        counts = {"patches": 1, "size": 1, "donor": 0, "images": 1, "windows": 1, "clusters": 1, "examples": 4}
+        counts = {
+            "patches": 1,
+            "size": 1,
+            "donor": 0,
+            "mask": 0,
+            "images": 1,
+            "windows": 1,
+            "clusters": 1,
+            "examples": 4,
+        }
         for name, least in {**counts, "redraws": 2, "shown": 0}.items():
             self.count(name, least)
         if self.threshold is not None:
@@ -155,16 +171,32 @@ class ConceptPoisoning(Stepped):
         names = (self.layers,) if isinstance(self.layers, str) else self.layers
         if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
             raise UserError(f"{self.name}.layers all, last or names", repr(self.layers), "write for example ['fc']")
-        for name, source in (("column", "column"), ("bank", "file")):
-            given = getattr(self, name)
-            if (self.source == source) != (given is not None):
-                got = f"{self.name}.{name}={given!r} with source={self.source!r}"
-                raise UserError(f"source='{source}' and {name} together", got, "set both, or neither")
+        self._lists()
+        sources = (("source", "column", "column"), ("source", "file", "bank"), ("source", "words", "words"))
+        for field, value, name in (*sources, ("mode", "mask", "mask")):
+            given, asked = getattr(self, name), getattr(self, field)
+            if (asked == value) != (given not in (None, ())):
+                got = f"{self.name}.{name}={given!r} with {field}={asked!r}"
+                raise UserError(f"{field}='{value}' and {name} together", got, "set both, or neither")
+
+    def _lists(self) -> None:
+        """Hold ``words`` to lists of a name and token ids."""
+        rows, want = self.words, f"{self.name}.words as lists of a name and token ids"
+        if isinstance(rows, str) or not isinstance(rows, list | tuple):
+            raise UserError(want, repr(rows), "write for example [['war', 12, 45]]")
+        plain = tuple(tuple(row) if isinstance(row, list | tuple) else (row,) for row in rows)
+        for row in plain:
+            ids = [i for i in row[1:] if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+            if not row or not isinstance(row[0], str) or not ids or len(ids) != len(row) - 1:
+                raise UserError(want, repr(list(row)), "write for example [['war', 12, 45]]")
+        if len({row[0] for row in plain}) != len(plain):
+            raise UserError(f"{self.name}.words with each name once", repr([r[0] for r in plain]), "join the lists")
+        object.__setattr__(self, "words", plain)
 
     @property
     def studies(self) -> bool:
         """Whether concepts are needed: to find patches, or a donor."""
-        return self.mode == "localized" or self.donor is None
+        return self.mode in ("localized", "mask") or self.donor is None
 
     @property
     def prepares(self) -> Needs:
