@@ -31,32 +31,18 @@ from expunge.task import Classification, Regression, Task
 from expunge.tensors import weights_digest
 from expunge.train import Recipe, fit
 from expunge.unlearn import Unlearned, prepare, unlearn
+from extractors import DATA, HEADS, UNSPLIT, network, of_class
 from worlds import world
 
 D = torch.float64
 TASK = Classification()
 LAF = load("laf")
-DATA = blobs()
 SHORT: dict[str, Any] = {"updates": 4, "every": 2, "vae_epochs": 1, "batch_size": 4}
-UNSPLIT = ("tied", "tied_unseen_at_first", "frozen", "output_object", "output_mapping")
-HEADS = {name: "head:input" for name in CASES if name.startswith("attention_")}
-
-
-def network() -> nn.Module:
-    """Return a network with BatchNorm and signed representations of six numbers."""
-    torch.manual_seed(11)
-    body = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 6))
-    return nn.Sequential(body, nn.Linear(6, 3)).double()
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return fit(network(), TASK, DATA, Recipe(epochs=10, lr=0.05, batch_size=8), runtime=QUIET)
-
-
-def of_class(data: Data = DATA, label: int = 0, count: int | None = None) -> dict[str, Data]:
-    ids = [i for i, y in zip(data.ids, data.targets().tolist(), strict=True) if y == label][:count]
-    return {"forget": data.subset(ids), "retain": data.without(ids)}
 
 
 def asked(method: Any, model: nn.Module, data: Data = DATA, task: Task = TASK, **sets: Data) -> Unlearned:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cases import CASES, QUIET, blobs
+from cases import CASES, QUIET
 from expunge.data import Data
 from expunge.errors import MissingNeed, NotFinite, UserError
 from expunge.method import See
@@ -21,30 +21,17 @@ from expunge.task import Classification, Regression
 from expunge.tensors import weights_digest
 from expunge.train import Recipe, batch_orders, fit
 from expunge.unlearn import Unlearned, prepare, unlearn
+from extractors import DATA, HEADS, UNSPLIT, network, of_class
 from worlds import world
 
 TASK = Classification()
 LAF, LAFR = load("laf"), load("laf_r")
-DATA = blobs()
 SHORT: dict[str, Any] = {"updates": 4, "every": 2, "vae_epochs": 1, "batch_size": 4, "lr_ra": 1e-2, "early": False}
-UNSPLIT = ("tied", "tied_unseen_at_first", "frozen", "output_object", "output_mapping")
-HEADS = {name: "head:input" for name in CASES if name.startswith("attention_")}
-
-
-def network() -> nn.Module:
-    torch.manual_seed(11)
-    body = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 6))
-    return nn.Sequential(body, nn.Linear(6, 3)).double()
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return fit(network(), TASK, DATA, Recipe(epochs=10, lr=0.05, batch_size=8), runtime=QUIET)
-
-
-def of_class(data: Data = DATA) -> dict[str, Data]:
-    ids = [i for i, y in zip(data.ids, data.targets().tolist(), strict=True) if y == 0]
-    return {"forget": data.subset(ids), "retain": data.without(ids)}
 
 
 def asked(method: Any, model: nn.Module, data: Data = DATA, task: Any = TASK, **sets: Data) -> Unlearned:
