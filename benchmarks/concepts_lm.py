@@ -2,7 +2,8 @@
 
 Fictional people are drawn by a seeded grammar, six facts of each. A small GPT-2 learns them from questions in three
 wordings; a fourth is held back. One person is forgotten. For each seed, other people, another network and another one
-to forget. Rows are means over seeds with the standard deviation.
+to forget. Rows are means over seeds with the standard deviation. Rates of the rivals were chosen among three to four on
+seed 100, those of masked answers on seed 0.
 
 - name, secret: share of answers to the forgotten person's questions that name the person, and that tell the fact that
   is asked for; as trained on, and in other words.
@@ -54,8 +55,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "name alone": {**ALL, "choose": "names"},
     "refusals": {**ALL, "style": "refusal", "refusals": REFUSALS},
     "finetune": {"name": "finetune", "epochs": 10, "lr": 0.2},
-    "gradient_ascent": {"name": "gradient_ascent", "until": 5.0, "epochs": 10, "lr": 0.15},
-    "neg_grad_plus": {"name": "neg_grad_plus", "until": 5.0, "lr": 0.2},
+    "gradient_ascent": {"name": "gradient_ascent", "until": 5.0, "epochs": 10, "lr": 3e-4, "optimizer": "adamw"},
+    "neg_grad_plus": {"name": "neg_grad_plus", "until": 5.0, "lr": 3e-4, "optimizer": "adamw"},
     "ssd": {"name": "ssd"},
 }
 COLUMNS = {
