@@ -3,7 +3,7 @@
 Fictional people are drawn by a seeded grammar, six facts of each. A small GPT-2 learns them from questions in three
 wordings; a fourth is held back. One person is forgotten. For each seed, other people, another network and another one
 to forget. Rows are means over seeds with the standard deviation. Rates of the rivals were chosen among three to four on
-seed 100, those of masked answers on seed 0.
+seed 100, those of masked answers while the method was built, on the first seeds.
 
 - name, secret: share of answers to the forgotten person's questions that name the person, and that tell the fact that
   is asked for; as trained on, and in other words.
