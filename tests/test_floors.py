@@ -34,7 +34,8 @@ anchors/_learn anchors/_gaussian anchors/_* anchors/* anchors/__init__
 methods/_fields methods/_steps methods/_vae methods/_represent methods/_* methods/_laf methods/_concepts
 methods/laf methods/* methods/__init__ choice stamp phase unlearn
 exact/server exact/replay
-plan shadows
+plan
+shadows/pool shadows/lira shadows/rmia shadows/klom shadows/quality shadows/gaussian shadows/__init__
 attacks/_* attacks/* attacks/__init__ metrics/_* metrics/* metrics/__init__ scores bounds predicted mapped summary twins
 evaluate
 tables/* tables/__init__ zoo/transformer zoo/minilm zoo/forecast zoo/tabular zoo/networks zoo/public zoo/recipes
@@ -54,7 +55,8 @@ bench/cell bench/grid_file bench/fits bench/grid bench/claims bench/store bench/
 bench/workers bench/cluster bench/collect bench/ranks bench/comparison bench/remarks bench/sheets bench/forms
 bench/table bench/pages bench/sweeps bench/shown bench/curves bench/planes bench/figures
 bench/objectives bench/ground bench/study bench/spaces bench/tuning bench/tune
-bench/__init__ qualify
+bench/__init__ qualify/equivalence qualify/kernels qualify/nearer qualify/rank qualify/power
+qualify/planted qualify/finding qualify/verdict qualify/__init__
 service/workspace service/lineage service/sealed service/archives service/leftovers service/rollback service/undo
 service/artefacts service/targets service/facts service/measure service/outcome service/site service/made service/edit
 service/retrain service/attempt service/capacity service/process service/limits service/record service/__init__ testing
