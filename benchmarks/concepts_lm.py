@@ -49,9 +49,9 @@ ALL = {**MASK, "tune": "all", "lr": 1e-3}
 METHODS: dict[str, dict[str, Any]] = {
     "masked answers, LoRA": MASK,
     "masked answers": ALL,
-    "masked answers, k = 1": {**ALL, "top": 1},
-    "k = 1, gradients alone": {**ALL, "top": 1, "gamma": 0.0},
-    "k = 1, random words": {**ALL, "top": 1, "choose": "random"},
+    "masked answers, k = 3": {**ALL, "top": 3},
+    "k = 3, gradients alone": {**ALL, "top": 3, "gamma": 0.0},
+    "k = 3, random words": {**ALL, "top": 3, "choose": "random"},
     "name alone": {**ALL, "choose": "names"},
     "refusals": {**ALL, "style": "refusal", "refusals": REFUSALS},
     "finetune": {"name": "finetune", "epochs": 10, "lr": 0.2},
