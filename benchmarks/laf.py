@@ -182,8 +182,10 @@ def main() -> None:
             "budget",
         ]
         table(heads, rows)
-        rank = spearmanr([int(row[4]) for row in rows], [int(row[5]) for row in rows]).statistic
-        print(f"\nrank correlation of its end and the best, over {len(rows)} cases: {rank:.2f}\n")
+        ends, best = [int(row[4]) for row in rows], [int(row[5]) for row in rows]
+        told = f"rank correlation of its end and the best, over {len(rows)} cases"
+        alike = len(set(ends)) == 1 or len(set(best)) == 1
+        print(f"\n{told}: {'none, one is always the same' if alike else f'{spearmanr(ends, best).statistic:.2f}'}\n")
     parts = []
     for request, group in groupby(all_cases, key=lambda c: c.request):
         each = [shares(case, replace(found, early=False)) for case in group]
