@@ -145,7 +145,7 @@ class Ask:
     def only(self, kind: Literal["images", "tables", "texts"]) -> None:
         """Refuse a mode that is for samples of another kind."""
         if ALONE.get(self.mode, kind) != kind:
-            known = listing([m for m in get_args(Mode) if ALONE.get(m, kind) == kind])
+            known = listing([m for m in get_args(Mode) if ALONE.get(m, kind) == kind], 10)
             raise UserError(f"a mode for {kind}", f"{self.mode!r}, which is for {ALONE[self.mode]}", f"take {known}")
 
     def generator(self, what: str) -> torch.Generator:
