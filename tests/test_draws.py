@@ -42,6 +42,8 @@ TEXTS = {
     "sequential=5,times=3": Request("sequential", 5, times=3),
     "sequential=0.1,times=3": Request("sequential", 0.1, times=3),
     "sequential:class=2+0": Request("sequential", (2, 0)),
+    "ids=train/3 + train/8": Request("ids", ("train/3", "train/8")),
+    "ids=train/8+train/3": Request("ids", ["train/8", "train/3"]),
 }
 
 
@@ -117,6 +119,7 @@ def test_options_at_their_default_are_left_out_so_that_a_new_one_changes_no_key(
     assert Request("class", 3).to_json() == {"kind": "class", "value": 3}
     assert Request("sequential", (2, 0)).to_json() == {"kind": "sequential", "value": [2, 0]}
     assert Request.parse("poison=0.1,target=2").to_json() == {"kind": "poison", "value": 0.1, "target": 2}
+    assert Request("ids", ("train/3", 8)).to_json() == {"kind": "ids", "value": ["train/3", "8"]}
 
 
 def test_requests_have_names_of_their_own():
@@ -125,6 +128,10 @@ def test_requests_have_names_of_their_own():
     assert str(Request("random", 0.05)) == "random 5 %"
     assert str(Request("sequential", 20, times=5)) == "sequential 20 × 5"
     assert str(Request("poison", 0.1, target=2, patch=3)) == "poison 10 % to class 2, patch 3"
+    assert str(Request("ids", ("train/3",))) == "ids train/3"
+    assert str(Request("ids", ("train/3", "train/8"))) == "ids train/3, train/8"
+    many = ("train/3", "train/8", *(f"train/{i}" for i in range(100, 198)))
+    assert str(Request("ids", many)) == "ids train/3, train/8 and 98 more"
 
 
 def test_the_examples_of_messages_are_right():
@@ -172,11 +179,21 @@ def test_the_examples_of_messages_are_right():
         ("random=5,fraction=0.5", "options of a random request, each once, got 'fraction' .*: leave it out"),
         ("poison=0.1,target=-1", "target of 0 or more, got -1"),
         ("poison=0.1,patch=0", "patch of 1 or more, got 0"),
+        ("ids=a++b", "ids of training samples, each once, got an empty id: write for example ids=train/3.train/8"),
+        ("ids=a+b+a+b", "ids of training samples, each once, got a, b more than once: name each sample once"),
+        ("ids:who=a", "a column with subclass and subject, or range, and no other kind, got 'ids' with 'who'"),
+        ("ids=a,fraction=0.5", "options of an ids request, each once, got 'fraction' .*: leave it out"),
     ],
 )
 def test_what_reads_otherwise_is_refused(text, message):
     with pytest.raises(UserError, match=message):
         Request.parse(text)
+
+
+@pytest.mark.parametrize(("value", "got"), [((), "none"), ("train/3", "'train/3'"), (3, "3"), ({"a"}, "{'a'}")])
+def test_ids_come_as_a_list_in_an_order(value, got):
+    with pytest.raises(UserError, match=f"ids of training samples, each once, got {got}: .*ids=train/3.train/8"):
+        Request("ids", value)
 
 
 def test_what_is_built_otherwise_is_refused():
@@ -214,6 +231,16 @@ def test_a_subject_is_named_or_drawn_for_each_seed():
     assert again.target == cases[5].target
 
 
+def test_named_samples_are_the_same_for_every_seed():
+    train, case = drawn("ids=train/8+train/3")
+    assert (case.kind, case.target, case.forget) == ("ids", None, ("train/8", "train/3"))
+    assert train.ids == samples().ids
+    assert drawn("ids=train/8+train/3", seed=1)[1] == case
+    real = {"train": samples(real=True), "task": Regression(), "classes": ()}
+    assert drawn("ids=train/8+train/3", **real)[1] == case
+    assert Request("ids", ("train/8", "train/3")).check_size(3) == 2
+
+
 def test_random_samples_by_number_and_by_share():
     assert len(drawn("random=7")[1].forget) == 7
     assert len(drawn("random=0.1")[1].forget) == 3
@@ -232,6 +259,8 @@ def test_random_samples_by_number_and_by_share():
         ("single=30", "at most 29 samples to forget in all, got 30 × 1: ask for fewer requests, or for less each"),
         ("sequential=10,times=3", "at most 29 samples to forget in all, got 3 × 10"),
         ("sequential=30", "1 to 29 samples to forget, got 30"),
+        ("ids=train/3+test/3", "forget ids that are in train, got unknown test/3: take ids from train.ids"),
+        (f"ids={'+'.join(f'train/{i}' for i in range(30))}", "something to retain, got all 30 training samples"),
         ("poison=0.1,target=3", "a target class among 0, 1, 2, got 3"),
         ("hardest=3", r"the trained original, to tell the hardest samples, got none: pass original="),
     ],
@@ -306,6 +335,7 @@ def test_a_trigger_needs_images():
         ("sequential=0.1,times=2", [3, 3], (1, 2)),
         ("sequential=5", [5], (1,)),
         ("sequential:class=2+0", [10, 10], (1, 2)),
+        ("ids=train/8+train/3+train/0", [3], (1,)),
     ],
 )
 def test_several_requests_make_up_the_forget_set(text, sizes, measured):

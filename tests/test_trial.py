@@ -201,6 +201,8 @@ def test_the_original_is_trained_on_what_the_request_changed():
         ("single=2", "2 requests to forget one random sample each are handled one after another.", 2),
         ("sequential=3,times=2", "2 requests to forget random samples are .*, measured after each.", 6),
         ("sequential:class=1+0", "The classes b, a are to be forgotten one after another, measured after each.", 24),
+        ("ids=train/3+train/8", "^2 named training samples are to be forgotten.$", 2),
+        ("ids=train/3", "^1 named training sample is to be forgotten.$", 1),
     ],
 )
 def test_requests_are_described_with_the_sizes_of_their_sets(text, sentence, gone):

@@ -12,7 +12,7 @@ from torch import nn
 from expunge.data import Data
 from expunge.errors import UserError, listing, suggest
 from expunge.hardness import memorisation
-from expunge.kinds import ANY, COLUMN, EXAMPLES, OPTIONS, SPANS, Kind, checked, dates, ends, read, whole
+from expunge.kinds import ANY, COLUMN, EXAMPLES, OPTIONS, SPANS, Kind, called, checked, dates, ends, read, whole
 from expunge.poison import Backdoor
 from expunge.runtime import Runtime
 from expunge.scenario import (
@@ -29,6 +29,8 @@ from expunge.seeds import seed as named_seed
 from expunge.steps import united
 from expunge.zoo import Problem
 from expunge.zoo.embedded import mislabelled
+
+NAMED = 2  # ids that stand in the name of a request; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,14 @@ class Request:
                             the last
     sequential              ``times`` requests of a number, or share, of random samples each; or one request for each of
                             several classes; handled one after another, measured after each
+    ids                     the samples with these ids, the same for every seed
     ======================= =========================================================================================
 
     Args:
         kind: one of these.
         value: class index; value of the column; of ``range`` and ``dates`` the text ``LOW..HIGH``; number of samples
             (int) or share in (0, 1) (float); of ``single`` the number of requests; of ``sequential`` a number, a share,
-            or class indices.
+            or class indices; of ``ids`` the ids.
         column: of subclass and subject; of range, which without one is of targets.
         fraction: share of the class, of each of several, or of the subclass, (0, 1].
         times: number of requests of ``sequential``, unless it lists classes.
@@ -84,7 +87,7 @@ class Request:
         for name, kinds in OPTIONS.items():
             if getattr(self, name) != _DEFAULTS[name] and self.kind not in kinds:
                 remedy = f"leave it out: it belongs to {listing(kinds)}"
-                raise UserError(f"options of a {self.kind} request", f"{name}={getattr(self, name)}", remedy)
+                raise UserError(f"options of {called(self.kind)}", f"{name}={getattr(self, name)}", remedy)
         object.__setattr__(self, "value", checked(self.kind, self.value))
         if not isinstance(self.fraction, Real) or not 0 < self.fraction <= 1:
             raise UserError("a fraction in (0, 1]", repr(self.fraction), "give a share of the samples")
@@ -101,7 +104,7 @@ class Request:
         ``class=3``, ``class=3,fraction=0.5``, ``classes=5+6,fraction=0.4``, ``subclass:fine_name=ship``,
         ``subject:who=s3``, ``subject:who=*``, ``range=0..2``, ``range:age=20..30``, ``dates=2016-08-01..2016-08-31``,
         ``random=0.05``, ``random=100``, ``hardest=100``, ``mislabelled=0.05``, ``poison=0.05,target=0,patch=3``,
-        ``single=10``, ``sequential=20,times=5``, ``sequential:class=3+5+7``.
+        ``single=10``, ``sequential=20,times=5``, ``sequential:class=3+5+7``, ``ids=train/3+train/8``.
 
         Returns:
             The request.
@@ -150,7 +153,7 @@ class Request:
     @property
     def steps(self) -> int:
         """Number of requests that are handled one after another; 1 of most kinds."""
-        if self.kind in ("single", "classes"):
+        if self.kind in ("single", "classes", "ids"):
             return int(self.value) if self.kind == "single" else 1
         return len(self.value) if isinstance(self.value, tuple) else self.times
 
@@ -165,6 +168,8 @@ class Request:
         Raises:
             UserError: all of them, or more, in all requests.
         """
+        if self.kind == "ids":
+            return _count(len(self.value), n, "name fewer ids")
         if self.kind in ("class", *SPANS, *COLUMN) or isinstance(self.value, tuple):
             return 0
         size = 1 if self.kind == "single" else _count(self.value, n)
@@ -222,6 +227,8 @@ class Request:
             parts = self._series(train, seed)
             classes = self.value if isinstance(self.value, tuple) else ()
             return train, united(forget_ids(train, [i for part in parts for i in part], **rest), classes)
+        if self.kind == "ids":
+            return train, forget_ids(train, self.value, **rest)
         if self.kind == "hardest":
             changed = _hardest(self, problem, train, seed, original, runtime)
         return train, forget_ids(train, changed, **rest)
@@ -289,7 +296,9 @@ class Request:
 
     def __str__(self) -> str:
         value: Any = self.value
-        if isinstance(value, tuple):
+        if self.kind == "ids":
+            value = listing(value, NAMED)
+        elif isinstance(value, tuple):
             value = ("" if self.kind == "classes" else "classes ") + listing(value, len(value))
         elif isinstance(value, float):
             value = f"{100 * value:g} %"
@@ -304,11 +313,11 @@ class Request:
 _DEFAULTS = {f.name: f.default for f in fields(Request) if f.name not in ("kind", "value")}
 
 
-def _count(amount: float, n: int) -> int:
+def _count(amount: float, n: int, remedy: str = "give a number or a share in (0, 1)") -> int:
     """Return how many of n samples an amount is: itself where it is a whole number, else that share."""
     count = int(amount) if whole(amount) else max(1, round(amount * n))
     if not 0 < count < n:
-        raise UserError(f"1 to {n - 1} samples to forget", f"{amount}", "give a number or a share in (0, 1)")
+        raise UserError(f"1 to {n - 1} samples to forget", f"{amount}", remedy)
     return count
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import time
 from numbers import Integral
 from typing import Any, Literal, get_args
 
-from expunge.errors import UserError, suggest
+from expunge.data import id_texts
+from expunge.errors import UserError, listing, suggest
 from expunge.scenario import moment
 
 Kind = Literal[
@@ -23,6 +25,7 @@ Kind = Literal[
     "poison",
     "single",
     "sequential",
+    "ids",
 ]
 ANY = "*"  # a subject drawn for each seed
 COLUMN = ("subclass", "subject")
@@ -47,6 +50,7 @@ EXAMPLES = {
     "poison": "poison=0.05,target=0",
     "single": "single=10",
     "sequential": "sequential=20,times=5 or sequential:class=3+5+7",
+    "ids": "ids=train/3+train/8",
 }
 
 
@@ -72,13 +76,20 @@ def read(text: str) -> dict[str, Any]:
     for name, _, given in (part.strip().partition("=") for part in found[4].split(",")[1:]):
         if name not in known or name in options:
             remedy = "write it once" if name in options else suggest(name, known) if known else "leave it out"
-            raise UserError(f"options of a {kind} request, each once", f"'{name}' in {text!r}", remedy)
+            raise UserError(f"options of {called(kind)}, each once", f"'{name}' in {text!r}", remedy)
         options[name] = _number(given, kind)
     if kind == "classes" or (kind == "sequential" and column == "class"):
         given = {} if kind == "sequential" else {"column": column}
         return {"kind": kind, "value": tuple(_number(part, kind) for part in value.split("+")), **given, **options}
+    if kind == "ids":
+        return {"kind": kind, "value": tuple(part.strip() for part in value.split("+")), "column": column}
     texts = column is not None or kind in (*COLUMN, *SPANS)
     return {"kind": kind, "value": value if texts else _number(value, kind), "column": column, **options}
+
+
+def called(kind: str) -> str:
+    """Return what a request of a kind is called in a message."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} request"
 
 
 def checked(kind: Kind, value: Any) -> Any:
@@ -89,11 +100,13 @@ def checked(kind: Kind, value: Any) -> Any:
         value: what it was given.
 
     Returns:
-        An int, a float, a text, or a tuple of class indices.
+        An int, a float, a text, or a tuple of class indices or of ids.
 
     Raises:
         UserError: it does not fit the kind.
     """
+    if kind == "ids":
+        return _named(value)
     value = value.item() if hasattr(value, "item") else value
     remedy = f"write for example {EXAMPLES[kind]}"
     if kind in COLUMN:
@@ -163,6 +176,20 @@ def dates(text: Any) -> tuple[str, str]:
     if last < first:
         raise UserError("a stretch FROM..TO with TO not before FROM", text, "give the earlier end first")
     return low, high
+
+
+def _named(value: Any) -> tuple[str, ...]:
+    """Return ids as texts, in the order given."""
+    expected = "ids of training samples, each once"
+    if not isinstance(value, list | tuple):
+        raise UserError(expected, repr(value), f"give a list or tuple, or write for example {EXAMPLES['ids']}")
+    found = tuple(id_texts(value))
+    if not all(found) or not found:
+        raise UserError(expected, "an empty id" if found else "none", f"write for example {EXAMPLES['ids']}")
+    if len(set(found)) < len(found):
+        twice = listing(i for i, times in Counter(found).items() if times > 1)
+        raise UserError(expected, f"{twice} more than once", "name each sample once")
+    return found
 
 
 def _both(text: Any, kind: str) -> tuple[str, str]:

@@ -143,6 +143,8 @@ def _sentence(request: Request, problem: Problem) -> str:
         return f"{some} of the class {named(value)} are to be forgotten."
     if request.kind == "classes":
         return f"{some} of each of the classes {listing(map(named, value), len(value))} are to be forgotten."
+    if request.kind == "ids":
+        return f"{len(value)} named training sample{' is' if len(value) == 1 else 's are'} to be forgotten."
     if isinstance(value, tuple):
         return (
             f"The classes {listing(map(named, value), k)} are to be forgotten one after another, measured after each."

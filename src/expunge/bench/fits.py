@@ -41,6 +41,8 @@ def check_inputs(recipe: Recipe, data: Known) -> None:
 def check_request(request: Request, data: Known) -> None:
     """Refuse a request for classes, values, patches or more samples than a data set has.
 
+    Whether it has the ids of an ``ids`` request is known when a cell draws it: here they are only counted.
+
     Raises:
         UserError: it is one.
     """
@@ -81,7 +83,7 @@ def _classes(request: Request) -> tuple[int, ...]:
         return (request.target,)
     if request.kind == "class":
         return (request.value,)
-    return request.value if isinstance(request.value, tuple) else ()
+    return request.value if request.kind in ("classes", "sequential") and isinstance(request.value, tuple) else ()
 
 
 def _check_column(column: str, value: object | None, data: Known) -> None:
