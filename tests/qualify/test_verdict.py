@@ -52,6 +52,7 @@ FARTHER = {
 NEARER = {"pass": other("nearer", 0.001), "fail": other("nearer", 0.4), "absent": None}
 ATTACK = {"pass": other("attack", 0.2), "alone": other("attack", 0.03), "reject": other("attack", 1e-4), "absent": None}
 CONTROL = ("right", "wrong", "missing")
+WHY = "it masks one class, and the forget set is of kind 'random'"
 EXPECTED = {"no_op": True, "head_mask": True, "retrained": False}
 
 
@@ -59,7 +60,7 @@ def controls(findings, states=("right",) * 3):
     """Return controls put through the same tests, each found distinguishable or not as its state says."""
     found = {}
     for (name, expected), state in zip(EXPECTED.items(), states, strict=True):
-        if state != "missing":
+        if state not in ("missing", "declined"):
             p = 1e-9 if expected == (state == "right") else 1.0
             found[name] = [replace(f, p=p, floor=min(f.floor, p)) for f in findings]
     return found
@@ -83,18 +84,18 @@ def rule(choice, findings, states):
     if any(f.kind != "nearer" for f in findings):
         wrong = [s == "wrong" for s in states]
     else:  # without a test that can reject nothing is found distinguishable
-        wrong = [s != "missing" and e for s, e in zip(states, EXPECTED.values(), strict=True)]
+        wrong = [s not in ("missing", "declined") and e for s, e in zip(states, EXPECTED.values(), strict=True)]
     if any(wrong):
         return UNSURE
     if rejected(findings):
         return BAD
     passed = choice["equivalence"] == choice["rank"] == choice["farther"] == "pass" and choice["nearer"] != "fail"
-    return GOOD if passed and set(states) == {"right"} else UNSURE
+    return GOOD if passed and states[::2] == ("right",) * 2 and states[1] in ("right", "declined") else UNSURE
 
 
 def cases():
     tables = {"equivalence": EQUIVALENCE, "rank": RANK, "farther": FARTHER, "nearer": NEARER, "attack": ATTACK}
-    for states in product(CONTROL, repeat=3):
+    for states in product(CONTROL, (*CONTROL, "declined"), CONTROL):
         short = {"nearer": ["absent"], "attack": ["absent"]}
         yield from ((dict(zip(tables, c, strict=True)), states) for c in product(*({**tables, **short}.values())))
     for c in product(*tables.values()):
@@ -110,7 +111,8 @@ def test_every_combination_has_the_verdict_of_the_rules_and_says_what_it_must():
     seen, texts = {GOOD: 0, BAD: 0, UNSURE: 0}, 0
     for choice, states in cases():
         findings = picked(choice)
-        found = decide(findings, controls(findings, states))
+        declined = {"head_mask": WHY} if "declined" in states else {}
+        found = decide(findings, controls(findings, states), declined=declined)
         assert found.value == rule(choice, findings, states), (choice, states)
         assert found.reasons
         seen[found.value] += 1
@@ -125,8 +127,11 @@ def test_every_combination_has_the_verdict_of_the_rules_and_says_what_it_must():
             assert all(f"{f.name}: {f.smallest:.3g}" in text for f in findings)
             assert "nan" not in text
             assert " inf" not in text
+            assert text.count(f"Control head_mask does not apply: {WHY}.") == len(declined)
+            assert "Control head_mask is missing" not in text or not declined
             texts += 1
-    assert seen[GOOD] == 7  # attack passes, rejects alone or is absent; nearer passes or is absent; one seen twice
+    # attack passes, rejects alone or is absent; nearer passes or is absent; one is seen twice; a control is declined
+    assert seen[GOOD] == 8
     assert seen[BAD] > 500
     assert seen[UNSURE] > 500
     assert texts == 2 * sum(seen.values())
@@ -145,6 +150,23 @@ def test_a_control_that_is_wrong_or_missing_is_named(name, state):
     assert [want in r for r in found.reasons] == [True]
     worse = [EQUIVALENCE["beyond"], *ALL[1:]]
     assert decide(worse, controls(worse, states)).value == (UNSURE if state == "wrong" else BAD)
+
+
+def test_a_control_that_does_not_apply_is_not_missing_and_the_text_says_so_once():
+    own = controls(ALL, ("right", "declined", "right"))
+    found = decide(ALL, own, declined={"head_mask": WHY})
+    assert decide(ALL, own).value == UNSURE
+    assert (found.value, found.declined) == (GOOD, {"head_mask": WHY})
+    assert found.reasons[-1] == "Controls came out right: no_op, retrained."
+    assert decide(ALL, own, declined={"head_mask": f" {WHY}."}) == found  # a sentence of its own says the same
+    full = decide(ALL, controls(ALL))
+    assert (full.declined, full.reasons[-1]) == ({}, "Controls came out right: no_op, head_mask, retrained.")
+    for verdict, times in ((found, 1), (full, 0)):
+        for reader in ("engineer", "officer"):
+            assert words(verdict, reader).split("\n").count(f"Control head_mask does not apply: {WHY}.") == times
+    rest = decide(ALL, controls(ALL, ("missing", "declined", "wrong")), declined={"head_mask": WHY})
+    assert rest.value == UNSURE
+    assert [r.split(":")[0] for r in rest.reasons] == ["Control retrained failed", "Control no_op is missing"]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +320,21 @@ def test_a_margin_of_the_floor_and_its_reason_reach_the_words():
         (lambda: decide([*ALL, ALL[0]], {}), "findings of different names, got 4 with 3 names"),
         (lambda: decide(ALL, {"noop": ALL}), "a control, got 'noop': did you mean 'no_op'"),
         (lambda: decide(ALL, {"no_op": ALL[:2]}), "controls put through the same tests, got other tests of no_op"),
+        (lambda: decide(ALL, {}, declined={"masked": WHY}), "a control, got 'masked'"),
+        (
+            lambda: decide(ALL, {}, declined={"no_op": WHY}),
+            "no_op, retrained on every request, got no_op declined: run",
+        ),
+        (lambda: decide(ALL, {}, declined={"retrained": WHY}), "on every request, got retrained declined: run it"),
+        (
+            lambda: decide(ALL, {"head_mask": ALL}, declined={"head_mask": WHY}),
+            "a control either run or declined, got head_mask as both: leave one out",
+        ),
+        (
+            lambda: decide(ALL, {}, declined={"head_mask": " ."}),
+            "the reason why head_mask does not apply, got ' .': say",
+        ),
+        (lambda: decide(ALL, {}, declined={"head_mask": "All is Erased."}), "a test can bear out, got 'erased' in"),
         (lambda: decide(ALL, {}, level=0.6), "a level between 0 and 0.5"),
         (lambda: decide(ALL, {}, power=0.2), "a power from 0.5"),
         (lambda: words(decide([], {}), "lawyer"), "a reader, got 'lawyer'"),

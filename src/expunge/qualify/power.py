@@ -48,6 +48,11 @@ def error_of(n: int, spread: float, paired: bool = True) -> tuple[float, float]:
     return (spread / math.sqrt(n), n - 1.0) if paired else (spread * math.sqrt(2 / n), 2.0 * n - 2)
 
 
+def _able(error: float, n: int, level: float, sides: int = 1) -> bool:
+    """Return whether n replicates can reject at all: one never does, equal ones by the sign test, p = sides·2⁻ⁿ."""
+    return sides * 0.5**n <= level if error == 0 else math.isfinite(error)
+
+
 def _mean_over_errors(df: float, f: Callable[[Floats], Floats], most: float = math.inf) -> float:
     """Return E[f(X)] of the ratio X ≤ most of the estimated standard error to the true one, X² ~ χ²(df)/df."""
     low, high = np.sqrt(distributions.chi2.ppf([1e-14, 1 - 1e-14], df) / df)
@@ -91,10 +96,10 @@ def tost_power(
     if not margin > 0:
         raise UserError("a margin above 0", str(margin), "state the largest difference that does not matter")
     error, df = error_of(n, spread, paired)
-    if math.isinf(error):
+    if not _able(error, n, level):
         return 0.0
     if error == 0:
-        return float(abs(truth) < margin and 0.5**n <= level)
+        return float(abs(truth) < margin)
     t = float(special.stdtrit(df, 1 - level))
     up, down = (margin - truth) / error, (margin + truth) / error
 
@@ -125,7 +130,7 @@ def smallest_margin(
     """
     check_power(power, level)
     error, _ = error_of(n, spread, paired)
-    if math.isinf(error) or (error == 0 and 0.5**n > level):
+    if not _able(error, n, level):
         return math.inf
     if error == 0:
         return abs(truth)
@@ -204,7 +209,7 @@ def smallest_difference(
     """
     check_power(power, level)
     error, df = error_of(n, spread, paired)
-    if math.isinf(error) or (error == 0 and 2 * 0.5**n > level):
+    if not _able(error, n, level, sides=2):
         return math.inf
     if error == 0:
         return margin

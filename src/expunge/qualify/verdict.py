@@ -8,18 +8,20 @@
   controls, put through the same tests, come out right: ``no_op`` and ``head_mask`` distinguishable, a second retrained
   model not. A model of which one number is at its margin or beyond gets it with a chance of at most the level.
 - ``insufficient evidence`` otherwise, with what is missing. A control that comes out wrong always gives it: tests that
-  miss the model that was left as it was, or find fault with a retrained one, say nothing about a third.
+  miss the model that was left as it was, or find fault with a retrained one, say nothing about a third. ``head_mask``
+  masks a class: where a request is for none it is declined, not missing, and the text says why it does not apply. The
+  other two controls apply to every request.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from expunge.errors import UserError, suggest
-from expunge.qualify.finding import REPLICATES, Finding, least_rows
+from expunge.errors import UserError, listing, suggest
+from expunge.qualify.finding import FORBIDDEN, REPLICATES, Finding, least_rows
 from expunge.qualify.power import check_power
 from expunge.qualify.rank import least
 from expunge.stats import holm
@@ -35,6 +37,7 @@ CONTROLS: Mapping[Control, tuple[bool, str]] = {  # whether it is to be found di
     "head_mask": (True, "the model with its outputs masked alone"),
     "retrained": (False, "a second retrained model"),
 }
+ALWAYS: tuple[Control, ...] = ("no_op", "retrained")  # that apply to every request
 ROUNDING = 1e-12
 
 
@@ -53,6 +56,7 @@ class Verdict:
         k: retrained models of the rank with the fewest; 0 without any.
         level: chance of a false verdict that is not insufficient, each way.
         chance: power of the smallest effects.
+        declined: why a control does not apply to this kind of request, by control.
     """
 
     value: Value
@@ -65,6 +69,7 @@ class Verdict:
     k: int
     level: float
     chance: float
+    declined: Mapping[Control, str] = field(default_factory=dict)
 
 
 def family(findings: Sequence[Finding], level: float = 0.05) -> list[Finding]:
@@ -102,6 +107,7 @@ def decide(
     findings: Sequence[Finding],
     controls: Mapping[Control, Sequence[Finding]],
     *,
+    declined: Mapping[Control, str] | None = None,
     level: float = 0.05,
     power: float = 0.95,
 ) -> Verdict:
@@ -111,18 +117,26 @@ def decide(
         findings: one of each test, named differently; equivalences at the same level.
         controls: for ``no_op``, ``head_mask`` and ``retrained`` the findings of the same tests by the same names; one
             that was not run may be left out, and is then missing.
+        declined: why a control that was not run cannot be, as its method says it, such as ``it masks one class``; of
+            ``head_mask`` alone.
         level: chance of a false verdict, each way.
         power: of the findings' smallest effects, for the words.
 
     Raises:
-        UserError: names that come twice, an unknown control, a control put through other tests, a level outside
-            (0, 0.5), or a power outside [0.5, 1).
+        UserError: names that come twice, an unknown control, a control put through other tests, one declined that
+            applies to every request, was run as well or has no reason, a level outside (0, 0.5), or a power outside
+            [0.5, 1).
     """
     check_power(power, level)
-    _check(findings, controls)
+    declined = declined or {}
+    _check(findings, controls, declined)
+    declined = _declined(declined, controls)
     wrong = _wrong(controls, level)
     rejected = rejections(findings, level)
-    missing = [*_absent(findings, controls, level), *(r for f in findings for r in _short(f, findings, level))]
+    missing = [
+        *_absent(findings, {*controls, *declined}, level),
+        *(r for f in findings for r in _short(f, findings, level)),
+    ]
     if wrong:
         value, reasons = INSUFFICIENT, [*wrong, *missing]
     elif rejected:
@@ -130,7 +144,7 @@ def decide(
     elif missing:
         value, reasons = INSUFFICIENT, missing
     else:
-        value, reasons = INDISTINGUISHABLE, _passed(findings)
+        value, reasons = INDISTINGUISHABLE, _passed(findings, controls)
     numbers = [f for f in findings if f.kind == "equivalence"]
     found = Verdict(
         value=value,
@@ -143,20 +157,38 @@ def decide(
         k=min((f.k for f in findings if f.kind == "rank"), default=0),
         level=level,
         chance=power,
+        declined=declined,
     )
     return replace(found, text=words(found))
 
 
-def _check(findings: Sequence[Finding], controls: Mapping[Control, Sequence[Finding]]) -> None:
+def _check(
+    findings: Sequence[Finding], controls: Mapping[Control, Sequence[Finding]], declined: Collection[Control]
+) -> None:
     tests = {f.name: f.kind for f in findings}
     if len(tests) != len(findings):
         raise UserError("findings of different names", f"{len(findings)} with {len(tests)} names", "rename one")
-    for name, own in controls.items():
+    for name in (*controls, *declined):
         if name not in CONTROLS:
             raise UserError("a control", repr(name), suggest(name, CONTROLS))
+    for name, own in controls.items():
         if {f.name: f.kind for f in own} != tests or len(own) != len(tests):
             got = f"other tests of {name}"
             raise UserError("controls put through the same tests", got, "run every test on every control")
+
+
+def _declined(declined: Mapping[Control, str], run: Collection[Control]) -> dict[Control, str]:
+    """Return the reasons without a full stop, refusing controls that cannot be declined."""
+    for name, why in declined.items():
+        if name in ALWAYS:
+            raise UserError(f"{listing(ALWAYS)} on every request", f"{name} declined", "run it: it always applies")
+        if name in run:
+            raise UserError("a control either run or declined", f"{name} as both", "leave one out")
+        if not why.strip(" ."):
+            raise UserError(f"the reason why {name} does not apply", repr(why), "say it as its method does")
+        if word := next((w for w in FORBIDDEN if w in why.lower()), None):
+            raise UserError("words that a test can bear out", f"'{word}' in '{why}'", "name what the control needs")
+    return {name: why.strip().rstrip(".") for name, why in declined.items()}
 
 
 def _wrong(controls: Mapping[Control, Sequence[Finding]], level: float) -> list[str]:
@@ -177,8 +209,8 @@ def _wrong(controls: Mapping[Control, Sequence[Finding]], level: float) -> list[
     return found
 
 
-def _absent(findings: Sequence[Finding], controls: Mapping[Control, Sequence[Finding]], level: float) -> list[str]:
-    """Return a sentence for each kind of test, and each control, that was not run."""
+def _absent(findings: Sequence[Finding], settled: Collection[Control], level: float) -> list[str]:
+    """Return a sentence for each kind of test that was not run, and each control neither run nor declined."""
     kinds = {f.kind for f in findings}
     need = {
         "equivalence": f"No number was held against a margin: {REPLICATES} replicates or more are missing.",
@@ -189,7 +221,7 @@ def _absent(findings: Sequence[Finding], controls: Mapping[Control, Sequence[Fin
     return [text for kind, text in need.items() if kind not in kinds] + [
         f"Control {name} is missing: put {what} through the same {tests}."
         for name, (_, what) in CONTROLS.items()
-        if name not in controls
+        if name not in settled
     ]
 
 
@@ -233,7 +265,7 @@ def _told(rejected: Mapping[str, float], m: int, level: float) -> list[str]:
     return [f"{name}: p = {_n(p)}, {corrected}, is at most the level {level:g}." for name, p in rejected.items()]
 
 
-def _passed(findings: Sequence[Finding]) -> list[str]:
+def _passed(findings: Sequence[Finding], controls: Collection[Control]) -> list[str]:
     """Return a sentence for each condition of the verdict that is met."""
     numbers = [f for f in findings if f.kind == "equivalence"]
     worst = max(numbers, key=lambda f: f.within or 0.0)
@@ -245,7 +277,7 @@ def _passed(findings: Sequence[Finding]) -> list[str]:
         for f in findings
         if f.kind != "equivalence"
     ]
-    return [first, *rest, "Controls came out right: " + ", ".join(CONTROLS) + "."]
+    return [first, *rest, "Controls came out right: " + ", ".join(name for name in CONTROLS if name in controls) + "."]
 
 
 def _n(x: float | None) -> str:
@@ -288,6 +320,7 @@ def words(verdict: Verdict, reader: Reader = "engineer") -> str:
         lines.append(OFFICER[verdict.value])
     if reader == "engineer" or verdict.value == INSUFFICIENT:
         lines += [f"- {reason}" for reason in verdict.reasons]
+    lines += [f"Control {name} does not apply: {why}." for name, why in verdict.declined.items()]
     lines.append(
         f"It rests on n = {verdict.n} replicates (each its own original and retrained model) and K = {verdict.k} "
         f"retrained models to rank among, at level {verdict.level:g}, the largest chance of a false verdict."
