@@ -139,7 +139,7 @@ def test_other_data_under_the_same_name_is_refused(
         data = getattr(problem, part)
         return replace(problem, **{part: data.subset(list(reversed(data.ids)))})
 
-    monkeypatch.setattr(stages.zoo, "load", changed)
+    monkeypatch.setattr(zoo, "load", changed)
     for kept in (stages._PROBLEMS, stages._PRINTS, stages._MODELS):
         kept.found.clear()
     task = list(grid.cells())[at].results()[0]  # of references, or of a method measured beside them

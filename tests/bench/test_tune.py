@@ -256,7 +256,7 @@ def test_the_test_set_is_never_read(
 ) -> None:
     real = zoo.load
     blind = Data.from_torch(Unreadable(), ids=[f"secret/{i}" for i in range(40)], name="test")
-    monkeypatch.setattr(stages.zoo, "load", lambda *a, **k: replace(real(*a, **k), test=blind))
+    monkeypatch.setattr(zoo, "load", lambda *a, **k: replace(real(*a, **k), test=blind))
     sees = Setting(tmp_path / "store", device="cpu")
     small = asked(request=request_text, seeds=[100])
     document = tune(small, setting=sees, study=tmp_path / "study.db", trials=2)
@@ -644,6 +644,6 @@ def test_a_problem_without_holdout_cannot_be_tuned_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
     real = zoo.load
-    monkeypatch.setattr(stages.zoo, "load", lambda *a, **k: replace(real(*a, **k), holdout=None))
+    monkeypatch.setattr(zoo, "load", lambda *a, **k: replace(real(*a, **k), holdout=None))
     with pytest.raises(UserError, match="a holdout set of digits to tune on"):
         tune(asked(seeds=[100]), setting=Setting(tmp_path / "store"), study=tmp_path / "study.db", trials=1)

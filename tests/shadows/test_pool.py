@@ -83,10 +83,15 @@ def test_too_few_models_says_how_many_more() -> None:
 
 def test_four_more_on_drawn_halves_are_enough_as_the_message_says() -> None:
     p = pool([[1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1]])
+    with pytest.raises(UserError, match="got as few as 1 and 1 among 4 samples: .* or 4 more on halves"):
+        p.require(inside=3, outside=3)
     for seed in range(20):
-        extra = draw(p.ids, 4, seed)
-        both = Pool(np.zeros((8, 4)), np.concatenate([p.seen, extra]), p.ids)
+        both = Pool(np.zeros((8, 4)), np.concatenate([p.seen, draw(p.ids, 4, seed)]), p.ids)
         both.require(inside=3, outside=3)
+        assert both.inside.min() >= 3
+        assert both.outside.min() >= 3
+        fewer = Pool(np.zeros((6, 4)), np.concatenate([p.seen, draw(p.ids, 2, seed)]), p.ids)
+        assert fewer.inside.min() == fewer.outside.min() == 2
 
 
 @pytest.mark.parametrize("needs", [[(1, 1)], [(8, 8)] * 40, [(3, 0), (-2, 5), (1, 1)], [(0, 0), (-1, 0)]])
@@ -158,9 +163,9 @@ def test_a_model_and_its_partner_left_out_leave_equal_counts() -> None:
 
 
 def test_draw_refuses() -> None:
-    with pytest.raises(UserError, match="2 samples and 1 model, got 1 and 4"):
+    with pytest.raises(UserError, match="at least 2 samples, got 1"):
         draw(["a"], 4, 0)
-    with pytest.raises(UserError, match="got 2 and 0"):
+    with pytest.raises(UserError, match="at least 1 model, got 0"):
         draw(["a", "b"], 0, 0)
     with pytest.raises(UserError, match="distinct ids"):
         draw(["a", "a"], 2, 0)

@@ -2,9 +2,10 @@
 
 A cell is one method on one request, network, data set and seed. Its stages nest, each named by the digest of all that
 decides its result: *trained* (the original), *drawn* (who is forgotten), *retrained*, *reference* (what is measured of
-original, retrained models and controls), *prepared*, *unlearned*, *measured*. Two cells that agree on a stage's values
-share its folder, so one trained and one retrained model serve every method, and no name of a method enters the seed or
-the key of what it does not decide.
+original, retrained models and controls), *prepared*, *unlearned*, *measured*; and *answered*, what one of its models
+says of every sample, for studies of many models. Two cells that agree on a stage's values share its folder, so one
+trained and one retrained model serve every method, and no name of a method enters the seed or the key of what it does
+not decide.
 """
 
 from __future__ import annotations
@@ -20,8 +21,17 @@ from expunge.files import canonical, digest
 from expunge.method import Method
 from expunge.trial import Request
 
-Stage = Literal["trained", "drawn", "retrained", "reference", "prepared", "unlearned", "measured"]
-STAGES: tuple[Stage, ...] = ("trained", "drawn", "retrained", "reference", "prepared", "unlearned", "measured")
+Stage = Literal["trained", "drawn", "retrained", "reference", "prepared", "unlearned", "measured", "answered"]
+STAGES: tuple[Stage, ...] = (
+    "trained",
+    "drawn",
+    "retrained",
+    "reference",
+    "prepared",
+    "unlearned",
+    "measured",
+    "answered",
+)
 FORMAT = 1  # of the values below; another one computes anew what it changes
 HARDNESS = 2  # of the score that tells the hardest samples; another one draws them anew
 LENGTH = 20  # hexadecimal digits of a key
@@ -32,7 +42,8 @@ class Cell:
     """One method on one request, network, data set and seed, as plain values.
 
     Args:
-        data: ``{"name": ..., "limit": ...}`` of a named data set, or ``{"project": ..., "digest": ...}``.
+        data: ``{"name": ..., "limit": ...}`` of a named data set, or ``{"project": ..., "digest": ...}``; beside it
+            ``"half": {"model": t, "seed": s}`` for row t of `expunge.shadows.draw` of its training samples alone.
         network: its name.
         recipe: how it is trained, in full; see `expunge.train.Recipe.to_json`.
         request: who is forgotten; see `expunge.trial.Request.to_json`.
@@ -119,7 +130,8 @@ class Task:
     Args:
         stage: which.
         cell: of which cell.
-        step: requests fulfilled so far, where several follow each other; 0 where the stage does not depend on it.
+        step: requests fulfilled so far, where several follow each other; 0 where the stage does not depend on it, and
+            of *answered* for the original.
         again: which retrained model; 0 is the reference.
     """
 
@@ -150,6 +162,8 @@ class Task:
         cell = self.cell
         needs = {str(n.stage): n.key for n in self.needs if n.stage != "retrained"}
         own: dict[str, Any] = {"stage": self.stage, "format": FORMAT, "seed": cell.seed} | needs
+        if self.stage == "answered":
+            return {"stage": self.stage, "format": FORMAT, "of": [str(self.needs[0].stage), self.needs[0].key]}
         if self.stage == "trained":
             changed = cell.request if cell.asked.changes_data else None
             return own | {
@@ -188,6 +202,10 @@ class Task:
         if self.stage == "reference":
             models = tuple(bare.task("retrained", self.step, k) for k in range(cell.retrained))
             return trained, drawn, *models
+        if self.stage == "answered":
+            if cell.method:
+                return (own.task("unlearned", self.step),)
+            return (bare.task("retrained", self.step, self.again) if self.step else trained,)
         if self.stage == "prepared":
             return (trained, drawn) if cell.made.prepares.scenario else (trained,)
         if self.stage == "unlearned":

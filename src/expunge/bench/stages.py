@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from expunge import methods, tensors, zoo
-from expunge.bench import rows
+from expunge import methods, tensors
+from expunge.bench import answers, problems, rows
 from expunge.bench.cell import Cell, Stage, Task
 from expunge.bench.store import Store, write_plain
 from expunge.data import Data
@@ -24,9 +24,7 @@ from expunge.evaluate import evaluate
 from expunge.evidence import Outputs
 from expunge.files import canonical, digest, jsonable
 from expunge.method import Method, State
-from expunge.project import Project
 from expunge.project.measures import measure
-from expunge.recipe import Recipe, fields_of
 from expunge.runtime import Progress, Runtime
 from expunge.scenario import Scenario
 from expunge.scores import REFERENCE, Scores
@@ -62,8 +60,8 @@ class Recent:
 
 
 _PROBLEMS, _CHANGED, _MODELS, _DRAWN, _REFERENCES = Recent(2), Recent(4), Recent(4), Recent(4), Recent(2)
+_HALVES = Recent(4)
 _PRINTS, _RESULTS = Recent(64), Recent(2)
-LOOKED = 64  # samples whose content tells data sets of one name apart
 
 
 @dataclass(frozen=True)
@@ -180,9 +178,19 @@ class Work:
 
     @cached_property
     def problem(self) -> Problem:
-        """Data, network and recipe."""
-        key = (canonical([self.cell.data, self.cell.network, self.cell.recipe]), self.setting)
-        return _PROBLEMS.get(key, lambda: _problem(self.cell, self.setting))
+        """Data, network and recipe; of a cell on half of the data with that half."""
+        whole, part = self.whole, self.cell.data.get("half")
+        if part is None:
+            return whole
+        key = (canonical(self.cell.data), self.setting)
+        return replace(whole, train=_HALVES.get(key, lambda: problems.half_of(whole.train, part)))
+
+    @cached_property
+    def whole(self) -> Problem:
+        """The same with all training data, whatever part of it the cell is about."""
+        cell = replace(self.cell, data={k: v for k, v in self.cell.data.items() if k != "half"})
+        key = (canonical([cell.data, cell.network, cell.recipe]), self.setting)
+        return _PROBLEMS.get(key, lambda: problems.problem(cell, self.setting.data_dir, self.setting.projects))
 
     @cached_property
     def train(self) -> Data:
@@ -225,7 +233,7 @@ class Work:
         problem = self.problem
         return _PRINTS.get(
             (canonical([self.cell.data, planted]), self.setting, measuring),
-            lambda: _fingerprint([problem.test] if measuring else [self.train, problem.holdout]),
+            lambda: problems.fingerprint([problem.test] if measuring else [self.train, problem.holdout]),
         )
 
     def filled(self, task: Task) -> nn.Module:
@@ -442,6 +450,16 @@ def _measure(
     )
 
 
+def _answered(work: Work) -> Callable[[Path], None]:
+    source, whole = work.task.needs[0], work.whole
+    model = work.filled(source)
+    if source.stage != "trained":
+        method = methods.load("retrain")() if source.stage == "retrained" else work.cell.made
+        model = serve(method, model, State.load(work.store.folder(source) / STATE))
+    found = answers.ask(model, whole.task, whole.train, whole.test, work.runtime)
+    return lambda folder: answers.save(folder, found)
+
+
 _STAGES: dict[Stage, Callable[[Work], Callable[[Path], None]]] = {
     "trained": _trained,
     "drawn": _drew,
@@ -450,31 +468,5 @@ _STAGES: dict[Stage, Callable[[Work], Callable[[Path], None]]] = {
     "prepared": _prepared,
     "unlearned": _unlearned,
     "measured": _measured,
+    "answered": _answered,
 }
-
-
-def _fingerprint(sets: Sequence[Data | None]) -> str:
-    parts: list[Any] = []
-    for data in sets:
-        if data is not None:
-            ids = data.ids
-            some = data.subset(ids[:: max(1, len(ids) // LOOKED)][:LOOKED])
-            parts += [ids, some.fingerprints(b"", labelled=data.labelled)[1].tolist()]
-            parts += [digest(data.targets().numpy().tobytes())] if data.labelled else []
-    return digest(parts)
-
-
-def _problem(cell: Cell, setting: Setting) -> Problem:
-    """Return data, network and recipe of a cell.
-
-    Raises:
-        UserError: the data is not to be had, or the project is not among those of the grid.
-    """
-    recipe, entry = Recipe(**fields_of(cell.recipe)), dict(cell.data)
-    if "project" not in entry:
-        found = zoo.load(entry["name"], cell.network, data_dir=setting.data_dir, limit=entry.get("limit"))
-        return replace(found, recipe=recipe)
-    file = setting.projects.get(entry["digest"])
-    if file is None:
-        raise UserError(f"the project file of {entry['project']}", "none", "run the grid that names it")
-    return replace(Project.open(file, setting.data_dir).problem(), recipe=recipe)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from expunge.shadows.gaussian import GaussianScores, gaussian_scores, least_mean
 from expunge.shadows.klom import Klom, Spread
 from expunge.shadows.lira import Rates, lira, u_lira, u_lira_rates
-from expunge.shadows.pool import Pool, draw, more
+from expunge.shadows.pool import Pool, draw, half, more
 from expunge.shadows.quality import Quality, bins, epsilon, epsilons, forgetting_quality, points, resolved
 from expunge.shadows.rmia import Tuned, rmia, tuned
 
@@ -28,6 +28,7 @@ __all__ = [
     "epsilons",
     "forgetting_quality",
     "gaussian_scores",
+    "half",
     "least_mean",
     "lira",
     "more",

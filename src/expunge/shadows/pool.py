@@ -219,14 +219,42 @@ def draw(ids: Sequence[str], models: int, seed: int) -> NDArray[np.bool_]:
     Raises:
         UserError: an id twice, fewer than 2 samples, or no model.
     """
+    if models < 1:
+        raise UserError("at least 1 model", str(models), "draw halves for as many models as are trained")
+    columns = _ordered(ids)
+    return np.stack([_half(columns, t, seed) for t in range(models)])
+
+
+def half(ids: Sequence[str], model: int, seed: int) -> NDArray[np.bool_]:
+    """Return one row of `draw`: which samples a model is to be trained on, (N,).
+
+    Args:
+        ids: as in `draw`.
+        model: row, from 0.
+        seed: as in `draw`.
+
+    >>> bool((half(["a", "b", "c"], 4, 0) == draw(["a", "b", "c"], 6, 0)[4]).all())
+    True
+
+    Raises:
+        UserError: an id twice, fewer than 2 samples, or a row below 0.
+    """
+    if model < 0:
+        raise UserError("a model from 0", str(model), "count from 0")
+    return _half(_ordered(ids), model, seed)
+
+
+def _ordered(ids: Sequence[str]) -> NDArray[np.int64]:
+    """Return the columns in the order of their ids."""
     _distinct(ids)
-    n = len(ids)
-    if n < 2 or models < 1:
-        raise UserError("at least 2 samples and 1 model", f"{n} and {models}", "draw halves of the training set")
-    columns = np.argsort(np.asarray(ids, dtype=str), kind="stable")
-    seen = np.zeros((models, n), dtype=np.bool_)
-    for t in range(0, models, 2):
-        rng = np.random.default_rng(seeds.seed("shadow halves", seed, t))
-        seen[t, columns[rng.permutation(n)[: n // 2]]] = True
-        seen[t + 1 : t + 2] = ~seen[t]
-    return seen
+    if len(ids) < 2:
+        raise UserError("at least 2 samples", str(len(ids)), "draw halves of the training set")
+    return np.argsort(np.asarray(ids, dtype=str), kind="stable")
+
+
+def _half(columns: NDArray[np.int64], model: int, seed: int) -> NDArray[np.bool_]:
+    n = len(columns)
+    rng = np.random.default_rng(seeds.seed("shadow halves", seed, model - model % 2))
+    seen = np.zeros(n, dtype=np.bool_)
+    seen[columns[rng.permutation(n)[: n // 2]]] = True
+    return seen if model % 2 == 0 else ~seen
