@@ -67,9 +67,9 @@ def evaluate(
         holdout: validation data.
         recipe: the original's training recipe, for metrics that train.
         new_model: builds the network before training, for metrics that train.
-        shadows: evidence of shadow models, handed to attacks.
+        shadows: evidence of shadow models, handed to attacks; see `expunge.evidence.Shadow`.
         metrics: names or instances; all by default.
-        attacks: names; all by default.
+        attacks: names; all by default, without ``shadows`` those that need none.
         runtime: device, batch size, precision, progress.
         seed: of everything random.
         canaries: planted samples and never trained ones, from `expunge.canaries.Canaries.samples`; ``train`` is then
@@ -221,7 +221,9 @@ def _metrics(
         raise UserError("'membership' among the metrics, which runs the attacks", "none", remedy)
     found: list[Metric] = []
     for metric in (m for i, m in enumerate(given) if isinstance(m, Metric) or m not in given[:i]):
-        if isinstance(metric, Metric):
+        if isinstance(metric, Membership) and shadows and not metric.shadows:
+            found.append(replace(metric, shadows=shadows))
+        elif isinstance(metric, Metric):
             found.append(metric)
         elif metric == "membership":
             found.append(Membership(names=None if attacks is None else tuple(attacks), shadows=shadows))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from expunge.copies import check_made
-from expunge.data import Batch, Data
+from expunge.data import Batch, Data, id_texts
 from expunge.errors import NotFinite, UserError
 from expunge.passes import Passes, check_data
 from expunge.runtime import Runtime
@@ -30,6 +32,7 @@ class Outputs:
         loss: (N,) per-sample loss, float64, or None without labels.
         features: tapped activations (N, ...) by tap.
         classes: one logit a class (N, K), float64, where the outputs themselves are other numbers; see `logits`.
+        ids: of the samples, N; None where they are not known.
     """
 
     outputs: Tensor
@@ -38,6 +41,7 @@ class Outputs:
     loss: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     classes: Tensor | None = None
+    ids: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -61,11 +65,73 @@ class Outputs:
             None if self.loss is None else self.loss[index],
             {k: v[index] for k, v in self.features.items()},
             None if self.classes is None else self.classes[index],
+            None if self.ids is None else tuple(np.asarray(self.ids, dtype=object)[index.numpy(force=True)]),
         )
 
 
 Evidence = Mapping[tuple[str, str], Outputs]
 """Outputs by (model role, split): roles ``model``, ``original``, ``retrained``; see `expunge.metric.Audit`."""
+
+
+class Shadow(Evidence):
+    """What a shadow model says, under the role ``model``, and which samples it was trained on.
+
+    Any other mapping of evidence stands for a model that was trained on none of the samples: of a retrained model that
+    is true of the forget set and of unseen samples, and attacks on these need no more.
+
+    Args:
+        outputs: by split, with ids as from `collect`; ``forget`` and ``test`` at least, which attacks tell apart.
+        trained: ids of all samples the model was trained on, whether there are outputs on them or not.
+
+    Raises:
+        UserError: ids that are no list.
+    """
+
+    def __init__(self, outputs: Mapping[str, Outputs], trained: Collection[str]) -> None:
+        self.outputs = dict(outputs)
+        self.trained = frozenset(id_texts(trained))
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        task: Task,
+        splits: Mapping[str, Data],
+        trained: Collection[str],
+        runtime: Runtime | None = None,
+    ) -> Shadow:
+        """Run a shadow model over splits, see `collect`.
+
+        Args:
+            model: its modes are left as found.
+            task: outputs, loss, predictions.
+            splits: samples by split, the same of every shadow model.
+            trained: ids of the samples the model was trained on.
+            runtime: device, batch size, precision, progress.
+
+        Returns:
+            Its evidence.
+
+        Raises:
+            UserError: a split without samples, ids that are no list, or memory too small for one sample.
+            NotFinite: an output is NaN or infinite.
+        """
+        return cls({name: collect(model, task, data, runtime=runtime) for name, data in splits.items()}, trained)
+
+    def __getitem__(self, key: tuple[str, str]) -> Outputs:
+        role, split = key
+        if role != "model":
+            raise KeyError(key)
+        return self.outputs[split]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (("model", split) for split in self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __repr__(self) -> str:
+        return f"Shadow({', '.join(self.outputs)}; trained on {len(self.trained)} samples)"
 
 
 def collect(
@@ -105,7 +171,7 @@ def collect(
         for found in Passes(runtime).over(data, work):
             rows.append(found)
             advance(len(found))
-    return _joined(rows)
+    return replace(_joined(rows), ids=tuple(data.ids))
 
 
 def head_tap(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> str | None:
@@ -150,6 +216,7 @@ def _joined(rows: Sequence[Outputs]) -> Outputs:
     targets = [r.target for r in rows if r.target is not None]
     losses = [r.loss for r in rows if r.loss is not None]
     classes = [r.classes for r in rows if r.classes is not None]
+    ids = [r.ids for r in rows if r.ids is not None]
     return Outputs(
         torch.cat([r.outputs for r in rows]),
         torch.cat([r.prediction for r in rows]),
@@ -157,4 +224,5 @@ def _joined(rows: Sequence[Outputs]) -> Outputs:
         torch.cat(losses) if losses else None,
         {k: torch.cat([r.features[k] for r in rows]) for k in rows[0].features},
         torch.cat(classes) if classes else None,
+        tuple(chain.from_iterable(ids)) if len(ids) == len(rows) else None,
     )

@@ -362,6 +362,7 @@ class Attack(ABC):
     threshold: ClassVar[float | None] = None  # of an attack that decides by itself
     counts: ClassVar[str] = "members"  # or "unseen"; of an attack that decides by itself
     against: ClassVar[str | None] = None  # role whose outputs on the same samples are handed to score as ``before``
+    shadows: ClassVar[int] = 0  # shadow models that it needs at least
 
     def fit(self, audit: Audit, shadows: Sequence[Evidence] = ()) -> Attack:
         """Return the fitted attack; default: itself."""

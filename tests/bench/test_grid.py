@@ -99,6 +99,7 @@ def test_what_is_not_said_is_taken_from_the_data_and_the_registries(load):
     assert {"accuracy", "membership", "cost"} <= set(measures["metrics"])
     assert not {"relearn", "robustness"} & set(measures["metrics"])  # they train
     assert "entropy_lr" in measures["attacks"]
+    assert not {"lira", "rmia"} & set(measures["attacks"])  # which need shadow models
     assert measures["retrained"] == 2
 
 
@@ -627,6 +628,11 @@ def test_precision_decides_a_result(load):
         ),
         ("digits", "sequential=0.2,times=5", "at most 1167 samples to forget in all @4, got 5 × 234 of digits"),
         ("digits", "single=1168", "at most 1167 samples to forget in all @4, got 1168 × 1 of digits"),
+        (
+            "digits",
+            "ids=" + "+".join(map(str, range(1168))),
+            "1 to 1167 samples to forget @4, got 1168 of digits: name fewer ids",
+        ),
         ("cifar10", "random=50000", "1 to 49999 samples to forget @4, got 50000 of cifar10"),
         (
             "digits",
@@ -688,8 +694,11 @@ def test_what_is_drawn_is_loaded_and_what_is_refused_is_not_drawn(load):
             " sequential=233,times=5 sequential=234,times=5 mislabelled=0.9999 mislabelled=0.99 poison=0.9,target=3"
             " poison=0.902,target=3 poison=0.91,target=3 poison=0.1,patch=8 poison=0.1,patch=9 class=9,fraction=0.001"
             " sequential:class=0+9 subclass:superclass=round subclass:superclass=* subject:superclass=* subject:sex=*"
+            " ids=digits/701 ids=digits/701+digits/398"
         ),
-        "diabetes": "random=286 random=287 class=0 poison=0.1 mislabelled=0.1 subject:sex=* subclass:sex=1",
+        "diabetes": (
+            "random=286 random=287 class=0 poison=0.1 mislabelled=0.1 subject:sex=* subclass:sex=1 ids=diabetes/61"
+        ),
     }
     outcomes = set()
     for name, texts in asked.items():

@@ -34,7 +34,7 @@ from contract import (
 from expunge import attacks, metrics
 from expunge.data import Data
 from expunge.evaluate import evaluate
-from expunge.evidence import Outputs, collect
+from expunge.evidence import Outputs, Shadow, collect
 from expunge.metric import Audit, Found, Metric, Number, Unavailable, Value
 from expunge.metrics import divergence as divergence_module
 from expunge.metrics.accuracy import Accuracy
@@ -238,6 +238,17 @@ def robustness() -> Case:
     """Answers with margins of 20 are moved neither by rounding nor by noise of 2 %, nor by steps on what is right."""
     _, own = known_by_heart(1)
     return Case(own, {f"robustness/{name}": 0.75 for name in ("int8", "noise", "finetune")})
+
+
+def retained() -> Case:
+    """5 of 6 pairs of confidences; margins fall by 2 and 0.5 of forgotten samples, by 1 and 0.5 of retained ones."""
+
+    def margins(*m: float) -> Outputs:
+        return said(torch.tensor([[v, 0.0] for v in m], dtype=D), torch.zeros(len(m), dtype=torch.long))
+
+    own = {"forget": margins(1, 2.5), "retain": margins(3, 1), "test": margins(2, 0.5, 0)}
+    before = {"forget": margins(3, 3), "retain": margins(4, 1.5)}
+    return Case(audit(own, original=before), {"retained/auc": 5 / 6, "retained/drop_auc": 2.5 / 4})
 
 
 def cost() -> Case:
@@ -454,6 +465,40 @@ def neighbours() -> Case:
     return Case(audit(own, other, kind="class", target=1), {"membership/neighbours": 0.75})
 
 
+def named(split: str, outputs: Outputs) -> Outputs:
+    return replace(outputs, ids=tuple(f"{split}/{i}" for i in range(len(outputs))))
+
+
+def odds(*x: float) -> Outputs:
+    """Return outputs over two classes with these odds of the label."""
+    return of_label(*(v / (1 + v) for v in x))
+
+
+def shadowed(attack: str, forget: Outputs, unseen: Outputs, others: list[list[Outputs]], auc: float) -> Case:
+    """Return what an attack finds beside shadow models of these outputs on forget and unseen samples."""
+    splits = ("forget", "test")
+    own = {split: named(split, o) for split, o in zip(splits, (forget, unseen), strict=True)}
+    shadows = [Shadow({s: named(s, o) for s, o in zip(splits, pair, strict=True)}, ()) for pair in others]
+    return Case(audit(own), {f"membership/{attack}/auc": auc}, {"shadows": shadows})
+
+
+def lira() -> Case:
+    """Odds beside the geometric mean of two others': 9/4 and 3/2 of the forgotten, 4/4, 1/2 and 3/1.5 of unseen."""
+    others = [[odds(2, 0.5), odds(2, 1, 1)], [odds(8, 2), odds(8, 4, 2.25)]]
+    return shadowed("lira", odds(9, 1.5), odds(4, 1, 3), others, 5 / 6)
+
+
+def rmia() -> Case:
+    """Chances over 0.65 times another model's plus 0.35: 0.9/0.415 and 0.75/0.675 of forgotten samples.
+
+    Of four unseen ones the ratios are 1, 1, 0.5 and 0.5. A half of them, with one of ratio 1, is the population: both
+    forgotten samples exceed all of it and none of the unseen does, though two of these have the highest chances.
+    """
+    others = [[of_label(0.1, 0.5), of_label(*[0.9] * 4)]]
+    whole = 0.65 * 0.9 + 0.35
+    return shadowed("rmia", of_label(0.9, 0.75), of_label(whole, whole, whole / 2, whole / 2), others, 1.0)
+
+
 KNOWN: dict[str, Callable[[], Case]] = {
     "accuracy": accuracy,
     "activation": activation,
@@ -474,6 +519,7 @@ KNOWN: dict[str, Callable[[], Case]] = {
     "predictions": predictions,
     "probe": probe,
     "relearn": relearn,
+    "retained": retained,
     "robustness": robustness,
     "segments": segments,
     "similarity": similarity,
@@ -491,10 +537,12 @@ KNOWN_OF_ATTACKS: dict[str, Callable[[], Case]] = {
     "correctness": lambda: ranked("correctness", 4 / 6),
     "entropy": lambda: ranked("entropy", 4 / 6),
     "entropy_lr": entropy_lr,
+    "lira": lira,
     "loss": lambda: ranked("loss", 5 / 6),
     "modified_entropy": lambda: ranked("modified_entropy", 5 / 6),
     "neighbours": neighbours,
     "paired": paired_attack,
+    "rmia": rmia,
     "svc": svc,
 }
 
@@ -539,7 +587,8 @@ def test_a_metric_gives_the_known_answer(family: str) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_gives_the_known_answer(name: str) -> None:
-    check_known(Membership(names=(name,)), known(KNOWN_OF_ATTACKS, name, "attack"))
+    case = known(KNOWN_OF_ATTACKS, name, "attack")
+    check_known(Membership(names=(name,), **case.settings), case)
 
 
 def test_one_without_a_known_answer_fails() -> None:
@@ -679,7 +728,7 @@ def test_attacks_turned_round_fail(name: str, monkeypatch: pytest.MonkeyPatch) -
         retain = case.audit.said("retain")
         case = replace(case, audit=replace(case.audit, evidence={**case.audit.evidence, ("model", "forget"): retain}))
         case = replace(case, want={"membership/entropy_lr": 1.0})
-    fails(lambda: check_known(Membership(names=(name,)), case), rf"membership/{name}.* = .*, not")
+    fails(lambda: check_known(Membership(names=(name,), **case.settings), case), rf"membership/{name}.* = .*, not")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pkgutil
 from expunge.errors import UserError, suggest
 from expunge.metric import Attack
 
-__all__ = ["load", "names"]
+__all__ = ["alone", "load", "names"]
 
 
 def names() -> list[str]:
@@ -18,6 +18,15 @@ def names() -> list[str]:
     True
     """
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def alone() -> list[str]:
+    """Return the names of the attacks that need no shadow models: what "all" means where there are none.
+
+    >>> "loss" in alone(), "lira" in alone()
+    (True, False)
+    """
+    return [name for name in names() if load(name).shadows == 0]
 
 
 def load(name: str) -> type[Attack]:

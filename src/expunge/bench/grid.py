@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from expunge import attacks, methods, metrics, zoo
-from expunge.bench import fits
+from expunge.bench import fits, problems
 from expunge.bench.cell import Cell
 from expunge.bench.grid_file import MODEL, DataEntry, GridFile, NetworkEntry, Published
 from expunge.errors import UserError, listing, suggest
-from expunge.files import digest, read_document, there
+from expunge.files import read_document, there
 from expunge.metric import Number
 from expunge.metrics.membership import Membership
 from expunge.project import Project
@@ -172,10 +171,7 @@ class _Asked:
             if config.data.name is not None and config.data.name not in known:
                 want, got = f"a known data set in {file.name}", repr(config.data.name)
                 raise self.refuse(["data", name], "project", want, got, suggest(config.data.name, known))
-            body: dict[str, Any] = {p: getattr(config, p).model_dump(mode="json") for p in ("model", "data", "task")}
-            parts = [config.data.train, config.data.holdout, config.data.test, config.model.network, config.model.base]
-            body["content"] = [_content(file.parent, part) for part in parts if part]
-            return {"project": file.stem, "digest": digest(body)}, project
+            return problems.named(file, project), project
         known, named = zoo.datasets(), entry.name or name
         if named not in known:
             raise self.refuse(["data"], name, "a known data set", repr(named), suggest(named, known))
@@ -313,15 +309,14 @@ class _Asked:
     def measures(self) -> dict[str, Any]:
         """Return what is measured, by name."""
         chosen: dict[str, Any] = {"retrained": self.file.retrained}
-        for key, registry, given in (
-            ("metrics", metrics, self.file.metrics),
-            ("attacks", attacks, self.file.attacks),
+        for key, known, default, given in (
+            ("metrics", metrics.names(), [n for n in metrics.names() if not _trains(n)], self.file.metrics),
+            ("attacks", attacks.names(), attacks.alone(), self.file.attacks),
         ):
-            known = registry.names()
             for name in given:
                 if name not in known:
                     raise self.refuse([], key, f"a known name in {key}", repr(name), suggest(name, known))
-            chosen[key] = sorted(given) or ([n for n in known if not _trains(n)] if key == "metrics" else known)
+            chosen[key] = sorted(given) or default
         for name, table in self.file.metrics.items():
             try:
                 measure(name, table)
@@ -421,25 +416,6 @@ def _measured(name: str, numbers: Mapping[str, Number], measures: Mapping[str, A
     if family == "membership" and attack in attacks.names() and attack not in measures["attacks"]:
         return f"add '{attack}' to attacks, or leave it out"
     return suggest(name, numbers)
-
-
-def _content(folder: Path, text: str) -> list[Any]:
-    """Return what files a project's entry names, each with its digest: two projects may read alike and differ here."""
-    module = text.partition(":")[0].replace(".", "/")
-    place, inside = folder / text.removeprefix("hf:"), folder / f"{module}.py"
-    if there(place) == "a folder":
-        files = sorted(p for p in place.rglob("*") if p.is_file())
-    elif there(place) == "a file":
-        files = [place]
-    else:  # a pattern, a function, or a name that is no file
-        files = sorted(p for p in folder.glob(text) if p.is_file()) if not place.is_absolute() else []
-        files += [inside] if ":" in text and inside.is_file() else []
-    return [[str(p.relative_to(folder)) if p.is_relative_to(folder) else p.name, _sha(p)] for p in files]
-
-
-def _sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _trains(name: str) -> bool:

@@ -33,14 +33,18 @@ class Membership(Metric):
     values; below them the forgotten stand out as well.
 
     Args:
-        names: attacks to run; all by default.
-        shadows: evidence of shadow models for attacks that want it.
+        names: attacks to run; all by default, without ``shadows`` those that need none.
+        shadows: evidence of shadow models for attacks that want it; see `expunge.evidence.Shadow`.
     """
 
     goal: ClassVar[Goal] = Goal.AS_RETRAINED
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset({"forget", "test"})
-    undefined: ClassVar[tuple[str, ...]] = ("no unseen sample of the forgotten kind", *_roc.UNDEFINED)
+    undefined: ClassVar[tuple[str, ...]] = (
+        "no unseen sample of the forgotten kind",
+        "needs shadow models:",
+        *_roc.UNDEFINED,
+    )
 
     names: tuple[str, ...] | None = None
     shadows: Sequence[Evidence] = field(default=())
@@ -58,7 +62,7 @@ class Membership(Metric):
         found: Found = {}
         for name in self._names():
             attack = attacks.load(name)()
-            reason = missing(attack.needs | self.needs, audit) or attack.declines(audit)
+            reason = missing(attack.needs | self.needs, audit) or attack.declines(audit) or self._few(attack)
             if reason:
                 found |= dict.fromkeys(self._numbers(name, type(attack)), Unavailable(reason))
             else:
@@ -66,7 +70,14 @@ class Membership(Metric):
         return found
 
     def _names(self) -> Sequence[str]:
-        return attacks.names() if self.names is None else self.names
+        if self.names is not None:
+            return self.names
+        return attacks.names() if self.shadows else attacks.alone()
+
+    def _few(self, attack: Attack) -> str | None:
+        if len(self.shadows) >= attack.shadows:
+            return None
+        return f"needs shadow models: {len(self.shadows)} given, at least {attack.shadows}"
 
     def _numbers(self, name: str, attack: type[Attack]) -> dict[str, Number]:
         if attack.threshold is not None:

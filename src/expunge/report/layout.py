@@ -36,6 +36,7 @@ KEYS = (
 OTHER = "other quantities"
 OTHERS = ("the task has no classes", "the task has not two classes")  # reasons of numbers that are none of real targets
 TEXTS = {
+    "retained": "What those who stay pay in privacy, and whether the edit tells who was deleted.",
     "accuracy": "Share of samples classified right.",
     "error": "How far predictions are from their targets.",
     "wasserstein": "How far the distribution of predictions is from retrained's.",
