@@ -6,6 +6,7 @@ from torch import nn
 
 from expunge.data import Data
 from expunge.errors import UserError
+from expunge.recipe import Recipe
 from expunge.runtime import Runtime
 from expunge.seeds import seed as named_seed
 from expunge.tensors import isolated_rng
@@ -28,12 +29,25 @@ def original(problem: Problem, train: Data, *, runtime: Runtime | None = None, s
     Raises:
         UserError: the problem has no recipe, or no network before training, or its recipe plants canaries.
     """
+    start, recipe = started(problem, seed)
+    return fit(start, problem.task, train, recipe, holdout=problem.holdout, runtime=runtime, seed=seed)
+
+
+def started(problem: Problem, seed: int) -> tuple[nn.Module, Recipe]:
+    """Return the network that `original` starts from, and its recipe.
+
+    Args:
+        problem: network and recipe.
+        seed: of the initialisation.
+
+    Raises:
+        UserError: the problem has no recipe, or no network before training, or its recipe plants canaries.
+    """
     if problem.recipe is None or problem.new_model is None:
         raise UserError("a problem with recipe and new_model", "one without", "name both")
     check_planted(problem)
     with isolated_rng(named_seed("fresh", seed)):  # as `fresh` draws it for the retrained ones
-        start = problem.new_model()
-    return fit(start, problem.task, train, problem.recipe, holdout=problem.holdout, runtime=runtime, seed=seed)
+        return problem.new_model(), problem.recipe
 
 
 def check_planted(problem: Problem) -> None:
