@@ -123,7 +123,7 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     out = {}
     for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
+        plain = tensor.detach().cpu().contiguous() if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
         shared = plain.untyped_storage().data_ptr()
         out[name] = plain.clone() if shared in seen or plain.untyped_storage().nbytes() != plain.nbytes else plain
         seen.add(shared)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from expunge.errors import UserError
-from expunge.shadows import Pool, draw, more
+from expunge.shadows import Pool, draw, half, more
 
 IDS = ("a", "b", "c")
 
@@ -23,7 +23,7 @@ def pool(seen: list[list[int]]) -> Pool:
 def short_by_sum(m: int, needs: list[tuple[int, int]]) -> float:
     """Return the union bound from exact binomial counts."""
     ways = [math.comb(m, k) for k in range(m + 1)]
-    return sum((sum(ways[: max(0, i)]) + sum(ways[: max(0, o)])) / 2**m for i, o in needs)
+    return float(sum((sum(ways[: max(0, i)]) + sum(ways[: max(0, o)])) / 2**m for i, o in needs))
 
 
 def test_counts_and_parts() -> None:
@@ -169,3 +169,30 @@ def test_draw_refuses() -> None:
         draw(["a", "b"], 0, 0)
     with pytest.raises(UserError, match="distinct ids"):
         draw(["a", "a"], 2, 0)
+
+
+@pytest.mark.parametrize("n", [2, 7, 30])
+def test_a_half_is_a_row_of_the_draw(n: int) -> None:
+    ids = [f"s{i}" for i in np.random.default_rng(n).permutation(n)]  # s10 stands before s2
+    for seed in (0, 3):
+        seen = draw(ids, 9, seed)
+        for t in range(9):
+            own = half(ids, t, seed)
+            assert own.dtype == np.bool_
+            assert own.tolist() == seen[t].tolist()
+            assert (half(ids, t ^ 1, seed) == ~own).all()
+
+
+def test_a_half_of_many_models_is_drawn_without_the_others() -> None:
+    ids = [f"s{i}" for i in range(30)]
+    assert half(ids, 10**6, 0).sum() == 15
+    assert (half(ids, 10**6, 0) != half(ids, 10**6 + 2, 0)).any()
+
+
+def test_half_refuses() -> None:
+    with pytest.raises(UserError, match="a model from 0, got -1: count from 0"):
+        half(["a", "b"], -1, 0)
+    with pytest.raises(UserError, match="at least 2 samples, got 1: draw halves of the training set"):
+        half(["a"], 0, 0)
+    with pytest.raises(UserError, match="distinct ids, got a more than once"):
+        half(["a", "b", "a"], 0, 0)

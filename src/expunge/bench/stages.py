@@ -217,11 +217,19 @@ class Work:
         Raises:
             Incompatible: it was trained on other data of the same name.
         """
+        self.check_data()
+        return self.filled(self.need("trained"))
+
+    def check_data(self) -> None:
+        """Refuse data that changed under its name since the original was trained.
+
+        Raises:
+            Incompatible: it was trained on other data of the same name.
+        """
         task = self.need("trained")
         if self.finished(task).get("data") != self.fingerprint():
             remedy = "put the data back as it was, or use another --store"
             raise Incompatible(f"the data that {task.name} was trained on", "other samples under its name", remedy)
-        return self.filled(task)
 
     def fingerprint(self, measuring: bool = False) -> str:
         """Return what tells data sets of one name apart: ids and targets, and the content of some samples.
@@ -452,6 +460,7 @@ def _measure(
 
 def _answered(work: Work) -> Callable[[Path], None]:
     source, whole = work.task.needs[0], work.whole
+    work.check_data()
     model = work.filled(source)
     if source.stage != "trained":
         method = methods.load("retrain")() if source.stage == "retrained" else work.cell.made

@@ -7,7 +7,7 @@ kernel; `rank_number` and `rank_distance` rank one unlearned model among retrain
 says the verdict.
 """
 
-from expunge.qualify.equivalence import Equivalence, Joint, Margin, every, least_pairs, margin_from_floor, tost
+from expunge.qualify.equivalence import Equivalence, Joint, Margin, every, margin_from_floor, tost
 from expunge.qualify.finding import Finding, of_equivalence, of_rank, of_relative
 from expunge.qualify.nearer import Nearer, Relative, TwoSample, mmd2, relative, three_samples, two_sample
 from expunge.qualify.planted import Planted, distance_shift, kernel_shift
@@ -22,6 +22,7 @@ from expunge.qualify.power import (
     tost_power,
 )
 from expunge.qualify.rank import Rank, Tail, certified, least, rank_distance, rank_number, require, tail
+from expunge.qualify.tolerance import least_pairs, tolerance
 from expunge.qualify.verdict import Verdict, decide, family, rejections, words
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "smallest_shift",
     "tail",
     "three_samples",
+    "tolerance",
     "tost",
     "tost_power",
     "two_sample",

@@ -12,6 +12,7 @@ from scipy import special
 from scipy import stats as distributions
 
 from expunge.errors import UserError
+from expunge.qualify.tolerance import least_pairs, tolerance
 from expunge.stats import Interval
 
 ROUNDING = 1e-12  # a spread below this share of the largest value is rounding, not spread
@@ -239,30 +240,15 @@ def every(results: Sequence[Equivalence]) -> Joint:
     return Joint(p=worst.p, worst=worst.name, level=worst.level)
 
 
-def least_pairs(quantile: float, level: float = 0.95) -> int:
-    """Return the fewest pairs whose largest difference bounds the quantile at the level: the least n with qⁿ ≤ 1 − level.
-
-    >>> least_pairs(0.5), least_pairs(0.8), least_pairs(0.9), least_pairs(0.95)
-    (5, 14, 29, 59)
-
-    Raises:
-        UserError: a quantile or a level outside (0, 1).
-    """  # noqa: E501
-    for p, what in ((quantile, "quantile"), (level, "level")):
-        if not 0 < p < 1:
-            raise UserError(f"a {what} between 0 and 1", str(p), "write 95 % as 0.95")
-    return max(1, math.ceil(math.log(1 - level) / math.log(quantile) - 1e-9))
-
-
 def margin_from_floor(
     differences: ArrayLike, *, factor: float = 1.0, quantile: float = 0.8, level: float = 0.95
 ) -> Margin:
     """Return a margin from how far two retrained models of one replicate lie apart.
 
-    With x₍₁₎ ≤ … ≤ x₍ₙ₎ the absolute differences, the bound is x₍ⱼ₎ of the least j with P(B ≤ j − 1) ≥ level, B
-    binomial of n trials with probability q: it lies below the q-quantile with a chance of at most 1 − level, whatever
-    their distribution. Fewer pairs give a looser margin, not a tighter one, so their number belongs in the report; and
-    pairs that are also replicates of the test make margin and test depend on each other: take others.
+    The bound is `expunge.qualify.tolerance.tolerance` of the absolute differences: it lies below the q-quantile with a
+    chance of at most 1 − level, whatever their distribution. Fewer pairs give a looser margin, not a tighter one, so
+    their number belongs in the report; and pairs that are also replicates of the test make margin and test depend on
+    each other: take others.
 
     Args:
         differences: retrained − retrained', one pair of each replicate, (n,), any sign.
@@ -288,9 +274,8 @@ def margin_from_floor(
         raise UserError(want, str(x.size), f"retrain {least - x.size} more pairs or ask for a lower quantile")
     if not (factor > 0 and math.isfinite(factor)):
         raise UserError("a factor above 0", str(factor), "take 1 for the floor itself")
-    below = distributions.binom.cdf(np.arange(x.size), x.size, quantile)  # P(B ≤ j − 1) for j = 1..n
-    high = float(x[int(np.argmax(below >= level - 1e-12))])
-    if high == 0:
+    high = tolerance(x, quantile, level)
+    if not high:
         raise UserError(
             "retrained models that differ", "differences of 0", "state a margin or vary the retraining seed"
         )
