@@ -7,7 +7,7 @@ from inspect import cleandoc
 
 import typer
 
-from expunge.cli import about, audit, bench, demo, exact, forget, init, parts, prepare, requests, tune
+from expunge.cli import about, audit, bench, demo, exact, forget, init, parts, prepare, qualify, requests, tune
 from expunge.cli._app import app
 from expunge.errors import ExpungeError, UserError
 
@@ -28,6 +28,7 @@ __all__ = [
     "main",
     "parts",
     "prepare",
+    "qualify",
     "requests",
     "tune",
 ]

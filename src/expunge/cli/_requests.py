@@ -17,7 +17,7 @@ from expunge.errors import UserError
 PROJECT = "expunge.toml"
 KINDS: Mapping[str, type] = {
     "workspace": str, "start": str, "route": str, "days": int, "batch": int, "cadence": int, "approval": bool,
-    "undo_days": int, "refresh_every": int, "models": dict,
+    "undo_days": int, "refresh_every": int, "qualification": str, "models": dict,
 }  # fmt: skip
 DEFAULTS: Mapping[str, Any] = {"workspace": "expunge-requests", "route": "edit", "days": 30, "approval": False}
 ROUTES = ("edit", "retrain", "edit-then-retrain")

@@ -195,6 +195,7 @@ class RequestsSection(Section):
         approval: whether a second operator must approve a request before it is fulfilled.
         undo_days: days for which a replaced version is kept, encrypted, to be rolled back to; 0 keeps none.
         refresh_every: requests after which an edit first prepares its state anew; 0 for never.
+        qualification: file that ``expunge qualify`` wrote, which edits cite; empty for none.
         models: project files by model name, of several models that one request may touch; empty for this one alone.
     """
 
@@ -207,6 +208,7 @@ class RequestsSection(Section):
     approval: bool = False
     undo_days: int = Field(default=14, ge=0, le=36500)
     refresh_every: int = Field(default=0, ge=0, le=LARGEST)
+    qualification: str = ""
     models: Annotated[dict[str, Word], AfterValidator(_folders)] = {}
 
 

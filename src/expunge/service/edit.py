@@ -14,6 +14,7 @@ from expunge.folders import Folder
 from expunge.method import Method, State
 from expunge.service import facts, targets
 from expunge.service.made import Made
+from expunge.service.qualified import cite
 from expunge.service.site import Site
 from expunge.service.targets import Target
 from expunge.tensors import weights_digest
@@ -56,7 +57,9 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         seed=site.seed,
     )
     before, past = folder.record["weights"], site.counters(folder)
+    first = past["first"] or before
     counters = past | {
+        "first": first,
         "requests": past["requests"] + len(batch),
         "samples": past["samples"] + len(forget),
         "stale": len(batch) + (0 if renewed else past["stale"]),
@@ -72,6 +75,8 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         "so_far": {key: counters[key] for key in ("requests", "samples", "stale")},
         **({"prepared": renewed} if renewed else {}),
     }
+    if (told := cite(site, folder, method.settings(), batch, len(forget), first)) is not None:
+        body["qualification"] = told
     idle = ""
     if folders.idle(done):
         remedy = "take other settings of the method, or the route retrain"

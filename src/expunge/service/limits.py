@@ -148,8 +148,10 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         if any(m["undo"] for m in record["account"]["models"].values()):
             said.append(BOTH)
     said += [COPIES, TWINS]
-    qualification = record["qualification"]
-    said.append(NO_QUALIFICATION if qualification is None else str(qualification.get("text") or NO_QUALIFICATION))
+    cited = [dict(q) for a in served if (q := a.get("qualification"))] or [dict(record["qualification"] or {})]
+    for each in cited:
+        said += [str(each.get("text") or NO_QUALIFICATION), str(each.get("officer") or "")]
+    said = [text for text in said if text]
     return list(dict.fromkeys(said))
 
 

@@ -14,7 +14,7 @@ from expunge.ledger.steps import How
 from expunge.project import Project
 from expunge.runtime import Progress, Runtime
 from expunge.selection import Selection
-from expunge.service import undo
+from expunge.service import qualified, undo
 from expunge.service.archives import recorded
 from expunge.service.attempt import attempt, fail, interrupted, kept, recover
 from expunge.service.capacity import advise
@@ -104,6 +104,7 @@ def _model(site: Site, wanted: set[str], how: How | None, out: list[Outcome]) ->
     undo.sweep(site.space, site.ledger, site.name, expired_only=True, now=site.now())
     _put_away(site)
     families(site.place)  # a bound on no number is told before work begins
+    qualified.load(site.place)  # and a record of a qualification that is not there
     later = list[Status]()
     for batch in _batches(site, list(_pending(site, wanted, how, "edit", set())), out, later):
         out += _attempted(site, "edit", batch)
@@ -140,7 +141,14 @@ def _attempted(site: Site, how: How, batch: Sequence[Target]) -> list[Outcome]:
     if found.step != "deployed":
         return [found]
     _put_away(site)
-    return [replace(found, advice=advise(site))]
+    return [replace(found, advice=(*_cited(site, batch), *advise(site)))]
+
+
+def _cited(site: Site, batch: Sequence[Target]) -> list[str]:
+    """Return what a qualification says of the edit just made."""
+    events = (e for e in site.ledger.history(batch[0].request.id) if e.model == site.name and e.step == "unlearned")
+    told = list(events)[-1].body.get("qualification")
+    return [] if told is None else [str(told["text"])]
 
 
 def _check_served(site: Site) -> None:

@@ -160,6 +160,7 @@ def _attempt(told: Mapping[str, Any]) -> dict[str, Any]:
         "so_far": edit.get("so_far"),
         "environment": edit.get("environment"),
         "note": edit.get("note"),
+        "qualification": edit.get("qualification"),
         "numbers": _numbers(check),
         "groups": _groups(check),
         "bounds": check.get("bounds"),

@@ -24,7 +24,7 @@ from expunge.service.workspace import Workspace
 from expunge.stamp import prepared
 from expunge.unlearn import Prepared, prepare
 
-COUNTERS: dict[str, Any] = {"requests": 0, "samples": 0, "stale": 0, "retrained": None, "seq": 0}
+COUNTERS: dict[str, Any] = {"requests": 0, "samples": 0, "stale": 0, "retrained": None, "seq": 0, "first": None}
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Site:
     runtime: Runtime
     seed: int
     now: Callable[[], datetime]
+    fingerprint: str | None = field(default=None, repr=False)  # of the training data, once it is worked out
     _opened: Project | None = field(default=None, repr=False)
     _holding: tuple[Path, Holding] | None = field(default=None, repr=False)
 

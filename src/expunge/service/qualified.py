@@ -1,0 +1,73 @@
+"""What a qualification of the method says of an edit, recorded when the edit is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expunge.folders import Folder
+from expunge.project import Project
+from expunge.qualify.record import Cited, Qualification, data_digest
+from expunge.service.site import Site
+from expunge.service.targets import Target, classes
+
+
+def load(place: Project) -> Qualification | None:
+    """Return the record that the project file names, None where it names none.
+
+    Raises:
+        UserError: the file is not there.
+        CorruptArtefact: it is no whole record.
+        Incompatible: it is another document, or of a newer version.
+    """
+    named = place.config.requests.qualification
+    return Qualification.load(place.folder / named) if named else None
+
+
+def cite(
+    site: Site, folder: Folder, settings: Mapping[str, Any], batch: Sequence[Target], samples: int, first: str
+) -> dict[str, Any] | None:
+    """Return what is recorded with an edit; nobody is named in it.
+
+    Args:
+        site: the model.
+        folder: the version that is edited.
+        settings: of the method.
+        batch: requests that the edit fulfils together.
+        samples: that it makes the model forget.
+        first: digest of the weights that the first edit since the training started from.
+
+    Returns:
+        ``digest``, ``made``, ``covers``, ``expired`` (reasons), ``text`` and ``officer``; None where the project names
+        no record.
+    """
+    record = load(site.place)
+    if record is None:
+        return None
+    expired = record.expired(model=first, data=_data(site, folder), method=settings)
+    found = _cited(record, folder.project, batch, samples, site.counters(folder)["requests"] + 1)
+    text, officer = found.text, found.officer
+    if expired:
+        text = officer = f"The qualification of {record.body['made'][:10]} has expired: {'; '.join(expired)}."
+    return {
+        "digest": record.digest,
+        "made": record.body["made"],
+        "covers": found.covers and not expired,
+        "expired": list(expired),
+        "text": text,
+        "officer": officer,
+    }
+
+
+def _cited(record: Qualification, place: Project, batch: Sequence[Target], samples: int, in_row: int) -> Cited:
+    request = batch[0].request
+    if len(batch) > 1 or request.kind == "ids":
+        return record.cited(kind="random", n=samples, in_row=in_row)
+    named = classes(batch, place)
+    return record.cited(kind=request.kind, n=samples, in_row=in_row, target=next(iter(named), None))
+
+
+def _data(site: Site, folder: Folder) -> str:
+    if site.fingerprint is None:
+        site.fingerprint = data_digest(folder.project.train)
+    return site.fingerprint
