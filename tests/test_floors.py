@@ -62,7 +62,8 @@ qualify/trials qualify/sizes qualify/strong qualify/judge qualify/asked qualify/
 qualify/study qualify/record
 service/workspace service/lineage service/sealed service/archives service/leftovers service/rollback service/undo
 service/artefacts service/targets service/facts service/measure service/outcome service/site service/made
-service/qualified service/edit service/retrain service/attempt service/capacity service/process service/limits service/record service/__init__ testing
+service/qualified service/edit service/retrain service/attempt service/capacity service/process
+service/limits service/record service/__init__ testing
 cli/_app cli/_show cli/_samples cli/_jobs cli/_settings cli/_plan
 cli/_requests cli/_requests_input cli/_requests_lookup cli/_requests_words cli/_requests_plan cli/_requests_fulfil
 cli/* cli/__init__ __main__

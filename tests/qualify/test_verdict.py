@@ -90,6 +90,7 @@ def rule(choice, findings, states):
     if rejected(findings):
         return BAD
     passed = choice["equivalence"] == choice["rank"] == choice["farther"] == "pass" and choice["nearer"] != "fail"
+    passed = passed and choice["attack"] != "alone"
     return GOOD if passed and states[::2] == ("right",) * 2 and states[1] in ("right", "declined") else UNSURE
 
 
@@ -130,8 +131,8 @@ def test_every_combination_has_the_verdict_of_the_rules_and_says_what_it_must():
             assert text.count(f"Control head_mask does not apply: {WHY}.") == len(declined)
             assert "Control head_mask is missing" not in text or not declined
             texts += 1
-    # attack passes, rejects alone or is absent; nearer passes or is absent; one is seen twice; a control is declined
-    assert seen[GOOD] == 8
+    # attack passes or is absent; nearer passes or is absent; one is seen twice; a control is declined
+    assert seen[GOOD] == 6
     assert seen[BAD] > 500
     assert seen[UNSURE] > 500
     assert texts == 2 * sum(seen.values())

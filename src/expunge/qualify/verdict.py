@@ -3,7 +3,7 @@
 - ``distinguishable`` as soon as one test rejects after Holm's correction over the tests that can reject: a model that
   is one more retrained one, with every number within its margin, gets it with a chance of at most the level.
 - ``indistinguishable within margin`` only where every two one-sided tests pass, over ten replicates or more; no rank
-  among retrained models rejects, even uncorrected; the unlearned models are not found farther from the retrained than
+  among retrained models and no attack rejects, even uncorrected; the unlearned models are not found farther from the retrained than
   other retrained ones are, even uncorrected, and, where that was asked, are found nearer than the originals; and the
   controls, put through the same tests, come out right: ``no_op`` and ``head_mask`` distinguishable, a second retrained
   model not. A model of which one number is at its margin or beyond gets it with a chance of at most the level.
@@ -227,7 +227,7 @@ def _absent(findings: Sequence[Finding], settled: Collection[Control], level: fl
 
 def _short(f: Finding, findings: Sequence[Finding], level: float) -> list[str]:
     """Return why a finding does not let its model pass, and how much more would decide; nothing where it does."""
-    of = "retrained models" if f.kind == "rank" else "samples" if f.kind == "attack" else "replicates"
+    of = "retrained models" if f.kind == "rank" else "replicates"
     so_many = f"{f.have} {of}"
     if f.kind == "equivalence":
         few = f.n < REPLICATES
@@ -243,7 +243,7 @@ def _short(f: Finding, findings: Sequence[Finding], level: float) -> list[str]:
         return (
             [] if f.p <= level + ROUNDING else [f"{f.name}: not shown (p = {_n(f.p)}) with {so_many}; {_more(f, of)}."]
         )
-    if f.kind == "attack" or f.p > level + ROUNDING:
+    if f.p > level + ROUNDING:
         return []
     m = sum(g.kind != "nearer" for g in findings)
     if f.kind == "rank":  # twice as many for a rank on both sides, whose smallest p is 2/(K + 1)
