@@ -311,7 +311,7 @@ def test_plain_values():
     body = json.loads(canonical(found.to_json()))
     assert set(body) == {
         "n", "requests", "gap", "floor", "bound", "bound_retrained", "needed", "failed", "rate", "by_chance",
-        "failed_original", "caught", "blind", "test", "retain",
+        "failed_original", "caught", "blind", "test", "test_retrained", "retain",
     }  # fmt: skip
     assert body["gap"] == {"x": found.gap.x, "low": found.gap.low, "high": found.gap.high, "n": 24}
     assert (body["bound"], body["needed"], body["blind"]) == (None, 29, found.blind)
@@ -356,7 +356,7 @@ OTHER = row([1, 2], [0, 0], models=24)
         (lambda: size_of(STEPS[0], share=0.5), "a share of requests between 0.5 and 1, got 0.5"),
         (lambda: size_of(STEPS[0], share=90), "a share of requests between 0.5 and 1, got 90: write 90 % as 0.9"),
         (lambda: size_of(STEPS[0], confidence=0.05), "a confidence between 0.5 and 1, got 0.05"),
-        (lambda: size_of(spoiled(math.nan)), "finite scores of all models, got some that are not: leave out models"),
+        (lambda: size_of(spoiled(math.nan)), "finite scores of all models, got 1 rows with others: leave out models"),
         (lambda: size_of(spoiled(math.inf, "original")), "finite scores of all models"),
         (lambda: size_of(spoiled(math.nan, "retrained")), "finite scores of all models"),
         (lambda: size_of(same()), "retrained models that differ, got gaps of 0"),
@@ -377,3 +377,14 @@ OTHER = row([1, 2], [0, 0], models=24)
 def test_errors(call, match):
     with pytest.raises(UserError, match=match):
         call()
+
+
+def test_what_retrained_models_lose_on_test_samples_stands_beside() -> None:
+    t = trials(models=12, left=1.0, seed=3)
+    assert t.retrained.right_test is not None and t.original.right_test is not None
+    change = t.retrained.right_test.mean(axis=1) - t.original.right_test.mean(axis=1)
+    found = size_of(t)
+    assert found.test_retrained is not None and found.test is not None
+    assert found.test_retrained.x == pytest.approx(change.mean())
+    assert found.test.x == 0  # nothing was done to the unlearned ones
+    assert found.to_json()["test_retrained"]["x"] == found.test_retrained.x

@@ -80,7 +80,7 @@ def test_the_colour_of_a_verdict_is_one_of_three_and_that_of_no_evidence_is_not_
 def test_the_table_has_a_line_for_each_size_with_what_stands_beside_its_numbers(html: str) -> None:
     ten = row(html, "10", "64")
     assert ten[2:6] == ["+0.110 +0.036 to +0.184", "0.370 retrained 0.328", "0.410", "3 of 64 4.7% (1.0 to 13.1)"]
-    assert ten[6:] == ["1.5%", "62 of 64 96.9%", "−0.4 −0.5 to −0.3", "−0.1 −0.1 to −0.0", "0.021"]
+    assert ten[6:] == ["1.5%", "62 of 64 96.9%", "−0.4 −0.5 to −0.3 retrained −0.3", "−0.1 −0.1 to −0.0", "0.021"]
     assert row(html, "1", "20")[3] == "– needs 29 requests"
     assert row(html, "1", "20")[7] == "9 of 20 45.0% too small to tell"
     assert row(html, "18", "64")[2] == "+1.900 +1.756 to +2.044"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from expunge.errors import UserError, listing
 from expunge.kinds import whole
 from expunge.qualify.tolerance import least_pairs, tolerance
-from expunge.qualify.trials import Floats, Mask, Trials
+from expunge.qualify.trials import Floats, Mask, Said, Trials
 from expunge.stats import Interval, clopper_pearson, mean_t, paired
 
 SEEN = 0.5  # of untouched originals that a size has to tell from retrained models, with confidence
@@ -43,7 +43,8 @@ class Size:
         failed_original: untouched originals above the floor.
         caught: lower bound, with the confidence, of the rate at which untouched originals are above the floor.
         test: accuracy on test samples of unlearned less that of its own original; None of tasks without classes.
-        retain: the same on the samples that the original was trained on and the request leaves.
+        test_retrained: the same of the retrained models in the place of the unlearned.
+        retain: that of the unlearned on the samples that the original was trained on and the request leaves.
     """
 
     n: int
@@ -59,6 +60,7 @@ class Size:
     failed_original: int
     caught: float
     test: Interval | None
+    test_retrained: Interval | None
     retain: Interval | None
 
     @property
@@ -189,7 +191,7 @@ def size_of(trials: Trials, *, share: float = 0.9, confidence: float = 0.95) -> 
     held, count = _held(trials), len(trials)
     size = np.abs(held.unlearned)
     bound = tolerance(size, share, confidence)
-    test, retain = _utility(trials, confidence)
+    test, again = (_on_test(trials, models, confidence) for models in (trials.unlearned, trials.retrained))
     return Size(
         n=_median(trials.forget),
         requests=count,
@@ -204,7 +206,8 @@ def size_of(trials: Trials, *, share: float = 0.9, confidence: float = 0.95) -> 
         failed_original=held.failed_original,
         caught=_lower(held.failed_original, count, confidence),
         test=test,
-        retain=retain,
+        test_retrained=again,
+        retain=_on_retain(trials, confidence),
     )
 
 
@@ -276,16 +279,21 @@ def _held(trials: Trials) -> _Held:
     return _Held(unlearned, retrained, floor, failed, failed_original)
 
 
-def _utility(trials: Trials, confidence: float) -> tuple[Interval | None, Interval | None]:
-    """Return the change of accuracy on test samples and on the samples that stay."""
+def _on_test(trials: Trials, models: Said, confidence: float) -> Interval | None:
+    """Return the change of accuracy on test samples since the originals."""
+    before = trials.original.right_test
+    if before is None or models.right_test is None:
+        return None
+    return paired(models.right_test.mean(axis=1), before.mean(axis=1), confidence)
+
+
+def _on_retain(trials: Trials, confidence: float) -> Interval | None:
+    """Return the change of accuracy on the samples that stay."""
     before, after = trials.original, trials.unlearned
-    test = retain = None
-    if before.right_test is not None and after.right_test is not None:
-        test = paired(after.right_test.mean(axis=1), before.right_test.mean(axis=1), confidence)
-    if before.right is not None and after.right is not None:
-        stay = before.kept & ~trials.forget
-        retain = paired(_share(after.right, stay), _share(before.right, stay), confidence)
-    return test, retain
+    if before.right is None or after.right is None:
+        return None
+    stay = before.kept & ~trials.forget
+    return paired(_share(after.right, stay), _share(before.right, stay), confidence)
 
 
 def _share(right: Mask, of: Mask) -> Floats:

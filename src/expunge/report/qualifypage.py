@@ -222,6 +222,7 @@ def _size(size: Part, unit: str) -> dict[str, Any]:
         "original_rate": "" if original is None or not requests else f"{fmt.digits(original / requests, '1')}%",
         "blind": bool(size.get("blind")),
         "test": _stacked(size["test"], "1"),
+        "test_retrained": _stacked(again, "1")[0] if (again := size.get("test_retrained")) else "",
         "retain": _stacked(size["retain"], "1"),
         "seconds": _length(size["seconds"], "s"),
     }
