@@ -381,10 +381,12 @@ def test_errors(call, match):
 
 def test_what_retrained_models_lose_on_test_samples_stands_beside() -> None:
     t = trials(models=12, left=1.0, seed=3)
-    assert t.retrained.right_test is not None and t.original.right_test is not None
+    assert t.retrained.right_test is not None
+    assert t.original.right_test is not None
     change = t.retrained.right_test.mean(axis=1) - t.original.right_test.mean(axis=1)
     found = size_of(t)
-    assert found.test_retrained is not None and found.test is not None
+    assert found.test_retrained is not None
+    assert found.test is not None
     assert found.test_retrained.x == pytest.approx(change.mean())
     assert found.test.x == 0  # nothing was done to the unlearned ones
     assert found.to_json()["test_retrained"]["x"] == found.test_retrained.x

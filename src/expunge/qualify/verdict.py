@@ -5,8 +5,8 @@
 - ``indistinguishable within margin`` only where every two one-sided tests pass, over ten replicates or more; no rank
   among retrained models and no attack rejects, even uncorrected; the unlearned models are not found farther from the
   retrained than other retrained ones are, even uncorrected, and, where that was asked, are found nearer than the
-  originals; and the controls, put through the same tests, come out right: ``no_op`` and ``head_mask`` distinguishable, a
-  second retrained model not. A model of which one number is at its margin or beyond gets it with a chance of at most
+  originals; and the controls, put through the same tests, come out right: ``no_op`` and ``head_mask`` distinguishable,
+  a second retrained model not. A model of which one number is at its margin or beyond gets it with a chance of at most
   the level.
 - ``insufficient evidence`` otherwise, with what is missing. A control that comes out wrong always gives it: tests that
   miss the model that was left as it was, or find fault with a retrained one, say nothing about a third. ``head_mask``
