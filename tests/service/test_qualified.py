@@ -121,6 +121,25 @@ def test_one_that_is_missing_or_broken_is_told_before_work_begins(pets: Any) -> 
     assert shop.steps("r1") == []
 
 
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("sure", [False, True])
+def test_few_samples_are_insufficient_evidence_without_one_and_have_a_bound_with_one(
+    pets: Any, n: int, sure: bool
+) -> None:
+    shop: Shop = pets()
+    if sure:
+        qualified(shop, kinds=[{**record().body["kinds"][0], "sizes": [size(n)]}])
+    shop.ask("r1", *map(str, range(100, 100 + n)))
+    shop.process()
+    said = " ".join(limits(shop, "r1"))
+    if not sure:
+        assert "Verdict on this edit by itself: insufficient evidence" in said
+        assert "takes 257" in said
+        return
+    assert "by itself" not in said
+    assert "with 95% confidence at least 90% of such requests end within 0.4 nats of retraining" in said
+
+
 def test_a_small_request_is_said_to_be_too_small(pets: Any) -> None:
     shop: Shop = pets()
     kinds = record().body["kinds"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from expunge import __version__
 from expunge.data import Data
@@ -14,13 +17,73 @@ from expunge.files import digest, read_document, write_document
 from expunge.identity import content
 
 KIND, SCHEMA = "expunge.qualification", 1
-HEAD = ("method", "data", "kinds", "share", "confidence", "excludes", "expunge", "made", "unit")
-SIZE = ("n", "requests", "bound", "failed", "rate", "blind")
+REST = (
+    "It does not exclude that this request came out worse, that single samples of it stand out, or that weights and "
+    "hidden layers hold traces which outputs do not show."
+)
 
 
 def data_digest(train: Data) -> str:
     """Return what tells training sets apart: ids, content, labels and weights of every sample; nobody is named."""
     return digest(content(train))
+
+
+class _Part(BaseModel):
+    """What is read of the document; the rest of it is for reports."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Rate(_Part):
+    x: float
+    low: float | None
+    high: float | None
+
+
+class _Size(_Part):
+    n: PositiveInt
+    requests: PositiveInt
+    bound: float | None
+    failed: NonNegativeInt
+    rate: _Rate
+    blind: bool
+
+
+class _Row(_Part):
+    n: PositiveInt
+    longest: NonNegativeInt
+    tolerance: float
+
+
+class _Verdict(_Part):
+    value: str
+
+
+class _Kind(_Part):
+    kind: str
+    words: str
+    target: dict[str, Any] | None = None
+    sizes: list[_Size] = Field(min_length=1)
+    in_row: _Row | None
+    verdict: _Verdict
+
+
+class _Pool(_Part):
+    samples: PositiveInt
+
+
+class _Record(_Part):
+    made: str
+    expunge: str
+    model: str | None
+    data: str
+    method: dict[str, Any]
+    samples: PositiveInt
+    pool: _Pool
+    confidence: float
+    share: float
+    unit: str
+    kinds: list[_Kind] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -60,16 +123,15 @@ class Qualification:
 
         Raises:
             UserError: no such file.
-            CorruptArtefact: it is not JSON, or parts of it are missing.
+            CorruptArtefact: it is not JSON, or a part that is cited is missing or of another kind.
             Incompatible: another kind of document, or one of a newer version.
         """
         body = read_document(path, KIND, SCHEMA)
-        kinds = body.get("kinds")
-        lacks = [key for key in HEAD if key not in body]
-        if not lacks and not (isinstance(kinds, list) and all(_whole(kind) for kind in kinds)):
-            lacks = ["kinds"]
-        if lacks:
-            raise CorruptArtefact(f"a qualification record in {path}", f"none of {lacks[0]}", "write it again")
+        try:
+            _Record.model_validate(body)
+        except ValidationError as error:
+            at = ".".join(map(str, error.errors()[0]["loc"]))
+            raise CorruptArtefact(f"a qualification record in {path}", f"no usable {at}", "write it again") from error
         return cls({k: v for k, v in body.items() if k not in ("kind", "schema")})
 
     def save(self, path: Path) -> None:
@@ -107,39 +169,45 @@ class Qualification:
         """Return what the record says of a request.
 
         A mean gap over more samples spreads less, so the bound of a size stands for larger requests too, as far as the
-        largest that was simulated; never for smaller ones.
+        largest that was simulated; never for smaller ones. People and classes were simulated in halves of the data,
+        which hold about half of their samples: there the largest counts as what it is in all of the data.
 
         Args:
             kind: ``random`` for samples named one by one, ``class``, ``subclass`` or ``subject``.
             n: samples.
-            in_row: which request it is on this model since its training, from 1.
+            in_row: which edit it is on this model since its training, from 1.
             target: of a class; a simulated person stands for others, a class for no other class.
         """
         own = [k for k in self.body["kinds"] if k["kind"] == kind]
         if not own:
             there = ", ".join(sorted({k["kind"] for k in self.body["kinds"]}))
-            return _uncovered(f"requests of kind {kind} were not simulated ({there} were)")
+            return uncovered(f"requests of kind {kind} were not simulated ({there} were)")
         if kind == "class":
             own = [k for k in own if str((k.get("target") or {}).get("value")) == str(target)]
             if not own:
-                return _uncovered("requests for this class were not simulated")
-        entry = own[0]
-        sizes = sorted(entry["sizes"], key=lambda size: size["n"])
-        least, most = sizes[0]["n"], sizes[-1]["n"]
-        if kind == "random" and n < least:
-            return _uncovered(f"no simulated request was that small: the smallest had {least:,}, this one {n:,}")
-        if kind == "random" and n > most:
-            return _uncovered(f"no simulated request was that large: the largest had {most:,}, this one {n:,}")
-        row = entry.get("in_row") or {}
-        longest = max(1, int(row.get("longest") or 0))
+                return uncovered("requests for this class were not simulated")
+        sizes = sorted(((size, entry) for entry in own for size in entry["sizes"]), key=lambda pair: pair[0]["n"])
+        least, most = sizes[0][0]["n"], self._in_all(kind, sizes[-1][0]["n"])
+        if n < least:
+            return uncovered(f"no simulated request was that small: the smallest had {least:,}, this one {n:,}")
+        if n > most:
+            return uncovered(f"no simulated request was that large: the largest had {most:,}, this one {n:,}")
+        size, entry = [pair for pair in sizes if pair[0]["n"] <= n][-1]
+        longest = max(1, int((entry["in_row"] or {}).get("longest") or 0))
         if in_row > longest:
-            return _uncovered(
-                f"it is request {in_row:,} on this model since its training, and {longest:,} in a row can be claimed"
+            return uncovered(
+                f"it is edit {in_row:,} on this model since its training, and {longest:,} in a row can be claimed"
             )
-        size = sizes[0] if kind != "random" else [s for s in sizes if s["n"] <= n][-1]
-        return self._covered(entry, size)
+        return self._covered(entry, size, in_row)
 
-    def _covered(self, entry: Mapping[str, Any], size: Mapping[str, Any]) -> Cited:
+    def _in_all(self, kind: str, n: int) -> int:
+        """Return how many samples of all data a simulated size stands for at most; it was rounded."""
+        if kind == "random":
+            return n
+        half: float = self.body["pool"]["samples"] / self.body["samples"]
+        return math.ceil((n + 0.5) / half)
+
+    def _covered(self, entry: Mapping[str, Any], size: Mapping[str, Any], in_row: int) -> Cited:
         share, sure, rate = self.body["share"], self.body["confidence"], size["rate"]
         if size["bound"] is None:
             bound = f"{size['requests']} simulated requests are too few for a bound"
@@ -149,28 +217,33 @@ class Qualification:
                 f"{self.body['unit']} of retraining, on the mean of their samples"
             )
         verdict = entry["verdict"]["value"]
-        high = 1.0 if rate["high"] is None else rate["high"]
+        low, high = rate["low"] or 0.0, 1.0 if rate["high"] is None else rate["high"]
+        words = entry["words"].partition(" (")[0].lower()  # a class is not named: what was asked for stays sealed
         text = (
-            f"Qualified by {size['requests']} simulated requests of {size['n']:,} ({entry['words'].lower()}): {bound}; "
-            f"{size['failed']} of them ended farther away than every retrained model (at most {high:.0%} of such "
-            f"requests, 95% confidence); verdict on the procedure: {verdict}."
+            f"Qualified by {size['requests']} simulated requests of {size['n']:,} ({words}): {bound}; "
+            f"{size['failed']} of them ({rate['x']:.1%}, {sure:.0%} interval {low:.1%} to {high:.1%}) ended farther "
+            f"away than every retrained model; verdict on the procedure: {verdict}. "
         )
+        if in_row > 1:
+            row = entry["in_row"]
+            text += (
+                f"These are numbers of a first edit, and this is edit {in_row:,} since the training: up to "
+                f"{row['longest']:,} in a row of {row['n']:,} each, at most {row['tolerance']:.0%} fail. "
+            )
         officer = (
             f"The procedure was tried on {size['requests']} simulated requests like this one; the verdict on it is: "
-            f"{verdict}. That is a statement on such requests in general, not a measurement of this one."
+            f"{verdict}. That is a statement on such requests in general, not a measurement of this one, and does not "
+            "exclude that single samples are still known to the model."
         )
+        text += REST
         if size["blind"]:
             blind = " Requests of this size are too small to be told from a model on which nothing was done."
             text, officer = text + blind, officer + blind
         return Cited(True, text, officer, dict(size))
 
 
-def _whole(kind: Any) -> bool:
-    there = isinstance(kind, Mapping) and {"kind", "words", "sizes", "verdict"} <= kind.keys() and kind["sizes"]
-    return bool(there) and all(set(SIZE) <= size.keys() for size in kind["sizes"])
-
-
-def _uncovered(why: str) -> Cited:
+def uncovered(why: str) -> Cited:
+    """Return that nothing in a record stands for a request, and why."""
     text = f"The qualification does not cover this request: {why}."
     return Cited(False, text, text)
 

@@ -60,6 +60,7 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
     first = past["first"] or before
     counters = past | {
         "first": first,
+        "edits": past["edits"] + 1,
         "requests": past["requests"] + len(batch),
         "samples": past["samples"] + len(forget),
         "stale": len(batch) + (0 if renewed else past["stale"]),

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from expunge.qualify.power import auc_samples
+from expunge.qualify.verdict import INSUFFICIENT
 from expunge.report import format as fmt
 from expunge.stats import clopper_pearson
 
+WIDTH = 0.05  # of an attack's AUC, to either side, that says something
 Z = 1.96  # standard deviations to each end of a 95 % interval of a normal distribution
 NATURES = {
     "approximate edit": "approximate",
@@ -147,12 +150,40 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         said.append(SEED)
         if any(m["undo"] for m in record["account"]["models"].values()):
             said.append(BOTH)
+    said += [alone(a["samples"]) for a in served if a["nature"] == "approximate" and not _covered(a)]
     said += [COPIES, TWINS]
-    cited = [dict(q) for a in served if (q := a.get("qualification"))] or [dict(record["qualification"] or {})]
-    for each in cited:
-        said += [str(each.get("text") or NO_QUALIFICATION), str(each.get("officer") or "")]
-    said = [text for text in said if text]
-    return list(dict.fromkeys(said))
+    return list(dict.fromkeys([*said, *_qualified(record)]))
+
+
+def _qualified(record: Mapping[str, Any]) -> list[str]:
+    """Return what a qualification says of each model's edits, and where there is none; models by name if several."""
+    given, several, said = dict(record["qualification"] or {}), len(record["models"]) > 1, list[str]()
+    for name, model in record["models"].items():
+        edits = [a for a in model["attempts"] if a["result"] in ("deployed", "replaced") and a["how"] != "retrain"]
+        for found in (dict(a.get("qualification") or given) for a in edits):
+            told = [str(found.get("text") or NO_QUALIFICATION), str(found.get("officer") or "")]
+            said += [f"{name}: {text}" if several else text for text in told if text]
+    if said:
+        return said
+    return [text for text in (str(given.get("text") or NO_QUALIFICATION), str(given.get("officer") or "")) if text]
+
+
+def alone(n: Any) -> str:
+    """Return the verdict on one edit by itself, without a qualification: its samples and models are too few.
+
+    Args:
+        n: forgotten samples, None where that was not recorded.
+    """
+    have = fmt.count(n, "forgotten sample") if isinstance(n, int) else "an unknown number of forgotten samples"
+    return (
+        f"Verdict on this edit by itself: {INSUFFICIENT}. It has {have}, where an attack's AUC takes "
+        f"{auc_samples(WIDTH)} to be known to ±{WIDTH:g}, and one original with one edited model shows nothing of how "
+        "much such models differ."
+    )
+
+
+def _covered(attempt: Mapping[str, Any]) -> bool:
+    return bool((attempt.get("qualification") or {}).get("covers"))
 
 
 def _stale(attempt: Mapping[str, Any]) -> str | None:

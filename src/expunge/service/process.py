@@ -104,7 +104,7 @@ def _model(site: Site, wanted: set[str], how: How | None, out: list[Outcome]) ->
     undo.sweep(site.space, site.ledger, site.name, expired_only=True, now=site.now())
     _put_away(site)
     families(site.place)  # a bound on no number is told before work begins
-    qualified.load(site.place)  # and a record of a qualification that is not there
+    site.qualification = qualified.load(site.place)  # and a record of a qualification that is not there
     later = list[Status]()
     for batch in _batches(site, list(_pending(site, wanted, how, "edit", set())), out, later):
         out += _attempted(site, "edit", batch)

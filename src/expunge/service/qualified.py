@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.folders import Folder
 from expunge.project import Project
-from expunge.qualify.record import Cited, Qualification, data_digest
+from expunge.qualify.record import Cited, Qualification, data_digest, uncovered
 from expunge.service.site import Site
 from expunge.service.targets import Target, classes
 
@@ -30,7 +30,7 @@ def cite(
     """Return what is recorded with an edit; nobody is named in it.
 
     Args:
-        site: the model.
+        site: the model, with the record that `load` returned before work began.
         folder: the version that is edited.
         settings: of the method.
         batch: requests that the edit fulfils together.
@@ -41,11 +41,11 @@ def cite(
         ``digest``, ``made``, ``covers``, ``expired`` (reasons), ``text`` and ``officer``; None where the project names
         no record.
     """
-    record = load(site.place)
+    record = site.qualification
     if record is None:
         return None
     expired = record.expired(model=first, data=_data(site, folder), method=settings)
-    found = _cited(record, folder.project, batch, samples, site.counters(folder)["requests"] + 1)
+    found = _cited(record, folder.project, batch, samples, site.counters(folder)["edits"] + 1)
     text, officer = found.text, found.officer
     if expired:
         text = officer = f"The qualification of {record.body['made'][:10]} has expired: {'; '.join(expired)}."
@@ -60,11 +60,13 @@ def cite(
 
 
 def _cited(record: Qualification, place: Project, batch: Sequence[Target], samples: int, in_row: int) -> Cited:
-    request = batch[0].request
-    if len(batch) > 1 or request.kind == "ids":
+    """Return what stands for the requests of one edit; those named one by one are one request for all their samples."""
+    first = batch[0].request
+    if all(t.request.kind == "ids" for t in batch):
         return record.cited(kind="random", n=samples, in_row=in_row)
-    named = classes(batch, place)
-    return record.cited(kind=request.kind, n=samples, in_row=in_row, target=next(iter(named), None))
+    if len(batch) > 1 or len(set(first.values)) > 1:
+        return uncovered("several people or classes, or some with other samples, were not simulated in one edit")
+    return record.cited(kind=first.kind, n=samples, in_row=in_row, target=next(iter(classes(batch, place)), None))
 
 
 def _data(site: Site, folder: Folder) -> str:

@@ -18,6 +18,7 @@ from expunge.ledger.steps import How
 from expunge.method import Method
 from expunge.project import Project
 from expunge.project.config import RequestsSection
+from expunge.qualify.record import Qualification
 from expunge.runtime import Runtime
 from expunge.service.targets import Holding, Target, holding
 from expunge.service.workspace import Workspace
@@ -50,6 +51,7 @@ class Site:
     runtime: Runtime
     seed: int
     now: Callable[[], datetime]
+    qualification: Qualification | None = field(default=None, repr=False)  # which edits cite, read before work begins
     fingerprint: str | None = field(default=None, repr=False)  # of the training data, once it is worked out
     _opened: Project | None = field(default=None, repr=False)
     _holding: tuple[Path, Holding] | None = field(default=None, repr=False)
@@ -106,8 +108,13 @@ class Site:
         return self.ledger.remember(self.name, target.remembered, target.request.id)
 
     def counters(self, folder: Folder) -> dict[str, Any]:
-        """Return requests and samples forgotten by edits since the last training, and when that was."""
-        return {**COUNTERS, **folder.record.get("service", {})}
+        """Return edits since the last training, requests and samples forgotten by them, and when that was."""
+        found = folder.record.get("service", {})
+        return {
+            **COUNTERS,
+            "edits": found.get("requests", 0),
+            **found,
+        }  # edits were not counted at first: at most these
 
     def due(self, folder: Folder) -> datetime:
         """Return when the next retraining is due."""
