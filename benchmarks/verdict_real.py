@@ -8,8 +8,10 @@ On a pool of `benchmarks/verdict.py` (the same --store), with edits made up from
 - `5 % of samples skipped`: retrained models whose answers on one in twenty forgotten samples are the original's;
 - `no_op`, and of classes `head_mask`.
 
-The rows of a verdict are thirds of the pairs of models; here pairs are put in random orders, and the verdict is given
-for each. The orders share models, so the counts spread more than independent ones would; no interval is printed.
+Each is judged twice: with models of other seeds as the only ones that are as good as retrained, and with those of the
+other batch size as good as they. The rows of a verdict are thirds of the pairs of models; here pairs are put in random
+orders, and the verdict is given for each. The orders share models, so the counts spread more than independent ones
+would; no interval is printed.
 
     python benchmarks/verdict_real.py --data digits --models 64 --store verdict-digits --request class=3 --orders 100
 """
@@ -60,11 +62,14 @@ def main() -> None:
     pool.train_all()
     for text in chosen.request:
         trials, rows, masked = _rows(pool, Asked.parse(text), chosen.batch_size)
-        counts = {name: _counts(trials, said, masked, chosen.orders) for name, said in rows.items()}
         print(f"\n### {text}, {chosen.orders} orders of {chosen.models // 2} pairs\n")
-        print("| edit | " + " | ".join(VALUES) + " |\n|---|---|---|---|")
-        for name, found in counts.items():
-            print(f"| {name} | " + " | ".join(str(found[value]) for value in VALUES) + " |", flush=True)
+        head = [f"{value}, {held}" for held in ("seeds", "seeds or batch size") for value in VALUES]
+        print("| edit | " + " | ".join(head) + f" |\n|{'---|' * (1 + len(head))}")
+        for name, said in rows.items():
+            batch = rows[f"retrained, batch size {chosen.batch_size}"]
+            found = [_counts(trials, said, masked, each, chosen.orders) for each in (None, batch)]
+            cells = [str(counts[value]) for counts in found for value in VALUES]
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def _rows(pool: Pool, asked: Asked, size: int) -> tuple[Trials, Mapping[str, Said], Said | None]:
@@ -102,7 +107,7 @@ def _patched(models: Said, others: Said, where: NDArray[np.bool_]) -> Said:
     return replace(models, train=np.where(where, others.train, models.train), right=right)
 
 
-def _counts(trials: Trials, said: Said, masked: Said | None, orders: int) -> Counter[str]:
+def _counts(trials: Trials, said: Said, masked: Said | None, batch: Said | None, orders: int) -> Counter[str]:
     found = Counter[str]()
     for seed in range(orders):
         pairs = np.random.default_rng(seed).permutation(len(trials) // 2)
@@ -114,7 +119,9 @@ def _counts(trials: Trials, said: Said, masked: Said | None, orders: int) -> Cou
             declined["head_mask"] = "these requests are of no class"
         else:
             controls["head_mask"] = masked.rows(rows)
-        found[judge(own, controls, declined=declined, smallest=NOT_SIMULATED, seed=seed).verdict.value] += 1
+        also = {} if batch is None else {"another batch size": batch.rows(rows)}
+        given: dict[str, Any] = {"declined": declined, "smallest": NOT_SIMULATED, "legitimate": also, "seed": seed}
+        found[judge(own, controls, **given).verdict.value] += 1
     return found
 
 

@@ -82,6 +82,9 @@ def test_a_plan_trains_nothing(run: Run, project: Path, tmp_path: Path) -> None:
     assert "8 to train" in out
     assert "16 models retrained" in out  # five samples are more than 2 % of a half
     assert not (tmp_path / "none").exists()
+    _, out, _ = run(*words(tmp_path / "none", "-r", "class=3", "--plan", "--vary", "batch_size=16"))
+    assert "16 to train" in out
+    assert "16 models retrained" in out
 
 
 def test_interrupted_it_goes_on(run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +116,9 @@ def test_interrupted_it_goes_on(run: Run, project: Path, tmp_path: Path, monkeyp
         (("-r", "random=5", "-r", "random=5"), "each once"),
         (("-m", "no_such"), "method"),
         (("--set", "alpha=-1"), "alpha"),
+        (("--vary", "no_such=3"), "no_such"),
+        (("--vary", "batch_size=0"), "batch_size"),
+        (("--vary", "epochs=3"), "another recipe in --vary"),
     ],
 )
 def test_bad_input_is_one_sentence(run: Run, project: Path, store: Path, more: tuple[str, ...], text: str) -> None:

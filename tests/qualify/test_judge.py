@@ -260,3 +260,35 @@ def test_what_judge_refuses() -> None:
     empty = replace(trials.original, kept=np.zeros_like(trials.forget))
     with pytest.raises(UserError, match="samples of every part under control no_op, got none in 30 of 30 rows"):
         judge(trials, {"no_op": empty}, smallest=KNOWN)
+
+
+def moved(said: Said, by: float, seed: int) -> Said:
+    """Return models of another batch size: every score of theirs higher, with noise of its own."""
+    noise = np.random.default_rng(seed).normal(by, 0.2, said.train.shape)
+    other = np.random.default_rng(seed + 1).normal(by, 0.2, said.test.shape)
+    train, test = said.train + noise, said.test + other
+    return Said(train, test, said.kept, train > 0, test > 0)
+
+
+def test_models_retrained_otherwise_pass_where_they_count_as_retrained_and_nothing_else_does() -> None:
+    t = worlds.trials(models=60, memory=3.0, seed=2)
+    kind = moved(t.retrained, 1.5, 0)
+    asked = t.instead(kind)  # rows in question are of another third than those it is held to
+    assert judged(asked).verdict.value == "distinguishable"
+    with_kind = judged(asked, legitimate={"batch size 32": kind})
+    assert with_kind.verdict.value != "distinguishable"
+    assert not rejections(with_kind.findings)
+    by_name = {f.name: f for f in with_kind.findings}
+    alone = {f.name: f for f in judged(asked).findings}
+    for name, found in by_name.items():
+        if found.kind in ("rank", "farther", "attack"):
+            assert found.p >= alone[name].p  # the largest over both kinds
+    score = by_name["score of forgotten samples"]
+    assert score.within is not None
+    assert score.within <= 0.05
+    usual = judged(t, legitimate={"batch size 32": kind})
+    assert not rejections(usual.findings)  # retrained from another seed passes as before
+    assert rejections(usual.controls["no_op"])
+    assert not rejections(usual.controls["retrained"])
+    nothing = judged(t.instead(t.original), legitimate={"batch size 32": kind})
+    assert nothing.verdict.value == "distinguishable"

@@ -370,3 +370,15 @@ def test_answers_need_no_second_look_at_what_is_done(pool: Pool) -> None:
     assert told == []
     task: Task = fresh.answered(0)
     assert pool.store.status(task) == "done"
+
+
+@pytest.mark.parametrize("text", ["random=1", "class=3"])
+def test_models_retrained_by_a_varied_recipe_stand_beside(pool: Pool, text: str) -> None:
+    varied = replace(pool, variants={"batch size 16": {"batch_size": 16}})
+    found = ask(varied, text, name="no_op")
+    assert list(found.legitimate) == ["batch size 16"]
+    other, trials = found.legitimate["batch size 16"], found.trials[0]
+    assert len(other) == T
+    assert not (other.kept & trials.forget).any()
+    assert not np.array_equal(other.train, trials.retrained.train)
+    assert ask(pool, text, name="no_op").legitimate == {}

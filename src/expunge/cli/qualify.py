@@ -19,7 +19,6 @@ def qualify(
     context: typer.Context,
     method: Annotated[str | None, typer.Option("--method", "-m", help="See expunge methods; default ssd.")] = None,
     data: Annotated[str | None, typer.Option(help="A named data set instead of a project file: digits ...")] = None,
-    network: Annotated[str | None, typer.Option(help="With --data: a named network; default its own.")] = None,
     original: Annotated[
         Path | None,
         typer.Option(help="Folder of prepare whose model the record is for; default the project's weights."),
@@ -32,6 +31,10 @@ def qualify(
             help="Kind and size of requests, repeatable: random=10, random=0.05, random=10,times=8, hardest=10, "
             "near-duplicates=10, class=3, subject:who=s3. Default: a choice of those that fit.",
         ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE of the recipe, repeatable: a model retrained so is as good, as batch_size=48."),
     ] = None,
     models: Annotated[int, typer.Option(min=8, help="Models of the pool; 30 for a verdict, 64 for a sharp one.")] = 64,
     store: Annotated[
@@ -57,7 +60,8 @@ def qualify(
     the project file, and [bold]expunge requests process[/bold] cites it until model, data or method change.
 
     The pool is the cost; it is trained once for all methods and kinds. Interrupted, the same command goes on.
-    Exit code 3: the method was found distinguishable for a kind of request.
+    With [bold]--vary[/bold] models retrained by a recipe changed so count as retrained too: a method passes that comes
+    as near to either. Exit code 3: the method was found distinguishable for a kind of request.
 
     Raises:
         Exit: with 3 where the method was found distinguishable, 130 where it was interrupted.
@@ -69,10 +73,10 @@ def qualify(
 
     chosen = options(context)
     fields, runs = read(settings)
-    place = _jobs.project(chosen, data, network, None)
+    place = _jobs.project(chosen, data, None, None)
     made = place.method(method, fields)
     asked = _asked(request, place)
-    pool = _pool(chosen, place, runs, store, models, seed, workers)
+    pool = _pool(chosen, place, runs, store, models, seed, workers, _varied(vary, place))
     weights = _weights(place, original, chosen)
     if plan:
         body, lines = _planned(pool, asked, made)
@@ -104,7 +108,41 @@ def _asked(texts: list[str] | None, place: Any) -> list[Any]:
     return [Asked.parse(text) for text in (*wanted, f"class={min(labels)}")]
 
 
-def _pool(chosen: Any, place: Any, runs: dict[str, Any], store: Path, models: int, seed: int, workers: int) -> Any:
+def _varied(words: list[str] | None, place: Any) -> dict[str, dict[str, Any]]:
+    """Return changes of the recipe by name.
+
+    Raises:
+        UserError: the recipe has no such field, or not with that value, or it is the recipe's own.
+    """
+    from expunge.errors import UserError, suggest
+    from expunge.methods import parse
+    from expunge.recipe import Recipe, fields_of
+
+    recipe, found = place.problem().recipe, {}
+    own = {} if recipe is None else recipe.to_json()
+    for word in words or ():
+        changes = parse([word])
+        if odd := [key for key in changes if key not in own]:
+            raise UserError("a field of the recipe in --vary", repr(odd[0]), suggest(odd[0], own))
+        Recipe(**fields_of({**own, **changes}))
+        if all(own.get(key) == value for key, value in changes.items()):
+            raise UserError(
+                "another recipe in --vary", f"{word}, which it is", "leave it out: other seeds always count"
+            )
+        found[", ".join(f"{key} {value}" for key, value in changes.items())] = changes
+    return found
+
+
+def _pool(
+    chosen: Any,
+    place: Any,
+    runs: dict[str, Any],
+    store: Path,
+    models: int,
+    seed: int,
+    workers: int,
+    variants: dict[str, dict[str, Any]],
+) -> Any:
     """Return the pool of a project.
 
     Raises:
@@ -130,7 +168,7 @@ def _pool(chosen: Any, place: Any, runs: dict[str, Any], store: Path, models: in
     data_dir = None if chosen.data_dir is None else chosen.data_dir.resolve()
     kept = {n: getattr(runtime, n) for n in ("batch_size", "precision", "memory")}
     setting = Setting(store.resolve(), projects, data_dir, chosen.device, **kept)
-    return Pool(entry, problem.network, problem.recipe.to_json(), setting, models, seed, workers)
+    return Pool(entry, problem.network, problem.recipe.to_json(), setting, models, seed, workers, variants=variants)
 
 
 def _limit(place: Any) -> dict[str, int]:
@@ -176,16 +214,17 @@ def _planned(pool: Any, asked: list[Any], method: Any) -> tuple[dict[str, Any], 
     missing = sum(room.status(pool.answered(k).needs[0]) != "done" for k in range(t)) if known else t
     steps, half = sum(each.times for each in asked), int(pool.seen[0].sum())
     again = sum(each.against(_size(each, half), half) == "retrained" for each in asked)
-    body = {"models": t, "to_train": missing, "edits": t * steps, "to_retrain": t * again}
+    many = 1 + len(pool.variants)
+    body = {"models": t, "to_train": missing + t * (many - 1), "edits": t * steps, "to_retrain": t * again * many}
     lines = [
-        f"A pool of {t} models on {int(pool.seen[0].sum()):,} of {len(pool.train):,} samples each, {missing} to train.",
+        f"A pool of {t} models on {half:,} of {len(pool.train):,} samples each, {body['to_train']} to train.",
         f"{method.settings()['name']}: {t * steps} edits for {', '.join(map(str, asked))}; "
-        f"{t * again} models retrained without the samples.",
+        f"{body['to_retrain']} models retrained without the samples.",
     ]
     seconds = {stage: room.mean_seconds(stage) if known else None for stage in ("trained", "unlearned")}
     if all(s is not None for s in seconds.values()):
         train, edit = (float(s) for s in seconds.values() if s is not None)
-        body["seconds"] = (missing + t * again) * train + t * steps * edit
+        body["seconds"] = (body["to_train"] + body["to_retrain"]) * train + t * steps * edit
         lines.append(f"About {body['seconds'] / 60:.1f} minutes of one process, by what was done in this store.")
     else:
         lines.append("How long that takes is known once a model is trained, and asked to forget, in this store.")

@@ -9,7 +9,7 @@ second retrained model can be put through all of them as a control.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -251,6 +251,7 @@ def judge(
     permutations: int = 999,
     seed: int = 0,
     smallest: Smallest | None = None,
+    legitimate: Mapping[str, Said] | None = None,
 ) -> Judged:
     """Return the verdict on a method for one kind of request.
 
@@ -262,6 +263,10 @@ def judge(
 
     All of it takes rows for independent. Partners were trained on complementary halves, and are not quite.
 
+    Where models retrained otherwise, as with another batch size, are as good as the retrained ones, all tests are made
+    against each kind: a test rejects with the largest of its p, for a model of either kind is none to be rejected, and
+    a number is within its margin of one of m kinds with m times the smallest p (at most 1).
+
     Args:
         trials: T requests.
         controls: models in the place of the unlearned, by control; rows are the requests of ``trials``.
@@ -272,6 +277,7 @@ def judge(
         permutations: of each permutation test.
         seed: of permutations and simulated effects.
         smallest: the smallest effects, where an earlier call has them; they do not depend on the unlearned models.
+        legitimate: other retrained models by what differs, rows as the requests of ``trials``.
 
     Returns:
         Verdict and findings. Below `least_models` the verdict is insufficient evidence whatever was found.
@@ -282,7 +288,6 @@ def judge(
     """
     rows = thirds(len(trials))
     retrained, original = _group(trials, trials.retrained), _group(trials, trials.original)
-    fixed = _margins(trials, retrained, rows, margins or {})
     columns = np.isfinite(retrained.vectors).all(axis=0)
     known = {id(trials.retrained): retrained, id(trials.original): original}
 
@@ -296,14 +301,50 @@ def judge(
         return found
 
     retrained, original = group(trials.retrained, "retrained models"), group(trials.original, "originals")
-    if smallest is None:
-        smallest = _smallest(rows, retrained, original, level, power, permutations, seed)
     unit = "nats" if trials.reference.right is not None else "loss"
-    tests = _Tests(rows, retrained, original, fixed, smallest, unit, level, power, permutations, seed)
-    findings = tests.findings(group(trials.unlearned, "unlearned models"))
-    found = {name: tests.findings(group(said, f"control {name}")) for name, said in controls.items()}
+    kinds = {"": retrained} | {name: group(said, f"models of {name}") for name, said in (legitimate or {}).items()}
+    tests = [
+        _Tests(
+            rows,
+            own,
+            original,
+            _margins(trials, own, rows, margins or {}),
+            smallest or _smallest(rows, own, original, level, power, permutations, seed),
+            unit,
+            level,
+            power,
+            permutations,
+            seed,
+        )
+        for own in kinds.values()
+    ]
+
+    def findings_of(asked: _Group) -> tuple[Finding, ...]:
+        return tuple(map(_either, zip(*(each.findings(asked) for each in tests), strict=True)))
+
+    findings = findings_of(group(trials.unlearned, "unlearned models"))
+    found = {name: findings_of(group(said, f"control {name}")) for name, said in controls.items()}
     verdict = decide(findings, found, declined=declined or {}, level=level, power=power)
     return Judged(_enough(verdict, rows, len(trials)), findings, {str(name): own for name, own in found.items()})
+
+
+def _either(found: Sequence[Finding]) -> Finding:
+    """Return the finding of one test against several kinds of retrained models, of which any may be met."""
+    if len(found) == 1:
+        return found[0]
+    most, least_p = max(f.p for f in found), min(f.p for f in found)
+    best = min(found, key=lambda f: 1.0 if f.within is None else f.within)
+    needed = [f.needed for f in found]
+    return replace(
+        best,
+        p=min(1.0, len(found) * least_p) if best.kind == "nearer" else most,
+        within=None if best.within is None else min(1.0, len(found) * best.within),
+        floor=max(f.floor for f in found),
+        smallest=max(f.smallest for f in found),
+        n=min(f.n for f in found),
+        k=min(f.k for f in found),
+        needed=None if None in needed else max(n for n in needed if n is not None),
+    )
 
 
 def _enough(verdict: Verdict, rows: Thirds, models: int) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,7 @@ class Pool:
         seed: of halves, training and draws.
         workers: processes that do the work.
         told: called with each task that ended, its outcome, and how many of how many have.
+        variants: changes of the recipe, by name, under which a retrained model is as good as another: batch size ...
         stacked: models trained in one pass; 0 takes 16 on a GPU, and one by one elsewhere, where it is no faster.
 
     Raises:
@@ -60,6 +61,7 @@ class Pool:
     workers: int = 1
     told: Told | None = field(default=None)
     stacked: int = 0
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.models < LEAST_MODELS or self.models % 2:
@@ -236,6 +238,7 @@ class Simulated:
         against: what stood for the retrained models, after one request.
         steps: after how many requests in a row.
         trials: the models, after so many requests.
+        legitimate: models retrained under each variant of the recipe, after one request, by its name.
         masked: what head-masked models say, after one request; None where the mask does not apply.
         unmasked: why it does not.
         seconds: of all edits, one step, on average.
@@ -246,6 +249,7 @@ class Simulated:
     against: Against
     steps: tuple[int, ...]
     trials: tuple[Trials, ...]
+    legitimate: Mapping[str, Said]
     masked: Said | None
     unmasked: str
     seconds: float
@@ -293,6 +297,7 @@ def simulate(pool: Pool, asked: Asked, method: Mapping[str, Any]) -> Simulated:
         against=against[steps[0]],
         steps=steps,
         trials=trials,
+        legitimate=_legitimate(pool, cells, against[steps[0]], trials[0]),
         masked=pool.said(masks, trials[0].unlearned.kept) if masks else None,
         unmasked=unmasked,
         seconds=float(np.mean([pool.store.read(task, RESULT)["seconds"] for task in first])),
@@ -301,6 +306,21 @@ def simulate(pool: Pool, asked: Asked, method: Mapping[str, Any]) -> Simulated:
             "requests": sum(pool.seconds(stage, every) for stage in ("prepared", "unlearned", "answered")),
         },
     )
+
+
+def _legitimate(pool: Pool, cells: Sequence[Cell], against: Against, trials: Trials) -> dict[str, Said]:
+    """Return models retrained under each variant of the recipe: of their own pools, or for each request."""
+    found = {}
+    for name, changes in pool.variants.items():
+        other = replace(pool, recipe={**pool.recipe, **changes}, variants={})
+        if against == "pool":
+            other.train_all()
+            found[name] = other.originals.rows(np.arange(pool.models) ^ 1)
+        else:
+            tasks = [other.cell(t, cell.asked).task("answered", 1, 1) for t, cell in enumerate(cells)]
+            other.done(tasks)
+            found[name] = other.said(tasks, trials.unlearned.kept)
+    return found
 
 
 def _masks(pool: Pool, asked: Asked, cells: Sequence[Cell]) -> tuple[list[Task], str]:

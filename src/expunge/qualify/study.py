@@ -141,6 +141,7 @@ def kind_of(
         "target": {"value": asked.value} if asked.kind == "class" else None,  # a person is not named in a record
         "words": WORDS[asked.kind] + (f" ({asked})" if asked.kind in ("class", "subclass") else ""),
         "against": largest.against,
+        "variants": sorted(largest.legitimate),
         "sizes": sizes,
         "in_row": None if row is None else in_row(row.trials, row.steps, confidence=confidence).to_json(),
         **judged(largest, margins, level=1 - confidence, seed=seed).to_json(),
@@ -172,7 +173,8 @@ def judged(
         declined["head_mask"] = found.unmasked
     else:
         controls["head_mask"] = found.masked
-    return judge(trials, controls, declined=declined, margins=margins or {}, level=level, seed=seed)
+    given: dict[str, Any] = {"declined": declined, "margins": margins or {}, "legitimate": found.legitimate}
+    return judge(trials, controls, **given, level=level, seed=seed)
 
 
 def _size(trials: Trials) -> float:
