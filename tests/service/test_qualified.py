@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from expunge.service.record import record_of
 from expunge.tensors import weights_digest
 from qualify.test_record import record, size
 from services import Shop
+
+PROCESS = sys.modules["expunge.service.process"]  # the package's function of that name hides it
 
 
 def qualified(shop: Shop, **more: Any) -> None:
@@ -68,8 +72,83 @@ def test_edits_in_a_row_are_counted_from_the_weights_that_were_qualified(pets: A
         shop.ask(f"r{n}", *map(str, range(100 + 10 * n, 110 + 10 * n)))
         shop.process()
     assert [told(shop, f"r{n}")["covers"] for n in range(5)] == [True, True, True, True, False]
-    assert "request 5 on this model" in told(shop, "r4")["text"]
+    assert "edit 5 on this model" in told(shop, "r4")["text"]
     assert told(shop, "r4")["expired"] == []  # the weights are edited ones of those qualified
+
+
+def test_an_edit_for_several_requests_is_one_in_a_row(pets: Any) -> None:
+    shop: Shop = pets()
+    qualified(shop)
+    for n in range(5):  # as many requests as would end the row, were each an edit
+        shop.ask(f"r{n}", *map(str, range(100 + 2 * n, 102 + 2 * n)))
+    shop.process()
+    shop.ask("later", *map(str, range(120, 130)))
+    shop.process()
+    assert "64 simulated requests of 10 (random samples)" in told(shop, "r0")["text"]
+    assert told(shop, "later")["covers"]
+    assert "this is edit 2 since the training" in told(shop, "later")["text"]
+
+
+@pytest.mark.parametrize("asked", [[("ann",), ("bob",)], [("ann", "bob")]], ids=["two requests", "one of two people"])
+def test_several_people_in_one_edit_are_not_random_samples(pets: Any, asked: list[tuple[str, ...]]) -> None:
+    shop: Shop = pets({"policy.largest_share": 0.9})
+    qualified(shop)
+    for n, values in enumerate(asked):
+        shop.ask(f"r{n}", *values, kind="subject")
+    (outcome,) = shop.process()
+    assert outcome.step == "deployed"
+    assert not told(shop, "r0")["covers"]
+    assert "were not simulated in one edit" in told(shop, "r0")["text"]
+
+
+def test_a_person_is_covered_by_one_of_that_size(pets: Any) -> None:
+    shop: Shop = pets({"policy.largest_share": 0.9})
+    qualified(shop)
+    shop.ask("r1", "ann", kind="subject")  # 12 samples; the simulated had 8 in half of the data
+    shop.process()
+    assert told(shop, "r1")["covers"]
+    assert "requests of 8 (all samples of one person)" in told(shop, "r1")["text"]
+
+
+def test_the_class_that_a_request_is_about_is_not_told(pets: Any) -> None:
+    shop: Shop = pets({"policy.largest_share": 0.9})
+    own = record().body["kinds"][1]
+    kind = own | {"words": "A whole class (class 1)", "target": {"value": 1}, "sizes": [size(10)]}
+    qualified(shop, kinds=[kind])
+    shop.ask("r1", "cat", kind="class")
+    shop.process()
+    found = told(shop, "r1")
+    assert found["covers"]
+    assert "(a whole class)" in found["text"]
+    assert "class 1" not in found["text"] + found["officer"]
+
+
+def test_each_model_cites_its_own_and_one_without_is_said_to_have_none(pets: Any) -> None:
+    pets(name="other")
+    shop: Shop = pets()
+    qualified(shop)
+    file = shop.folder / "expunge.toml"
+    file.write_text(f'{file.read_text()}\n[requests.models]\na = "expunge.toml"\nb = "../other/expunge.toml"\n')
+    shop.ask("r1", *map(str, range(100, 110)))
+    assert [(o.model, o.step) for o in shop.process()] == [("a", "deployed"), ("b", "deployed")]
+    said = limits(shop, "r1")
+    assert f"a: {shop.event('r1', 'unlearned', 'a').body['qualification']['text']}" in said
+    assert f"b: {NO_QUALIFICATION}" in said
+
+
+def test_one_removed_while_work_goes_on_stops_no_edit(pets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop: Shop = pets()
+    qualified(shop)
+    shop.ask("r1", *map(str, range(100, 110)))
+    real = PROCESS.edit
+
+    def removed(*given: Any) -> Any:
+        (shop.folder / "q.json").unlink()
+        return real(*given)
+
+    monkeypatch.setattr(PROCESS, "edit", removed)
+    assert [o.step for o in shop.process()] == ["deployed"]
+    assert told(shop, "r1")["covers"]
 
 
 def test_after_a_retraining_it_has_expired(pets: Any) -> None:
@@ -114,6 +193,11 @@ def test_one_that_is_missing_or_broken_is_told_before_work_begins(pets: Any) -> 
     whole = (shop.folder / "q.json").read_text()
     Path(shop.folder / "q.json").write_text(whole[:50])
     with pytest.raises(CorruptArtefact, match="JSON document"):
+        shop.process()
+    body = json.loads(whole)
+    body["kinds"][0]["sizes"][0]["rate"] = None
+    Path(shop.folder / "q.json").write_text(json.dumps(body))
+    with pytest.raises(CorruptArtefact, match=r"no usable kinds\.0\.sizes\.0\.rate"):
         shop.process()
     (shop.folder / "q.json").unlink()
     with pytest.raises(UserError, match="none there"):

@@ -157,15 +157,20 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 
 def _qualified(record: Mapping[str, Any]) -> list[str]:
     """Return what a qualification says of each model's edits, and where there is none; models by name if several."""
-    given, several, said = dict(record["qualification"] or {}), len(record["models"]) > 1, list[str]()
-    for name, model in record["models"].items():
-        edits = [a for a in model["attempts"] if a["result"] in ("deployed", "replaced") and a["how"] != "retrain"]
-        for found in (dict(a.get("qualification") or given) for a in edits):
-            told = [str(found.get("text") or NO_QUALIFICATION), str(found.get("officer") or "")]
-            said += [f"{name}: {text}" if several else text for text in told if text]
-    if said:
-        return said
-    return [text for text in (str(given.get("text") or NO_QUALIFICATION), str(given.get("officer") or "")) if text]
+    given, said = dict(record["qualification"] or {}), list[str]()
+    served = {
+        name: [a for a in m["attempts"] if a["result"] in ("deployed", "replaced") and a["how"] != "retrain"]
+        for name, m in record["models"].items()
+    }
+    edits = {name: attempts for name, attempts in served.items() if attempts}
+    for name, attempts in edits.items():
+        lead = f"{name}: " if len(edits) > 1 else ""
+        said += [lead + text for a in attempts for text in _told(a.get("qualification") or given)]
+    return said or _told(given)
+
+
+def _told(found: Mapping[str, Any]) -> list[str]:
+    return [text for text in (str(found.get("text") or NO_QUALIFICATION), str(found.get("officer") or "")) if text]
 
 
 def alone(n: Any) -> str:

@@ -110,11 +110,8 @@ class Site:
     def counters(self, folder: Folder) -> dict[str, Any]:
         """Return edits since the last training, requests and samples forgotten by them, and when that was."""
         found = folder.record.get("service", {})
-        return {
-            **COUNTERS,
-            "edits": found.get("requests", 0),
-            **found,
-        }  # edits were not counted at first: at most these
+        edits = found.get("requests", 0)  # of versions that did not count them: there were no more than these
+        return {**COUNTERS, "edits": edits, **found}
 
     def due(self, folder: Folder) -> datetime:
         """Return when the next retraining is due."""
