@@ -334,7 +334,7 @@ def penalty(model, batch, outputs, losses):
         ({"patience": 2}, "Recipe.patience"),
         ({"canaries": 2, "patience": 1}, "Recipe.patience, Recipe.canaries"),
     ],
-    ids=str,
+    ids=["penalties", "patience", "canaries"],
 )
 def test_recipes_that_cannot_be_stacked(change, words):
     models, data, recipe = several(mlp), sets(4), replace(SGD, **change)
