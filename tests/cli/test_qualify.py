@@ -87,6 +87,13 @@ def test_a_plan_trains_nothing(run: Run, project: Path, tmp_path: Path) -> None:
     assert "16 models retrained" in out
 
 
+def test_without_requests_those_that_fit_are_taken(run: Run, project: Path, tmp_path: Path) -> None:
+    _, out, _ = run(*words(tmp_path / "none", "--plan"))
+    assert "for random 1, random 5 %, hardest 10, near-duplicates 10, class 0;" in out  # 40 in a row would be too many
+    (project / "expunge.toml").write_text(PROJECT.replace("limit = 260", "limit = 400"))
+    assert "random 10 × 4," in run(*words(tmp_path / "none", "--plan"))[1]
+
+
 def test_interrupted_it_goes_on(run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = stages._STAGES["unlearned"], 0
 

@@ -96,16 +96,9 @@ def qualify(
 def _asked(texts: list[str] | None, place: Any) -> list[Any]:
     """Return what is asked of the pool: as named, or what fits the project."""
     from expunge.qualify.asked import Asked
-    from expunge.qualify.study import DEFAULTS
-    from expunge.task import Classes
+    from expunge.qualify.study import defaults
 
-    if texts:
-        return [Asked.parse(text) for text in texts]
-    wanted = list(DEFAULTS)
-    if not isinstance(place.task, Classes):
-        return [Asked.parse(text) for text in wanted if not text.startswith("near")]
-    labels = place.train.targets().tolist()
-    return [Asked.parse(text) for text in (*wanted, f"class={min(labels)}")]
+    return [Asked.parse(text) for text in texts] if texts else defaults(place.problem())
 
 
 def _varied(words: list[str] | None, place: Any) -> dict[str, dict[str, Any]]:

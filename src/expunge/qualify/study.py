@@ -21,8 +21,10 @@ from expunge.qualify.strong import strong
 from expunge.qualify.trials import Said, Trials
 from expunge.qualify.verdict import Control
 from expunge.task import Classes
+from expunge.zoo import Problem
 
-DEFAULTS = ("random=1", "random=10", "random=0.05", "hardest=10", "near-duplicates=10")
+DEFAULTS = ("random=1", "random=10,times=4", "random=0.05", "hardest=10", "near-duplicates=10")
+FITS = 8  # the share of all samples that a request of the defaults takes at most, as one in so many
 SHARE, CONFIDENCE = 0.9, 0.95
 
 
@@ -107,6 +109,20 @@ def qualify(
             "retrain": trained / pool.models,
         },
     }
+
+
+def defaults(problem: Problem) -> list[Asked]:
+    """Return requests that fit a problem: those of `DEFAULTS` that are not too large for it, and its first class.
+
+    Args:
+        problem: with training data.
+    """
+    found, train = [Asked.parse(text) for text in DEFAULTS], problem.train
+    few = [a for a in found if a.fixed or a.times * a.value * FITS <= len(train)]
+    inputs = train.read(range(1)).inputs
+    apart = isinstance(problem.task, Classes) and not isinstance(inputs, dict) and inputs.is_floating_point()
+    fitting = [a for a in few if a.kind != "near-duplicates" or apart]
+    return fitting + ([Asked("class", min(train.targets().tolist()))] if isinstance(problem.task, Classes) else [])
 
 
 def _title(asked: Asked) -> str:
