@@ -87,7 +87,7 @@ name = "{method}"            # expunge methods shows what there is; its fields m
 # approval = false         # whether a second operator must approve a request first
 # undo_days = 14           # a replaced version is kept encrypted so long, to be rolled back to; 0 keeps none
 # refresh_every = 0        # requests after which an edit first prepares its state anew; 0 for never
-# qualification = "expunge-qualified/qualification.json"  # of expunge qualify: edits cite it
+# qualification = ""       # file that expunge qualify wrote, expunge-qualified/qualification.json: edits cite it
 
 # [requests.models]        # several models that one request may touch, by name; leave out for this project alone
 # shop = "expunge.toml"
