@@ -81,7 +81,7 @@ def main() -> None:
         print(f"pool: {time.perf_counter() - begun:.0f} s in this run", flush=True)
     for text in chosen.request:
         rows = _rows(pool, Asked.parse(text), methods, chosen)
-        print(f"\n### {text}\n\n{_table(rows)}\n", flush=True)
+        print(f"\n### {text}\n\n{_table(rows)}\n\n{_spent(rows)}\n", flush=True)
     _costs(pool)
 
 
@@ -133,6 +133,14 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [name, *_cells(body)]
         lines.append(f"| {' | '.join([*cells, *[''] * (len(HEAD) - len(cells))])} |")
     return "\n".join(lines)
+
+
+def _spent(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what judging took, and the models retrained for the request."""
+    seconds = [body["analysis"] for body in rows.values() if "kind" in body]
+    retrained = max((body["requests"]["retrained"] for body in rows.values() if "kind" in body), default=0.0)
+    mean = sum(seconds) / max(1, len(seconds))
+    return f"judged in {mean:.1f} s a row ({max(seconds, default=0):.1f} at most); retrained in {retrained:.0f} s"
 
 
 def _cells(body: Mapping[str, Any]) -> Sequence[str]:

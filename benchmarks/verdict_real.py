@@ -112,7 +112,7 @@ def _counts(trials: Trials, said: Said, masked: Said | None, batch: Said | None,
     for seed in range(orders):
         pairs = np.random.default_rng(seed).permutation(len(trials) // 2)
         rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
-        own = _ordered(trials, said, rows)
+        own = trials.instead(said).rows(rows)
         controls: dict[Control, Said] = {"no_op": own.original, "retrained": own.retrained}
         declined: dict[Control, str] = {}
         if masked is None:
@@ -123,19 +123,6 @@ def _counts(trials: Trials, said: Said, masked: Said | None, batch: Said | None,
         given: dict[str, Any] = {"declined": declined, "smallest": NOT_SIMULATED, "legitimate": also, "seed": seed}
         found[judge(own, controls, **given).verdict.value] += 1
     return found
-
-
-def _ordered(trials: Trials, said: Said, rows: NDArray[np.int64]) -> Trials:
-    """Return the requests in another order, with other models in the place of the unlearned ones."""
-    return Trials(
-        trials.ids,
-        trials.forget[rows],
-        trials.original.rows(rows),
-        said.rows(rows),
-        trials.retrained.rows(rows),
-        trials.reference.rows(rows),
-        None if trials.stands is None else trials.stands[rows],
-    )
 
 
 if __name__ == "__main__":

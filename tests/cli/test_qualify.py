@@ -87,6 +87,12 @@ def test_a_plan_trains_nothing(run: Run, project: Path, tmp_path: Path) -> None:
     assert "16 models retrained" in out
 
 
+def test_the_record_is_for_the_model_that_requests_start_from(run: Run, project: Path, store: Path) -> None:
+    assert run("prepare")[0] == 0
+    assert run(*words(store, "-r", "random=2"))[0] in (0, 3)
+    assert body(project)["model"] == json.loads((project / "expunge-work" / "record.json").read_text())["weights"]
+
+
 def test_without_requests_those_that_fit_are_taken(run: Run, project: Path, tmp_path: Path) -> None:
     _, out, _ = run(*words(tmp_path / "none", "--plan"))
     assert "for random 1, random 5 %, hardest 10, near-duplicates 10, class 0;" in out  # 40 in a row would be too many

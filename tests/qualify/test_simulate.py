@@ -381,4 +381,5 @@ def test_models_retrained_by_a_varied_recipe_stand_beside(pool: Pool, text: str)
     assert len(other) == T
     assert not (other.kept & trials.forget).any()
     assert not np.array_equal(other.train, trials.retrained.train)
+    assert found.cost["retrained"] > ask(pool, text, name="no_op").cost["retrained"]  # their training is paid for too
     assert ask(pool, text, name="no_op").legitimate == {}

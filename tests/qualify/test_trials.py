@@ -109,14 +109,7 @@ def test_a_mask_of_what_stands_replaces_not_having_seen() -> None:
 def test_an_odd_number_of_reference_models_leaves_the_last_without_a_partner() -> None:
     whole = world(models=14)
     rows = list(range(13))
-    cut = Trials(
-        whole.ids,
-        whole.forget[rows],
-        whole.original.rows(rows),
-        whole.unlearned.rows(rows),
-        whole.retrained.rows(rows),
-        whole.reference.rows(rows),
-    )
+    cut = whole.rows(rows)
     check(cut, cut.unlearned)
     last, before = cut._counts["test"][12, 0], cut._counts["test"][0, 0]
     assert (last, before) == (12, 11)
@@ -125,14 +118,7 @@ def test_an_odd_number_of_reference_models_leaves_the_last_without_a_partner() -
 def test_more_reference_models_than_requests_all_count() -> None:
     whole = world(models=14)
     rows = list(range(9))
-    cut = Trials(
-        whole.ids,
-        whole.forget[rows],
-        whole.original.rows(rows),
-        whole.unlearned.rows(rows),
-        whole.retrained.rows(rows),
-        whole.reference,
-    )
+    cut = replace(whole.rows(rows), reference=whole.reference)
     check(cut, cut.unlearned)
     assert (cut._counts["test"] == 12).all()  # of request 8 too, whose partner is in the reference
 

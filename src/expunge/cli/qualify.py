@@ -21,7 +21,9 @@ def qualify(
     data: Annotated[str | None, typer.Option(help="A named data set instead of a project file: digits ...")] = None,
     original: Annotated[
         Path | None,
-        typer.Option(help="Folder of prepare whose model the record is for; default the project's weights."),
+        typer.Option(
+            help="Folder of prepare whose model the record is for; default [requests] start, else the weights."
+        ),
     ] = None,
     request: Annotated[
         list[str] | None,
@@ -174,6 +176,9 @@ def _weights(place: Any, original: Path | None, chosen: Any) -> str | None:
     from expunge.cli import _jobs
     from expunge.tensors import weights_digest
 
+    start = place.folder / place.config.requests.start
+    if original is None and place.file is not None and start.is_dir():
+        original = start
     if original is not None:
         return weights_digest(_jobs.opened(original, chosen).model())
     return None if place.trains else weights_digest(place.trained(place.runtime(chosen.device, {}), 0))

@@ -242,7 +242,7 @@ class Simulated:
         masked: what head-masked models say, after one request; None where the mask does not apply.
         unmasked: why it does not.
         seconds: of all edits, one step, on average.
-        cost: seconds by name: ``retrained`` and ``requests``, of all of them.
+        cost: seconds by name: ``retrained``, those of variants included, and ``requests``, of all of them.
     """
 
     asked: Asked
@@ -290,6 +290,7 @@ def simulate(pool: Pool, asked: Asked, method: Mapping[str, Any]) -> Simulated:
     trials = tuple(
         _trials(pool, asked, edits[step], retrained[step], [f[step - 1] for f in forgotten]) for step in steps
     )
+    legitimate, varied = _legitimate(pool, cells, against[steps[0]], trials[0])
     first = [task.needs[0] for task in edits[steps[0]]]
     every = [task for step in steps for task in edits[step]]
     return Simulated(
@@ -297,30 +298,32 @@ def simulate(pool: Pool, asked: Asked, method: Mapping[str, Any]) -> Simulated:
         against=against[steps[0]],
         steps=steps,
         trials=trials,
-        legitimate=_legitimate(pool, cells, against[steps[0]], trials[0]),
+        legitimate=legitimate,
         masked=pool.said(masks, trials[0].unlearned.kept) if masks else None,
         unmasked=unmasked,
         seconds=float(np.mean([pool.store.read(task, RESULT)["seconds"] for task in first])),
         cost={
-            "retrained": pool.seconds("retrained", [task for step in steps for task in retrained[step]]),
+            "retrained": pool.seconds("retrained", [task for step in steps for task in retrained[step]]) + varied,
             "requests": sum(pool.seconds(stage, every) for stage in ("prepared", "unlearned", "answered")),
         },
     )
 
 
-def _legitimate(pool: Pool, cells: Sequence[Cell], against: Against, trials: Trials) -> dict[str, Said]:
-    """Return models retrained under each variant of the recipe: of their own pools, or for each request."""
-    found = {}
+def _legitimate(pool: Pool, cells: Sequence[Cell], against: Against, trials: Trials) -> tuple[dict[str, Said], float]:
+    """Return models retrained under each variant of the recipe, of their own pool or for each request, and seconds."""
+    found, seconds = dict[str, Said](), 0.0
     for name, changes in pool.variants.items():
         other = replace(pool, recipe={**pool.recipe, **changes}, variants={})
         if against == "pool":
             other.train_all()
             found[name] = other.originals.rows(np.arange(pool.models) ^ 1)
+            tasks = [other.answered(t) for t in range(pool.models)]
         else:
             tasks = [other.cell(t, cell.asked).task("answered", 1, 1) for t, cell in enumerate(cells)]
             other.done(tasks)
             found[name] = other.said(tasks, trials.unlearned.kept)
-    return found
+        seconds += other.seconds("trained", tasks) + other.seconds("retrained", tasks)
+    return found, seconds
 
 
 def _masks(pool: Pool, asked: Asked, cells: Sequence[Cell]) -> tuple[list[Task], str]:

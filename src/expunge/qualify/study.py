@@ -212,4 +212,8 @@ def excluded(pool: Pool, found: Sequence[Simulated], share: float, confidence: f
         f"No more than {longest} request{'' if longest == 1 else 's'} in a row {'was' if longest == 1 else 'were'} "
         "simulated on one model.",
         "Requests of other kinds, larger ones, and samples that somebody chose to do harm were not simulated.",
+        *(
+            f"Models retrained with {name} counted as retrained too: what lies as near to these was not found."
+            for name in pool.variants
+        ),
     ]

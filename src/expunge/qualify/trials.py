@@ -135,6 +135,12 @@ class Trials:
     def __len__(self) -> int:
         return len(self.forget)
 
+    def rows(self, index: NDArray[np.int64] | list[int]) -> Trials:
+        """Return some of the requests, in the order given, with their models; pairs must stay beside each other."""
+        groups = {name: getattr(self, name).rows(index) for name in ("original", "unlearned", "retrained", "reference")}
+        stands = None if self.stands is None else self.stands[index]
+        return replace(self, forget=self.forget[index], stands=stands, **groups)
+
     def instead(self, models: Said) -> Trials:
         """Return the same requests with other models in the place of the unlearned ones, as a control."""
         return replace(self, unlearned=models)
