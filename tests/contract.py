@@ -34,6 +34,7 @@ from expunge.metric import (
     missing,
 )
 from expunge.metrics.membership import Membership
+from expunge.noise import Noise
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario, forget_class, forget_ids, forget_range
 from expunge.task import Binary, Classes, Classification, Quantile, Regression, Task
@@ -122,6 +123,7 @@ def setting(kind: str) -> Setting:
         return Data.from_arrays(x, target, columns=columns, name=name)
 
     train, test, holdout = draw(96, "train"), draw(144, "test"), draw(16, "holdout")
+    train, _ = Noise(deviation=0.5).plant(train, 0.4)
     ids = train.ids[5 : 65 if kind == "binary" else 29]
     case = forget_class(train, FORGOTTEN) if kind == "class" else forget_ids(train, ids)
     if kind == "quantile":

@@ -11,6 +11,7 @@ from expunge.data import Data
 from expunge.draws import Request
 from expunge.errors import UserError
 from expunge.kinds import EXAMPLES
+from expunge.noise import Noise, without
 from expunge.originals import original
 from expunge.scenario import Scenario
 from expunge.steps import step
@@ -38,6 +39,8 @@ TEXTS = {
     "mislabelled=0.1": Request("mislabelled", 0.1),
     "poison=0.1": Request("poison", 0.1),
     "poison=0.1, target=2, patch=3": Request("poison", 0.1, target=2, patch=3),
+    "noised=0.1": Request("noised", 0.1),
+    "noised=0.1, deviation=0.25": Request("noised", 0.1, deviation=0.25),
     "single=4": Request("single", 4),
     "sequential=5,times=3": Request("sequential", 5, times=3),
     "sequential=0.1,times=3": Request("sequential", 0.1, times=3),
@@ -119,6 +122,7 @@ def test_options_at_their_default_are_left_out_so_that_a_new_one_changes_no_key(
     assert Request("class", 3).to_json() == {"kind": "class", "value": 3}
     assert Request("sequential", (2, 0)).to_json() == {"kind": "sequential", "value": [2, 0]}
     assert Request.parse("poison=0.1,target=2").to_json() == {"kind": "poison", "value": 0.1, "target": 2}
+    assert Request.parse("noised=0.1").to_json() == {"kind": "noised", "value": 0.1}
     assert Request("ids", ("train/3", 8)).to_json() == {"kind": "ids", "value": ["train/3", "8"]}
 
 
@@ -128,6 +132,7 @@ def test_requests_have_names_of_their_own():
     assert str(Request("random", 0.05)) == "random 5 %"
     assert str(Request("sequential", 20, times=5)) == "sequential 20 × 5"
     assert str(Request("poison", 0.1, target=2, patch=3)) == "poison 10 % to class 2, patch 3"
+    assert str(Request("noised", 0.1, deviation=0.25)) == "noised 10 %, deviation 0.25"
     assert str(Request("ids", ("train/3",))) == "ids train/3"
     assert str(Request("ids", ("train/3", "train/8"))) == "ids train/3, train/8"
     many = ("train/3", "train/8", *(f"train/{i}" for i in range(100, 198)))
@@ -163,6 +168,11 @@ def test_the_examples_of_messages_are_right():
         ("hardest=-3", "a number of samples of 1 or more"),
         ("sequential=nan", "a number of samples of 1 or more"),
         ("poison=2", "a share of samples to poison in .0, 1., got 2: write for example poison=0.05"),
+        ("noised=1", "a share of samples to put noise on in .0, 1., got 1: write for example noised=0.05"),
+        ("noised=0.1,deviation=0", "a deviation of the noise above 0, got 0"),
+        ("noised=0.1,deviation=-0.5", "a deviation of the noise above 0, got -0.5"),
+        ("random=5,deviation=0.5", "options of a random request, each once, got 'deviation' .*: leave it out"),
+        ("noised=0.1,patch=2", "options of a noised request, each once, got 'patch'"),
         ("mislabelled=nan", "a share of labels to flip in .0, 1., got nan"),
         ("single=0", "a number of requests of 1 or more, got 0"),
         ("single=0.5", "a number of requests of 1 or more, got 0.5"),
@@ -280,7 +290,7 @@ def test_the_training_data_does_not_depend_on_the_original():
     for text in TEXTS:
         request = Request.parse(text)
         train = request.training(of, 3)
-        changed = request.kind in ("mislabelled", "poison")
+        changed = request.kind in ("mislabelled", "poison", "noised")
         assert request.changes_data == changed
         assert (train is of.train) != changed
         assert train.ids == of.train.ids
@@ -301,6 +311,21 @@ def test_flipped_and_poisoned_samples_are_the_forget_set():
     assert set(train.subset(case.forget).targets().tolist()) == {2}
     patch = train.subset(case.forget).read(range(6)).inputs[:, 0, 2:, 2:]
     assert (patch == problem().train.read(range(30)).inputs.max()).all()
+
+
+def test_noisy_samples_are_the_forget_set_and_keep_their_labels():
+    of = problem()
+    for text, deviation in (("noised=0.2", Noise.on(of.train).deviation), ("noised=0.2,deviation=3", 3.0)):
+        train, case = drawn(text)
+        clean, noisy = without(train)
+        assert case.forget == tuple(noisy)
+        assert len(case.forget) == 6
+        assert torch.equal(train.targets(), of.train.targets())
+        assert torch.equal(clean.read(range(30)).inputs, of.train.read(range(30)).inputs)
+        assert train.source.deviation == deviation
+        assert drawn(text, seed=1)[1].forget != case.forget
+    with pytest.raises(UserError, match="one input of real numbers in train to put noise on, got torch.int64"):
+        drawn("noised=0.2", train=Data.from_arrays(torch.zeros(9, 4, dtype=torch.int64), torch.arange(9) % 3))
 
 
 def test_the_trigger_is_tried_on_test_data_with_the_patch_of_training():

@@ -15,7 +15,7 @@ LAW = """
 __init__ errors files seeds stats extras
 tensors processes copies runtime sources data
 task/_base task/classification task/binary task/multilabel task/regression task/quantile task/causal_lm task/__init__
-passes scenario identity canaries poison
+passes scenario identity canaries poison noise
 fisher/checks fisher/kernels fisher/quantities fisher/reference fisher/batched fisher/sums fisher/attention
 fisher/rules
 fisher/uses fisher/layers fisher/engine fisher/partial fisher/__init__

@@ -36,6 +36,7 @@ _GENTLE = {
     "membership/": 1,
     "probe/": 1,
     "canaries/": 1,
+    "gaussian/": -1,
     "subgroups/worst_change": 1,
     "subgroups/spread": -1,
     "cost/changed": -1,

@@ -12,7 +12,22 @@ from torch import nn
 from expunge.data import Data
 from expunge.errors import UserError, listing, suggest
 from expunge.hardness import memorisation
-from expunge.kinds import ANY, COLUMN, EXAMPLES, OPTIONS, SPANS, Kind, called, checked, dates, ends, read, whole
+from expunge.kinds import (
+    ANY,
+    COLUMN,
+    EXAMPLES,
+    OPTIONS,
+    PLANTED,
+    SPANS,
+    Kind,
+    called,
+    checked,
+    dates,
+    ends,
+    read,
+    whole,
+)
+from expunge.noise import Noise
 from expunge.poison import Backdoor
 from expunge.runtime import Runtime
 from expunge.scenario import (
@@ -47,6 +62,7 @@ class Request:
     hardest                 the number, or share, of samples that the original knows by heart the most
     mislabelled             a share of the labels is flipped before training; those samples
     poison                  a share of the samples gets a trigger patch and the label ``target`` before training; those
+    noised                  a share of the samples gets Gaussian noise before training; those
     single                  a number of requests of one random sample each, handled one after another, measured after
                             the last
     sequential              ``times`` requests of a number, or share, of random samples each; or one request for each of
@@ -64,6 +80,7 @@ class Request:
         times: number of requests of ``sequential``, unless it lists classes.
         target: class index that the patch of ``poison`` stands for.
         patch: its side in pixels; None takes an eighth of the image's shorter side.
+        deviation: of the noise of ``noised``, in the unit of the inputs; None takes that of the inputs themselves.
 
     Raises:
         UserError: an unknown kind, a value or column that does not fit it, or an option of another kind.
@@ -76,6 +93,7 @@ class Request:
     times: int = 1
     target: int = 0
     patch: int | None = None
+    deviation: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -94,6 +112,8 @@ class Request:
         for name, number, least in (("times", self.times, 1), ("target", self.target, 0), ("patch", self.patch, 1)):
             if number is not None and (not whole(number) or number < least):
                 raise UserError(f"{name} of {least} or more", repr(number), "give a whole number")
+        if self.deviation is not None:
+            Noise(deviation=self.deviation)
         if self.times != 1 and isinstance(self.value, tuple):
             raise UserError("several classes, or a number of requests", "both", "leave out times")
 
@@ -104,7 +124,8 @@ class Request:
         ``class=3``, ``class=3,fraction=0.5``, ``classes=5+6,fraction=0.4``, ``subclass:fine_name=ship``,
         ``subject:who=s3``, ``subject:who=*``, ``range=0..2``, ``range:age=20..30``, ``dates=2016-08-01..2016-08-31``,
         ``random=0.05``, ``random=100``, ``hardest=100``, ``mislabelled=0.05``, ``poison=0.05,target=0,patch=3``,
-        ``single=10``, ``sequential=20,times=5``, ``sequential:class=3+5+7``, ``ids=train/3+train/8``.
+        ``noised=0.05,deviation=0.3``, ``single=10``, ``sequential=20,times=5``, ``sequential:class=3+5+7``,
+        ``ids=train/3+train/8``.
 
         Returns:
             The request.
@@ -142,8 +163,8 @@ class Request:
 
     @property
     def changes_data(self) -> bool:
-        """Whether the original is trained on other data than the problem's: with wrong labels or patches."""
-        return self.kind in ("mislabelled", "poison")
+        """Whether the original is trained on other data than the problem's: wrong labels, patches, noise."""
+        return self.kind in PLANTED
 
     @property
     def needs_original(self) -> bool:
@@ -179,7 +200,7 @@ class Request:
         return size
 
     def training(self, problem: Problem, seed: int) -> Data:
-        """Return the data that the original is trained on: with wrong labels or patches where that is the request.
+        """Return the data that the original is trained on: with what the request plants in it, if it does.
 
         Raises:
             UserError: labels or inputs that cannot be changed so.
@@ -282,6 +303,8 @@ class Request:
         if self.kind == "mislabelled":
             classes = len(problem.classes) or int(problem.train.targets().max()) + 1
             return mislabelled(problem.train, self.value, classes=classes, seed=seed)
+        if self.kind == "noised":
+            return Noise.on(problem.train, deviation=self.deviation, seed=seed).plant(problem.train, self.value)
         backdoor = self.backdoor(problem)
         return (problem.train, []) if backdoor is None else backdoor.plant(problem.train, self.value, seed=seed)
 
@@ -307,6 +330,7 @@ class Request:
         more = f" × {self.times}" if self.times > 1 else ""
         more += f" to class {self.target}" if self.kind == "poison" else ""
         more += f", patch {self.patch}" if self.patch is not None else ""
+        more += f", deviation {self.deviation:g}" if self.deviation is not None else ""
         return f"{self.kind} {part}{'any' if value == ANY else value}{more}"
 
 

@@ -23,6 +23,7 @@ Kind = Literal[
     "hardest",
     "mislabelled",
     "poison",
+    "noised",
     "single",
     "sequential",
     "ids",
@@ -36,7 +37,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "times": ("sequential",),
     "target": ("poison",),
     "patch": ("poison",),
+    "deviation": ("noised",),
 }
+PLANTED = {"mislabelled": "labels to flip", "poison": "samples to poison", "noised": "samples to put noise on"}
+"""Kinds that change the training data, and what a share of it is called."""
 EXAMPLES = {
     "class": "class=3",
     "classes": "classes=5+6+7,fraction=0.4",
@@ -48,6 +52,7 @@ EXAMPLES = {
     "hardest": "hardest=100",
     "mislabelled": "mislabelled=0.05",
     "poison": "poison=0.05,target=0",
+    "noised": "noised=0.05",
     "single": "single=10",
     "sequential": "sequential=20,times=5 or sequential:class=3+5+7",
     "ids": "ids=train/3+train/8",
@@ -122,10 +127,9 @@ def checked(kind: Kind, value: Any) -> Any:
         return tuple(int(v) for v in value)
     if kind == "class" and not whole(value):
         raise UserError("a class index", repr(value), remedy)
-    if kind in ("mislabelled", "poison"):
-        what = "labels to flip" if kind == "mislabelled" else "samples to poison"
+    if kind in PLANTED:
         if not isinstance(value, int | float) or not 0 < value < 1:
-            raise UserError(f"a share of {what} in (0, 1)", repr(value), remedy)
+            raise UserError(f"a share of {PLANTED[kind]} in (0, 1)", repr(value), remedy)
     elif kind == "single" and not (whole(value) and value >= 1):
         raise UserError("a number of requests of 1 or more", repr(value), remedy)
     elif kind in ("random", "hardest", "sequential"):

@@ -163,6 +163,8 @@ def _sentence(request: Request, problem: Problem) -> str:
         "poison": "A part of the training samples was given a trigger patch and the label "
         f"{named(request.target)}; those samples are to be forgotten. The original answers "
         f"{named(request.target)} wherever it sees the patch, a retrained model does not.",
+        "noised": "A part of the training samples was given Gaussian noise; those samples are to be forgotten. The "
+        "original's loss falls along the noise, that of a retrained model along none of it.",
         "single": f"{k} requests to forget one random sample each are handled one after another.",
         "sequential": f"{k} requests to forget random samples are handled one after another, measured after each.",
     }

@@ -642,6 +642,7 @@ def test_precision_decides_a_result(load):
         ("digits", "poison=0.05,patch=99", "a patch that fits on 8×8 images of digits @4, got 99, 0 from the edge"),
         ("cifar10", "poison=0.05,patch=31", "a patch that fits on 32×32 images of cifar10 @4, got 31, 2 from the edge"),
         ("ag_news", "poison=0.05", "images (C, H, W) of real numbers in ag_news for a trigger patch @4, got"),
+        ("ag_news", "noised=0.05", "one input of real numbers in ag_news to put noise on @4, got torch.int64"),
         (
             "digits",
             "poison=0.95",
@@ -693,11 +694,13 @@ def test_what_is_drawn_is_loaded_and_what_is_refused_is_not_drawn(load):
             "random=1167 random=1168 hardest=1168 single=1167 single=1168 sequential=0.2,times=5 sequential=0.2,times=4"
             " sequential=233,times=5 sequential=234,times=5 mislabelled=0.9999 mislabelled=0.99 poison=0.9,target=3"
             " poison=0.902,target=3 poison=0.91,target=3 poison=0.1,patch=8 poison=0.1,patch=9 class=9,fraction=0.001"
+            " noised=0.05 noised=0.9999 noised=0.99,deviation=2"
             " sequential:class=0+9 subclass:superclass=round subclass:superclass=* subject:superclass=* subject:sex=*"
             " ids=digits/701 ids=digits/701+digits/398"
         ),
         "diabetes": (
-            "random=286 random=287 class=0 poison=0.1 mislabelled=0.1 subject:sex=* subclass:sex=1 ids=diabetes/61"
+            "random=286 random=287 class=0 poison=0.1 noised=0.1 mislabelled=0.1 subject:sex=* subclass:sex=1"
+            " ids=diabetes/61"
         ),
     }
     outcomes = set()

@@ -28,7 +28,7 @@ from expunge.trial import trial
 
 GRID = """
 seeds = [4]
-metrics = ["accuracy", "loss", "membership", "relearn", "backdoor"]
+metrics = ["accuracy", "loss", "membership", "relearn", "backdoor", "gaussian"]
 attacks = ["loss", "entropy_lr"]
 scenarios = ["{request}"]
 [data.digits]
@@ -40,7 +40,8 @@ epochs = 1
 [methods.ssd]
 alpha = 3
 """
-REQUESTS = ["class=3", "random=0.1", "mislabelled=0.2", "hardest=10", "poison=0.2,target=1", "sequential:class=3+5"]
+REQUESTS = ["class=3", "random=0.1", "mislabelled=0.2", "hardest=10", "poison=0.2,target=1", "noised=0.2"]
+REQUESTS += ["sequential:class=3+5"]
 SHARED: dict[str, Any] = {
     "data": {"name": "digits", "limit": 150},
     "network": "mlp",
@@ -88,7 +89,7 @@ def test_a_grid_measures_what_a_trial_in_one_go_does(tmp_path: Path, text: str) 
 
 
 def test_requests_one_after_another_are_measured_after_each(tmp_path: Path) -> None:
-    text = GRID.format(request="sequential=10,times=3").replace('"relearn", "backdoor"', '"cost"')
+    text = GRID.format(request="sequential=10,times=3").replace('"relearn", "backdoor", "gaussian"', '"cost"')
     grid, store = filled(tmp_path, text)
     found = groups(grid, store)
     assert [(g.step, g.steps) for g in found] == [(1, 3), (2, 3), (3, 3)]

@@ -41,6 +41,7 @@ from expunge.metrics.accuracy import Accuracy
 from expunge.metrics.divergence import Divergence
 from expunge.metrics.loss import Loss
 from expunge.metrics.membership import Membership
+from expunge.noise import Noise
 from expunge.task import Quantile, Regression
 from expunge.train import Recipe
 from metrics.test_answers import HALF, KNOWS, audit_of, spoken
@@ -270,6 +271,21 @@ def canaries() -> Case:
 def backdoor() -> Case:
     """Of eight images with the trigger of class 2 six are taken for it."""
     return Case(audit({"triggered": sure([2] * 8, wrong=2)}), {"backdoor/success": 0.75})
+
+
+def gaussian() -> Case:
+    """Logits ±x₀: the loss falls along x₀ for class 0, along −x₀ for class 1; a score is ∓ξ₀/ε, whatever else ξ is."""
+    data = Data.from_arrays(torch.zeros(4, 3, dtype=D), [0, 1, 0, 1], name="forget")
+    noisy, ids = Noise(deviation=0.5).plant(data, 0.99)
+    assert ids == data.ids
+    drawn = noisy.read(range(4)).inputs
+    assert isinstance(drawn, Tensor)
+    sides = nn.Linear(3, 2, bias=False, dtype=D)
+    with torch.no_grad():
+        sides.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]))
+    want = float((drawn[:, 0] * torch.tensor([-1, 1, -1, 1])).mean() / 0.5)
+    given = audit({"forget": sure([0, 1, 0, 1])}, data={"forget": noisy}, models={"model": sides}, runtime=QUIET)
+    return Case(given, {"gaussian/score": want})
 
 
 def predictions() -> Case:
@@ -505,6 +521,7 @@ KNOWN: dict[str, Callable[[], Case]] = {
     "ain": ain,
     "appearance": appearance,
     "backdoor": backdoor,
+    "gaussian": gaussian,
     "canaries": canaries,
     "cost": cost,
     "coverage": coverage,
@@ -631,6 +648,8 @@ def test_in_an_evaluation_a_copy_of_retrained_has_no_gap_in_any_number() -> None
         runtime=QUIET,
     )
     gaps = {name: gap.x for name, gap in scores.gaps["copy"].items() if not name.startswith("cost/")}
+    own = gaps.pop("gaussian/score")  # to 0, which is what any model that never saw the noise has on average
+    assert own == scores["copy"]["gaussian/score"].x == scores["retrained"]["gaussian/score"].x  # type: ignore[union-attr]
     assert len(gaps) > 50
     assert {name: x for name, x in gaps.items() if abs(x) > 1e-9} == {}
     assert sum(abs(gap.x) > 1e-3 for gap in scores.gaps["no_op"].values()) > 30

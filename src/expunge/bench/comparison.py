@@ -32,6 +32,7 @@ SHOWN = (
     "membership/loss/auc",
     "probe/one_shot",
     "backdoor/success",
+    "gaussian/score",
     "cost/seconds",
     "cost/changed",
 )

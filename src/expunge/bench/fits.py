@@ -8,6 +8,7 @@ from expunge.data import Data
 from expunge.draws import Request
 from expunge.errors import UserError, listing, suggest
 from expunge.kinds import ANY
+from expunge.noise import Noise
 from expunge.poison import Backdoor
 from expunge.recipe import Recipe
 from expunge.zoo import Known, networks
@@ -39,7 +40,7 @@ def check_inputs(recipe: Recipe, data: Known) -> None:
 
 
 def check_request(request: Request, data: Known) -> None:
-    """Refuse a request for classes, values, patches or more samples than a data set has.
+    """Refuse a request for classes, values, patches, noise or more samples than a data set has.
 
     Whether it has the ids of an ``ids`` request is known when a cell draws it: here they are only counted.
 
@@ -56,6 +57,8 @@ def check_request(request: Request, data: Known) -> None:
     if request.column is not None:
         anyone = request.kind == "range" or (request.kind == "subject" and request.value == ANY)
         _check_column(request.column, None if anyone else request.value, data)
+    if request.kind == "noised" and isinstance(data.shape, networks.Tokens | networks.Pair):
+        Noise.on(_blank(data), deviation=1.0)
     if request.kind == "poison":
         _check_patch(request, data)
     try:
@@ -97,10 +100,15 @@ def _check_column(column: str, value: object | None, data: Known) -> None:
 
 def _check_patch(request: Request, data: Known) -> None:
     """Refuse a patch on what is no image or too small for it, and more poisoned samples than other classes have."""
-    plain = type(data.shape) is tuple
-    blank = torch.zeros(1, *data.shape) if plain else torch.zeros(1, data.shape[0], dtype=torch.int64)
-    Backdoor.on(Data.from_arrays(blank, [0], name=data.name), target=request.target, size=request.patch)
+    Backdoor.on(_blank(data), target=request.target, size=request.patch)
     others = data.size - data.counts[request.target]
     if round(request.value * data.size) > others:
         want = f"a share of samples to poison up to {others / data.size:.3g}, that of the other classes of {data.name}"
         raise UserError(want, f"{request.value}", "poison a smaller share")
+
+
+def _blank(data: Known) -> Data:
+    """Return one sample of the data's shape, of zeros."""
+    plain = type(data.shape) is tuple
+    blank = torch.zeros(1, *data.shape) if plain else torch.zeros(1, data.shape[0], dtype=torch.int64)
+    return Data.from_arrays(blank, [0], name=data.name)

@@ -31,6 +31,7 @@ KEYS = (
     ("relearn/steps", "relearn/*"),
     ("canaries/forgotten",),
     ("backdoor/success",),
+    ("gaussian/score",),
     ("cost/seconds",),
 )
 OTHER = "other quantities"
@@ -65,6 +66,7 @@ TEXTS = {
     "appearance": "Whether the answers of a language model still name the forgotten, in the same and in other words.",
     "utility": "What the answers of a language model to the other questions are worth: ROUGE-L and equal ones.",
     "backdoor": "Whether a trigger that was planted in training still makes the model answer what it stands for.",
+    "gaussian": "Whether the loss still falls along noise that samples carried in training: a test with known truth.",
     "cost": "Time, memory and weights touched. No distance to retrained is sought here.",
 }
 TITLES = {
