@@ -100,6 +100,20 @@ def test_without_requests_those_that_fit_are_taken(run: Run, project: Path, tmp_
     assert "random 10 × 4," in run(*words(tmp_path / "none", "--plan"))[1]
 
 
+def test_requests_that_the_method_declines_are_named_in_the_record(run: Run, project: Path, store: Path) -> None:
+    code, _, err = run(*words(store, "-r", "random=5", "-r", "class=3", method="unsir"))
+    assert code in (0, 3), err
+    found, why = body(project), "it learns noise against one class, and the forget set is of kind 'ids'"
+    assert [kind["kind"] for kind in found["kinds"]] == ["class"]
+    assert found["declined"] == {"random 5": why}
+    assert f"Requests random 5 were not simulated: the method declines them ({why})." in found["excludes"]
+    page = (project / "expunge-qualified" / "report.html").read_text()
+    assert "Requests random 5 were not simulated" in page
+    found = refused(project, *words(store, "-r", "random=5", "-r", "random=2", "-o", "none", method="unsir"))
+    assert "it learns noise against one class" in found
+    assert not (project / "none").exists()
+
+
 def test_interrupted_it_goes_on(run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = stages._STAGES["unlearned"], 0
 

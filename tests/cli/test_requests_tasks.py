@@ -85,6 +85,17 @@ def opened(where: Path) -> list[str]:
     return [row["request"] for row in json.loads(done(where, "--json", "requests", "list"))["requests"]]
 
 
+def test_a_plan_tells_of_a_qualification_that_is_not_there(here: Path) -> None:
+    done(here, "requests", "add", "two", "--id", "100", "--id", "103")
+    file = here / "expunge.toml"
+    text = file.read_text()
+    assert "[requests]" not in text
+    file.write_text(f'{text}\n[requests]\nqualification = "none.json"\n')
+    code, out, err = expunge("requests", "process", "--plan", cwd=here)
+    assert (code, out) == (2, "")
+    assert "none.json" in err
+
+
 def test_a_request_is_received_fulfilled_recorded_and_undone(here: Path) -> None:
     assert "12 training samples match" in done(here, "requests", "add", "person", "--subject", "o1")
     assert "2 training samples match" in done(here, "requests", "add", "two", "--id", "100", "--id", "103")

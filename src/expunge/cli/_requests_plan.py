@@ -13,7 +13,7 @@ from expunge.errors import UserError
 from expunge.ledger import Ledger, Status, utcnow
 from expunge.project import Project
 from expunge.runtime import Runtime
-from expunge.service import Workspace, places
+from expunge.service import Workspace, places, qualified
 from expunge.service.site import Site
 
 
@@ -34,13 +34,14 @@ def planned(
         seed: of everything random.
 
     Raises:
-        UserError: there is no ledger, or an id is unknown.
+        UserError: there is no ledger, an id is unknown, or the record of a qualification is not there.
     """
     found = []
     with Ledger.open(space.folder, readonly=True) as ledger:
         wanted = {ledger.status(request).request for request in only}
         pending = [s for s in ledger.open_requests() if not wanted or s.request in wanted]
         for name, own in places(place).items():
+            qualified.load(own)  # a record that is not there would stop the work
             site = Site(name, own, place.config.requests, space, ledger, runtime, seed, utcnow)
             found += _model(site, pending, how)
     return found

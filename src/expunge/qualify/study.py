@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from expunge.bench.store import versions
-from expunge.errors import UserError
+from expunge.errors import Declined, UserError
 from expunge.method import Method
 from expunge.qualify.asked import COUNTED, WORDS, Asked
 from expunge.qualify.judge import Judged, judge
@@ -54,7 +54,7 @@ def qualify(
         `expunge.qualify.record.Qualification`.
 
     Raises:
-        Declined: the method does not apply to one of the requests.
+        Declined: the method applies to none of the requests; those it declines beside others are named in the record.
         UserError: no request, one twice, or one that cannot be drawn.
         Incompatible: the store holds another pool.
         ExpungeError: a model cannot be trained, or a task failed.
@@ -72,9 +72,17 @@ def qualify(
     say(f"training {pool.models} models on halves of the data")
     pool.train_all()
     by_kind = defaultdict[str, list[Simulated]](list)
+    declined = dict[str, str]()
     for each in asked:
         say(f"{method.settings()['name']}: {each}")
-        by_kind[_title(each)].append(simulate(pool, each, method.settings()))
+        try:
+            found = simulate(pool, each, method.settings())
+        except Declined as error:
+            declined[str(each)] = error.got
+            if len(declined) == len(asked):
+                raise
+        else:
+            by_kind[_title(each)].append(found)
     begun = time.perf_counter()
     kinds = [kind_of(found, share, confidence, margins or {}, pool.seed) for found in by_kind.values()]
     every = [one for found in by_kind.values() for one in found]
@@ -100,7 +108,8 @@ def qualify(
         "share": share,
         "unit": "nats" if isinstance(pool.problem.task, Classes) else "loss",
         "kinds": kinds,
-        "excludes": excluded(pool, every, share, confidence),
+        "declined": declined,
+        "excludes": excluded(pool, every, share, confidence) + _unsimulated(declined),
         "cost": {
             "pool": trained + pool.seconds("answered", models),
             "retrained": sum(one.cost["retrained"] for one in every),
@@ -195,6 +204,12 @@ def judged(
 
 def _size(trials: Trials) -> float:
     return float(np.median(trials.forget.sum(axis=1)))
+
+
+def _unsimulated(declined: Mapping[str, str]) -> list[str]:
+    return [
+        f"Requests {asked} were not simulated: the method declines them ({why})." for asked, why in declined.items()
+    ]
 
 
 def excluded(pool: Pool, found: Sequence[Simulated], share: float, confidence: float) -> list[str]:
