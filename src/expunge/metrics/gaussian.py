@@ -21,12 +21,13 @@ from expunge.shadows.gaussian import gaussian_scores
 from expunge.task import Classes, Task
 from expunge.tensors import eval_mode
 
+UNIT = "sd"  # deviations that a score has in a model that never saw the noise
 MUST_BE_PLANTED = "no noise was planted: put it on training samples with expunge.noise.Noise before training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Metric):
-    """Mean score of forgotten samples that carried Gaussian noise in training, with its 95 % t interval.
+    """Mean score of forgotten samples that carried Gaussian noise in training, with its 95 % t interval, in deviations.
 
     The score of a sample is ⟨∇ₓ loss(x), ξ⟩ / (ε·‖∇ₓ loss(x)‖), at the input x without its noise ξ. In a model that
     never saw the noise it is N(0, 1), whatever the model: the mean of n is within ±1.96/√n of 0 in 95 % of cases, and
@@ -84,7 +85,7 @@ class Gaussian(Metric):
         assert isinstance(source, noise.Noisy)
         found = gaussian_scores(slopes[there], drawn[there], source.deviation)
         audit.kept.samples["score/gaussian"] = found.scores
-        return {"gaussian/score": Value.of(found.mean)}
+        return {"gaussian/score": Value.of(found.mean, UNIT)}
 
 
 def gradients(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> NDArray[np.float64] | None:
