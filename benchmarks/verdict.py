@@ -7,8 +7,8 @@ all forgotten samples and over the worst decile of them beside chance; KLoM at t
 beside its floor; forgetting quality beside its floor; the AUC of the attack on the pair of models before and after,
 beside that of a retrained model in place of the second; what a linear probe reads out of the features of a few of the
 models, beside a retrained one's (recall of a class from one example, else the AUC of membership); accuracy lost on test
-samples; the verdict; and the seconds of an edit as a share of those of training anew. `no_op`, `head_mask` (of classes)
-and `retrain` stand among the rows; so do, with `--fast E`, networks retrained in E epochs.
+samples; the verdict. `no_op`, `head_mask` (of classes) and `retrain` stand among the rows; so do, with `--fast E`,
+networks retrained in E epochs. What an edit costs is measured by `verdict_costs.py`.
 
 A request `noised=0.05` is another one: a share of a half's samples gets Gaussian noise before training, and is to be
 forgotten. Rows: the mean score of these canaries over models with its interval, the p-value of no trace of the noise
@@ -64,7 +64,6 @@ HEAD = (
     "probe (retrained)",
     "test lost",
     "verdict",
-    "edit/retraining",
 )
 NOISE_HEAD = ("method", "mean score", "p of no trace", "test lost")
 PLANTED, SCORE, TEST = "noised", "gaussian/score", "accuracy/test"
@@ -166,28 +165,18 @@ def _row(pool: Pool, asked: Asked, settings: Mapping[str, Any]) -> dict[str, Any
         return {"failed": str(error)}
     begun = time.perf_counter()
     body = kind_of([simulated], 0.9, 0.95, {}, pool.seed)
-    body["edit"] = simulated.seconds / _each(pool)
     body["analysis"] = time.perf_counter() - begun
     body["requests"] = dict(simulated.cost)
     return body
 
 
-def _each(pool: Pool) -> float:
-    """Return the seconds that training one model of the pool took."""
-    return pool.seconds("trained", [pool.answered(t) for t in range(pool.models)]) / pool.models
-
-
 def _fast(pool: Pool, asked: Asked, epochs: int) -> dict[str, Any]:
     """Return a row of networks retrained in fewer epochs than the original had."""
     name = f"{epochs} epochs"
-    other = replace(pool, recipe={**pool.recipe, "epochs": epochs})
     simulated = simulate(replace(pool, variants={name: {"epochs": epochs}}), asked, ROWS["retrain"])
     own = simulated.trials[0].instead(simulated.legitimate[name])
-    requests = pool.drawing.requests(asked)
-    again = [other.cell(t, request).task("answered", 1, 1) for t, request in enumerate(requests)]
     begun = time.perf_counter()
     body = kind_of([replace(simulated, trials=(own,), legitimate={})], 0.9, 0.95, {}, pool.seed)
-    body["edit"] = other.seconds("retrained", again) / len(again) / _each(pool)
     body["analysis"] = time.perf_counter() - begun
     body["requests"] = {**simulated.cost, "retrained": 0.0}  # the reference's stand in the other rows
     return body
@@ -292,7 +281,6 @@ def _cells(body: Mapping[str, Any]) -> Sequence[str]:
         _beside(body.get("probe")),
         f"{-100 * size['test']['x']:.1f}" if size.get("test") else "–",
         SHORT[body["verdict"]["value"]],
-        f"{body['edit']:.3f}",
     ]
 
 
