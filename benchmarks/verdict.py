@@ -7,7 +7,7 @@ all forgotten samples and over the worst decile of them beside chance; KLoM at t
 beside its floor; forgetting quality beside its floor; the AUC of the attack on the pair of models before and after,
 beside that of a retrained model in place of the second; what a linear probe reads out of the features of a few of the
 models, beside a retrained one's (recall of a class from one example, else the AUC of membership); accuracy lost on test
-samples; the verdict. `no_op`, `head_mask` (of classes) and `retrain` stand among the rows; so do, with `--fast E`,
+samples; the verdict. `no_op` and `retrain` stand among the rows; so do, with `--fast E`,
 networks retrained in E epochs. What an edit costs is measured by `verdict_costs.py`.
 
 A request `noised=0.05` is another one: a share of a half's samples gets Gaussian noise before training, and is to be
@@ -44,7 +44,7 @@ from expunge.files import digest, write_text
 from expunge.methods import build
 from expunge.metric import Value
 from expunge.qualify.asked import Asked
-from expunge.qualify.simulate import Pool, simulate
+from expunge.qualify.simulate import Pool, Simulated, simulate
 from expunge.qualify.study import kind_of
 from expunge.scores import FLOOR, Scores
 from expunge.shadows import least_mean
@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--noised", type=int, default=16, help="models that are trained on noise")
     parser.add_argument("--show", action="store_true", help="print what is there, run nothing")
     chosen = parser.parse_args()
+    if chosen.noised < 2 or chosen.probed < 1:
+        parser.error("--noised must be 2 or more, --probed 1 or more")
     asked = grids.load(chosen.grid)
     methods = {**ROWS, **{name: dict(each) for name, each in asked.methods.items()}}
     methods = {name: each for name, each in methods.items() if not chosen.method or name in (*ROWS, *chosen.method)}
@@ -131,7 +133,7 @@ def _rows(pool: Pool, asked: Asked, methods: Mapping[str, Mapping[str, Any]], ch
             )
         found |= {} if body is None else {name: body}
     for epochs in chosen.fast:
-        name, key = f"retrained in {epochs} epochs", _key(pool, of, {"epochs": epochs})
+        name, key = f"retrained in {epochs} epochs", _key(pool, of, {"epochs": epochs, "seed": "own"})
         body = _known(chosen, f"{of}: {name}", key, partial(_fast, pool, asked, epochs))
         found |= {} if body is None else {name: body}
     return found
@@ -144,7 +146,12 @@ def _known(chosen: Any, name: str, key: str, work: Callable[[], dict[str, Any]])
         if chosen.show:
             return None
         begun = time.perf_counter()
-        body = work()
+        try:
+            body = work()
+        except Declined as error:
+            body = {"declined": error.got}
+        except ExpungeError as error:  # said, and tried again by the next run
+            return {"failed": str(error)}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(body))
         print(f"{name}, {time.perf_counter() - begun:.0f} s", flush=True)
@@ -157,29 +164,23 @@ def _key(pool: Pool, *parts: Any) -> str:
 
 
 def _row(pool: Pool, asked: Asked, settings: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        simulated = simulate(pool, asked, settings)
-    except Declined as error:
-        return {"declined": error.got}
-    except ExpungeError as error:
-        return {"failed": str(error)}
+    return _judged(pool, simulate(pool, asked, settings))
+
+
+def _judged(pool: Pool, simulated: Simulated) -> dict[str, Any]:
     begun = time.perf_counter()
     body = kind_of([simulated], 0.9, 0.95, {}, pool.seed)
-    body["analysis"] = time.perf_counter() - begun
-    body["requests"] = dict(simulated.cost)
-    return body
+    return body | {"analysis": time.perf_counter() - begun, "requests": dict(simulated.cost)}
 
 
 def _fast(pool: Pool, asked: Asked, epochs: int) -> dict[str, Any]:
-    """Return a row of networks retrained in fewer epochs than the original had."""
-    name = f"{epochs} epochs"
-    simulated = simulate(replace(pool, variants={name: {"epochs": epochs}}), asked, ROWS["retrain"])
-    own = simulated.trials[0].instead(simulated.legitimate[name])
-    begun = time.perf_counter()
-    body = kind_of([replace(simulated, trials=(own,), legitimate={})], 0.9, 0.95, {}, pool.seed)
-    body["analysis"] = time.perf_counter() - begun
-    body["requests"] = {**simulated.cost, "retrained": 0.0}  # the reference's stand in the other rows
-    return body
+    """Return a row of networks retrained in fewer epochs than the original had, not from the reference's seed."""
+    simulated = simulate(pool, asked, ROWS["retrain"])
+    first, other = simulated.trials[0], replace(pool, recipe={**pool.recipe, "epochs": epochs})
+    again = [other.cell(t, each).task("answered", 1) for t, each in enumerate(pool.drawing.requests(asked))]
+    other.done(again)
+    own = first.instead(other.said(again, first.unlearned.kept))
+    return _judged(pool, replace(simulated, trials=(own,), steps=simulated.steps[:1]))
 
 
 def _probe(pool: Pool, asked: Asked, settings: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -215,8 +216,8 @@ def _noise(pool: Pool, request: Request, methods: Mapping[str, Mapping[str, Any]
         full = build(settings).settings()
         key = _key(pool, str(request), full, "noise", chosen.noised)
         body = _known(chosen, f"{request}: {name}", key, partial(_noisy, pool, request, full, chosen.noised))
-        if body is not None and "declined" in body:
-            lines.append(f"| {name} | declines: {body['declined']} | | |")
+        if body is not None and "x" not in body:
+            lines.append(f"| {name} | {_none(body)} | | |")
         elif body is not None:
             canaries = max(canaries, body["canaries"])
             score = f"{body['x']:+.3f} [{body['low']:+.3f}, {body['high']:+.3f}]"
@@ -232,16 +233,13 @@ def _noisy(pool: Pool, request: Request, settings: Mapping[str, Any], count: int
     """Return the mean score of noisy canaries over models, its p-value where there is no trace, and accuracy lost."""
     name, found, lost = str(settings["name"]), list[Value](), list[float]()
     for model in range(count):
-        try:
-            own, others = _scores(pool, model, request, settings, ["accuracy", "gaussian"])
-        except Declined as error:
-            return {"declined": error.got}
+        own, others = _scores(pool, model, request, settings, ["accuracy", "gaussian"])
         value, after, before = own[name][SCORE], own[name][TEST], others["original"][TEST]
-        if isinstance(value, Value) and isinstance(after, Value) and isinstance(before, Value):
-            found.append(value)
-            lost.append(100 * (before.x - after.x))
-    if len(found) < 2:
-        return {"declined": "its outputs give no scores of canaries"}
+        if not (isinstance(value, Value) and isinstance(after, Value) and isinstance(before, Value)):
+            why = getattr(value, "reason", "its accuracy is not to be had")
+            return {"failed": f"model {model} has no score of canaries: {why}"}
+        found.append(value)
+        lost.append(100 * (before.x - after.x))
     canaries = sum(value.n for value in found)
     z = sum(value.x * value.n for value in found) / canaries**0.5
     mean = mean_t([value.x for value in found])
@@ -267,7 +265,7 @@ def _spent(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cells(body: Mapping[str, Any]) -> Sequence[str]:
     if "kind" not in body:
-        return [f"declines: {body['declined']}" if "declined" in body else f"failed: {body['failed']}"]
+        return [_none(body)]
     size, attacks = body["sizes"][0], body["attacks"]
     klom, floor = (attacks.get(k) or {} for k in ("klom", "klom_floor"))
     return [
@@ -285,7 +283,11 @@ def _cells(body: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _beside(probe: Mapping[str, Any] | None) -> str:
-    return "–" if probe is None else f"{_n(probe['x'])} ({_n(probe['retrained'])})"
+    return "–" if probe is None or "x" not in probe else f"{_n(probe['x'])} ({_n(probe['retrained'])})"
+
+
+def _none(body: Mapping[str, Any]) -> str:
+    return f"declines: {body['declined']}" if "declined" in body else f"failed: {body['failed']}"
 
 
 def _interval(found: Mapping[str, float] | None) -> str:

@@ -11,7 +11,7 @@ from expunge.data import Data
 from expunge.draws import Request
 from expunge.errors import UserError
 from expunge.kinds import EXAMPLES
-from expunge.noise import Noise, without
+from expunge.noise import Noise, planted
 from expunge.originals import original
 from expunge.scenario import Scenario
 from expunge.steps import step
@@ -317,7 +317,7 @@ def test_noisy_samples_are_the_forget_set_and_keep_their_labels():
     of = problem()
     for text, deviation in (("noised=0.2", Noise.on(of.train).deviation), ("noised=0.2,deviation=3", 3.0)):
         train, case = drawn(text)
-        clean, noisy = without(train)
+        clean, noisy = planted(train).clean, planted(train).ids
         assert case.forget == tuple(noisy)
         assert len(case.forget) == 6
         assert torch.equal(train.targets(), of.train.targets())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from expunge import canaries
 from expunge.data import Data, relabelled
+from expunge.draws import Request
 from expunge.errors import UserError
-from expunge.noise import Noise, Noisy, without
+from expunge.evaluate import evaluate
+from expunge.noise import Noise, Noisy, Planted, planted
+from expunge.poison import Backdoor
+from expunge.scenario import forget_ids
+from expunge.task import Classification
 
 
 def samples(n: int = 40, real: bool = True, **more: Any) -> Data:
@@ -72,14 +79,37 @@ def test_a_samples_noise_is_decided_by_its_id_and_the_seed() -> None:
 
 def test_without_it_the_data_is_what_it_was() -> None:
     data = samples()
-    made, ids = Noise(deviation=1).plant(data, 0.2)
-    clean, noisy = without(made)
-    assert noisy == ids
-    assert torch.equal(inputs(clean), inputs(data))
+    made, ids = Noise(deviation=2).plant(data, 0.2)
+    found = known(made)
+    assert found.ids == ids
+    assert found.deviation == 2
+    assert torch.equal(inputs(found.clean), inputs(data))
     part = made.subset([ids[1], *[i for i in data.ids if i not in ids][:3], ids[0]])
-    assert without(part)[1] == [ids[1], ids[0]]
-    assert without(made.without(ids))[1] == []
-    assert without(data) == (data, [])
+    assert known(part).ids == [ids[1], ids[0]]
+    assert known(made.without(ids)).ids == []
+    assert planted(data) is None
+
+
+def known(data: Data) -> Planted:
+    found = planted(data)
+    assert found is not None
+    return found
+
+
+def test_it_is_found_under_other_labels_and_patches() -> None:
+    data = Data.from_arrays(torch.rand(30, 1, 4, 4), torch.arange(30) % 3)
+    noisy, ids = Noise(deviation=1).plant(data.subset(data.ids[::-1]), 0.3)
+    again = relabelled(noisy.subset(noisy.ids[3:25]), (noisy.targets()[3:25] + 1) % 3)
+    door = Backdoor.on(noisy, target=1).plant(noisy, 0.2)[0]
+    marked, _ = canaries.plant(noisy, 4, seed=0)
+    for made in (again, door, marked):
+        found = known(made)
+        assert found.ids == [i for i in made.ids if i in ids]
+        assert torch.equal(found.clean.targets(), made.targets())
+        with pytest.raises(UserError, match="noise on it already"):
+            Noise(deviation=1).plant(made, 0.1)
+    assert torch.equal(inputs(known(again).clean), inputs(data.subset(again.ids)))
+    assert torch.equal(inputs(known(marked).clean), inputs(data.subset(marked.ids)))
 
 
 def test_noise_on_a_part_of_the_data_leaves_the_rest_of_its_source_alone() -> None:
@@ -110,6 +140,28 @@ def test_of_several_inputs_the_one_of_real_numbers_gets_it() -> None:
     assert bool((before["values"] != after["values"]).all())
 
 
+def test_a_deviation_is_kept_as_a_plain_number() -> None:
+    for given in (np.float32(0.5), 0.5, Fraction(1, 2), torch.tensor(0.5).item()):
+        assert type(Noise(deviation=given).deviation) is float  # type: ignore[arg-type]
+        assert Request("noised", 0.1, deviation=given).to_json()["deviation"] == 0.5  # type: ignore[arg-type]
+    assert Noise(deviation=2).deviation == 2.0
+
+
+def test_test_data_that_was_trained_on_is_told_from_the_inputs_without_noise() -> None:
+    data = samples()
+    noisy, ids = Noise(deviation=1).plant(data, 0.2)
+    leak, case = data.subset(data.ids[:9]), forget_ids(noisy, ids)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4))
+    with pytest.raises(UserError, match="test data outside the training set"):
+        evaluate({"original": model}, Classification(), train=noisy, test=leak, scenario=case, metrics=["loss"])
+
+
+def test_an_input_may_be_called_noise() -> None:
+    x, y = {"noise": torch.arange(12), "x": torch.rand(12, 2)}, [0] * 12
+    one, other = (Noise(deviation=1).plant(Data.from_arrays({**x, "noise": x["noise"] + k}, y), 0.5)[0] for k in (0, 1))
+    assert not (one.contents() == other.contents()).any()
+
+
 def test_its_content_tells_noisy_data_from_other_data() -> None:
     data = samples()
 
@@ -137,6 +189,8 @@ def test_labels_are_read_without_inputs_where_the_source_can() -> None:
     [
         (lambda: Noise(deviation=0), r"a deviation of the noise above 0, got 0: give it in the inputs' unit"),
         (lambda: Noise(deviation=float("nan")), "a deviation of the noise above 0, got nan"),
+        (lambda: Noise(deviation=True), "a deviation of the noise above 0, got True"),
+        (lambda: Noise(deviation=10**400), "a deviation of the noise above 0, got 1000000"),
         (lambda: Noise(deviation="much"), "a deviation of the noise above 0, got 'much'"),  # type: ignore[arg-type]
         (lambda: Noise(deviation=1).plant(samples(), 0), r"a share of samples to put noise on in \(0, 1\), got 0"),
         (lambda: Noise(deviation=1).plant(samples(), 1), r"a share of samples to put noise on in \(0, 1\), got 1"),
@@ -154,6 +208,16 @@ def test_labels_are_read_without_inputs_where_the_source_can() -> None:
             r"one input of real numbers in train to put noise on, got .*shape \(1,\).*shape \(2,\)",
         ),
         (
+            lambda: Noise(deviation=1e-12).plant(samples(), 0.1),
+            "noise of deviation 1e-12 on train, got a deviation of .* once it is added to torch.float32 inputs",
+        ),
+        (
+            lambda: Noise(deviation=1.0).plant(Data.from_arrays(1e9 + torch.rand(9, 8), [0] * 9), 0.5),
+            "to torch.float32",
+        ),
+        (lambda: Noise.on(samples().subset([])), "samples to put noise on, got none in train"),
+        (lambda: Noise(deviation=1).plant(samples().subset([]), 0.1), "samples to put noise on, got none in train"),
+        (
             lambda: Noise.on(Data.from_arrays(torch.ones(4, 2), [0, 1, 0, 1])),
             "inputs of train that differ from each other, got all of them equal: give the noise's deviation",
         ),
@@ -162,7 +226,25 @@ def test_labels_are_read_without_inputs_where_the_source_can() -> None:
             "inputs of train that differ from each other, got some that are not finite",
         ),
     ],
-    ids=["zero", "nan", "text", "none", "all", "twice", "integers", "integers planted", "two", "equal", "infinite"],
+    ids=[
+        "zero",
+        "nan",
+        "truth",
+        "huge",
+        "text",
+        "none",
+        "all",
+        "twice",
+        "integers",
+        "planted-integers",
+        "two",
+        "small",
+        "large",
+        "empty",
+        "nothing",
+        "equal",
+        "infinite",
+    ],
 )
 def test_what_cannot_be_done_says_so(work: Any, error: str) -> None:
     with pytest.raises(UserError, match=error):

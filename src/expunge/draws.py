@@ -113,7 +113,7 @@ class Request:
             if number is not None and (not whole(number) or number < least):
                 raise UserError(f"{name} of {least} or more", repr(number), "give a whole number")
         if self.deviation is not None:
-            Noise(deviation=self.deviation)
+            object.__setattr__(self, "deviation", Noise(deviation=self.deviation).deviation)
         if self.times != 1 and isinstance(self.value, tuple):
             raise UserError("several classes, or a number of requests", "both", "leave out times")
 

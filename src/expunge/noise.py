@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from expunge.data import Data, id_hashes
 from expunge.errors import UserError, listing
+from expunge.poison import Stamped
 from expunge.seeds import seed as named_seed
-from expunge.sources import Inputs, Source
+from expunge.sources import Inputs, Relabelled, Source
 
 LOOKED_AT = 1000  # samples whose deviation is that of the inputs
+FEW = 64  # samples on which noise is looked for once it is added
+MARK = "\0noise"  # a name that no input of a network has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class Noise:
     the loss changes along it as it does along any other, whatever the network is like. So the samples are a forget set
     with known truth, for which no retrained model is needed: see `expunge.shadows.gaussian_scores`.
 
-    The noise of a sample is decided by the seed and its id. Nothing is clipped or rounded afterwards.
+    The noise of a sample is decided by the seed and its id. It is cast to the inputs' type, and nothing is clipped.
 
     Args:
         deviation: ε, in the unit of the inputs as the network is given them.
@@ -44,8 +48,15 @@ class Noise:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.deviation, int | float) and math.isfinite(self.deviation) and self.deviation > 0):
-            raise UserError("a deviation of the noise above 0", repr(self.deviation), "give it in the inputs' unit")
+        given = self.deviation
+        real = isinstance(given, Real) and not isinstance(given, bool)
+        try:
+            found = float(given) if real else math.nan
+        except OverflowError:
+            found = math.inf
+        if not (math.isfinite(found) and found > 0):
+            raise UserError("a deviation of the noise above 0", f"{given!r:.40}", "give it in the inputs' unit")
+        object.__setattr__(self, "deviation", found)
 
     @classmethod
     def on(cls, data: Data, *, deviation: float | None = None, seed: int = 0) -> Noise:
@@ -60,13 +71,14 @@ class Noise:
             The noise.
 
         Raises:
-            UserError: no input of real numbers or several, inputs that are all equal, or a deviation not above 0.
+            UserError: no samples, no input of real numbers or several, inputs that are all equal, or a deviation not
+                above 0.
         """
-        _, values = real(data.read([0]).inputs, data)
+        _check(data)
         if deviation is not None:
             return cls(deviation=deviation, seed=seed)
         order = np.argsort(id_hashes(b"noise", data.ids), kind="stable")[:LOOKED_AT]
-        values = torch.cat([real(batch.inputs, data)[1].double() for batch in data.batches(250, order)])
+        values = values_of(data.subset([data.ids[i] for i in order]))
         found = float(values.std(correction=0))
         if not (math.isfinite(found) and found > 0):
             got = "all of them equal" if found == 0 else "some that are not finite"
@@ -84,13 +96,14 @@ class Noise:
             New data under the same ids, and the ids of the noisy samples; inputs are read where they were.
 
         Raises:
-            UserError: a share outside (0, 1), noise on it already, or no input of real numbers, or several.
+            UserError: a share outside (0, 1), no samples, noise on it already, no input of real numbers or several, or
+                noise that is lost in the inputs' type.
         """
         if not 0 < share < 1:
             raise UserError("a share of samples to put noise on in (0, 1)", f"{share}", "write for example 0.05")
-        if isinstance(data.source, Noisy):
+        if planted(data) is not None:
             raise UserError(f"{data.name} without noise", "noise on it already", "plant once, with a larger share")
-        real(data.read([0]).inputs, data)
+        _check(data)
         generator = np.random.default_rng(named_seed("noise", self.seed))
         rows = np.sort(generator.choice(len(data), max(1, round(share * len(data))), replace=False))
         ids = data.ids
@@ -98,7 +111,19 @@ class Noise:
         flags, marks = np.zeros(len(data.source), dtype=np.bool_), np.zeros(len(data.source), dtype=np.int64)
         at = data.positions[rows]
         flags[at], marks[at] = True, id_hashes(named_seed("noise", self.seed).to_bytes(8, "big"), chosen)
-        return replace(data, source=Noisy(data.source, flags, marks, self.deviation)), chosen
+        made = replace(data, source=Noisy(data.source, flags, marks, self.deviation))
+        self._check_kept(data.subset(chosen[:FEW]), made.subset(chosen[:FEW]))
+        return made, chosen
+
+    def _check_kept(self, before: Data, after: Data) -> None:
+        """Refuse noise that the type of the inputs cannot hold beside them."""
+        drawn = values_of(after) - values_of(before)
+        found = float(drawn.square().mean().sqrt())
+        if not abs(found / self.deviation - 1) <= max(0.05, 6 / math.sqrt(2 * drawn.numel())):
+            kind = real(before.read([0]).inputs, before)[1].dtype
+            got = f"a deviation of {found:.3g} once it is added to {kind} inputs"
+            want = f"noise of deviation {self.deviation:g} on {before.name}"
+            raise UserError(want, got, "take larger noise, or scale the inputs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +148,7 @@ class Noisy:
     def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
         """Return the source's samples with noise on those that carry it.
 
-        Raw samples may lie otherwise than inputs do, and are only told apart: an entry ``noise`` says whose noise each
-        carries.
+        Raw samples may lie otherwise than inputs do, and are only told apart: an entry says whose noise each carries.
         """
         inputs, target = self.source.read(positions, raw)
         flags, marks = self.flags[positions], self.marks[positions]
@@ -132,7 +156,7 @@ class Noisy:
             parts = inputs if isinstance(inputs, dict) else {"x": inputs}
             sizes = np.where(flags, self.deviation, 0.0)
             mark = np.stack([marks, sizes.view(np.int64)], axis=1)
-            return {**parts, "noise": torch.from_numpy(mark)}, target
+            return {**parts, MARK: torch.from_numpy(mark)}, target
         name, values = _real(inputs)
         made = values.clone()
         for row in np.flatnonzero(flags):
@@ -151,20 +175,63 @@ class Noisy:
         return torch.from_numpy(np.asarray(drawn)).to(like.dtype)
 
 
-def without(data: Data) -> tuple[Data, list[str]]:
-    """Return the data as it was before noise was planted in it, and the ids of the samples that carry noise.
+@dataclass(frozen=True)
+class Planted:
+    """What is known of noise in a data set.
 
     Args:
-        data: from `Noise.plant`, or a part of it; other data is returned as it is.
-
-    Returns:
-        Data under the same ids, and ids in its order; none of data without noise.
+        clean: the data without it, under the same ids.
+        ids: of the samples that carry noise, in the data's order.
+        deviation: of the noise.
     """
-    source = data.source
-    if not isinstance(source, Noisy):
-        return data, []
-    flags = source.flags[data.positions]
-    return replace(data, source=source.source), [i for i, flag in zip(data.ids, flags, strict=True) if flag]
+
+    clean: Data
+    ids: list[str]
+    deviation: float
+
+
+def planted(data: Data) -> Planted | None:
+    """Return what noise a data set carries, None where none was planted in what it is read from.
+
+    It is found under labels that were changed and patches that were added afterwards.
+
+    Args:
+        data: from `Noise.plant`, or a part of it, or made of such.
+    """
+    found = _under(data.source)
+    if found is None:
+        return None
+    source, flags, deviation = found
+    at = flags[data.positions]
+    return Planted(replace(data, source=source), [i for i, f in zip(data.ids, at, strict=True) if f], deviation)
+
+
+def _under(source: Source) -> tuple[Source, NDArray[np.bool_], float] | None:
+    """Return a source without noise, which of its samples carried some, and how much."""
+    if isinstance(source, Noisy):
+        return source.source, source.flags, source.deviation
+    if not isinstance(source, Relabelled | Stamped):
+        return None
+    found = _under(source.source)
+    if found is None:
+        return None
+    inner, flags, deviation = found
+    return (
+        replace(source, source=inner),
+        flags[source.positions] if isinstance(source, Relabelled) else flags,
+        deviation,
+    )
+
+
+def _check(data: Data) -> None:
+    if len(data) == 0:
+        raise UserError("samples to put noise on", f"none in {data.name}", "pass data that is not empty")
+    real(data.read([0]).inputs, data)
+
+
+def values_of(data: Data) -> Tensor:
+    """Return the input of real numbers of all samples, (N, ...) in float64."""
+    return torch.cat([real(b.inputs, data)[1].double() for b in data.batches(250)])
 
 
 def real(inputs: Inputs, data: Data) -> tuple[str, Tensor]:

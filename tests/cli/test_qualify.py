@@ -100,18 +100,32 @@ def test_without_requests_those_that_fit_are_taken(run: Run, project: Path, tmp_
     assert "random 10 × 4," in run(*words(tmp_path / "none", "--plan"))[1]
 
 
-def test_requests_that_the_method_declines_are_named_in_the_record(run: Run, project: Path, store: Path) -> None:
-    code, _, err = run(*words(store, "-r", "random=5", "-r", "class=3", method="unsir"))
+def test_requests_that_the_method_declines_are_named_in_the_record(run: Run, project: Path, tmp_path: Path) -> None:
+    where = tmp_path / "own"
+    code, out, err = run(*words(where, "-r", "random=5", "-r", "class=3", method="unsir"))
     assert code in (0, 3), err
     found, why = body(project), "it learns noise against one class, and the forget set is of kind 'ids'"
     assert [kind["kind"] for kind in found["kinds"]] == ["class"]
-    assert found["declined"] == {"random 5": why}
-    assert f"Requests random 5 were not simulated: the method declines them ({why})." in found["excludes"]
+    assert found["declined"] == [{"kind": "random", "words": "Random samples (random 5)", "why": why}]
+    said = f"Random samples (random 5) were not simulated: the method declines them ({why})."
+    assert said in found["excludes"]
+    assert said in " ".join(out.split())
     page = (project / "expunge-qualified" / "report.html").read_text()
-    assert "Requests random 5 were not simulated" in page
-    found = refused(project, *words(store, "-r", "random=5", "-r", "random=2", "-o", "none", method="unsir"))
-    assert "it learns noise against one class" in found
+    assert "Random samples (random 5) were not simulated" in page
+    assert len(list((where / "retrained").glob("*/done.json"))) == 8  # of the class, none for what is declined
+    code, out, err = run(*words(where, "-r", "random=5", "-r", "random=2", "-o", "none", method="unsir"))
+    assert (code, out) == (2, "")
+    assert "it learns noise against one class" in err
     assert not (project / "none").exists()
+
+
+def test_a_person_is_not_named_among_what_is_declined(run: Run, project: Path, store: Path) -> None:
+    given = ("-r", "class=3", "-r", "subject:superclass=round")
+    code, out, err = run(*words(store, *given, method="unsir"))
+    assert code in (0, 3), err
+    assert [each["words"] for each in body(project)["declined"]] == ["All samples of one person"]
+    for text in (out, *(p.read_text() for p in (project / "expunge-qualified").iterdir())):
+        assert "subject round" not in text
 
 
 def test_interrupted_it_goes_on(run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

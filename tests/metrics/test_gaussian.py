@@ -15,7 +15,9 @@ from expunge.evaluate import evaluate
 from expunge.metric import Audit, Unavailable, Value
 from expunge.metrics import load
 from expunge.metrics.gaussian import gradients
-from expunge.noise import Noise, without
+from expunge.noise import Noise, Planted
+from expunge.noise import planted as known
+from expunge.poison import Backdoor
 from expunge.scenario import forget_ids
 from expunge.shadows import gaussian_scores
 from expunge.task import Binary, Classification, Regression, Task
@@ -30,6 +32,12 @@ def planted(n: int = 12, share: float = 0.9, dtype: torch.dtype = torch.float64,
     x = torch.randn(n, 5, generator=torch.Generator().manual_seed(1), dtype=dtype)
     y = torch.arange(n) % 3 if target is None else target
     return Noise(deviation=0.5).plant(Data.from_arrays(x, y, name="train"), share)[0]
+
+
+def clean_of(data: Data) -> tuple[Data, list[str]]:
+    found = known(data)
+    assert isinstance(found, Planted)
+    return found.clean, found.ids
 
 
 def network(outputs: int = 3, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -61,7 +69,7 @@ def test_it_is_the_score_of_the_losss_gradient_sample_by_sample(
 ) -> None:
     """In batches of 7, the last of 4, against one backward pass of the loss for each sample."""
     data, model = planted(target=target), network(outputs)
-    clean, ids = without(data)
+    clean, ids = clean_of(data)
     assert len(ids) == 11
     slow, drawn = [], []
     for name in ids:
@@ -93,7 +101,7 @@ def test_a_sure_network_has_a_score_where_the_gradient_of_its_loss_is_lost() -> 
         model.weight.copy_(torch.randn(3, 5, generator=torch.Generator().manual_seed(2)))
         model.bias.copy_(torch.tensor([200.0, 0.0, 0.0]))
     data = data.subset([i for i, y in zip(data.ids, data.targets().tolist(), strict=True) if y == 0])
-    clean = without(data)[0]
+    clean = clean_of(data)[0]
     x = clean.read(range(len(clean))).inputs.requires_grad_()  # type: ignore[union-attr]
     Classification().loss(model(x), torch.zeros(len(clean), dtype=torch.int64)).sum().backward()
     assert float(x.grad.abs().max()) == 0  # type: ignore[union-attr]
@@ -156,13 +164,29 @@ def test_without_a_number_there_is_a_reason() -> None:
     for model in (Deaf(), Cut()):
         assert measured(data, model, task) == Unavailable("its outputs do not depend on the input")
     assert measured(data, Steep(), task) == Unavailable("a gradient is infinite or not a number")
-    plain, ids = without(data)
-    for none in (plain, data.without(ids)):
-        found = measured(none, network(), task)
-        assert isinstance(found, Unavailable)
-        assert found.reason.startswith("no noise was planted: put it on training samples with expunge.noise.Noise")
+    plain, ids = clean_of(data)
+    found = measured(plain, network(), task)
+    assert isinstance(found, Unavailable)
+    assert found.reason.startswith("no noise was planted: put it on training samples with expunge.noise.Noise")
+    assert measured(data.without(ids), network(), task) == Unavailable("no forgotten sample carries noise")
     bare = replace(asked(data, network(), task), models={})
     assert load("gaussian")()(bare)[SCORE] == Unavailable("the model itself was not given")
+
+
+def test_noise_under_a_patch_is_told_from_noise_that_is_there() -> None:
+    data = Data.from_arrays(torch.rand(12, 1, 4, 4), torch.arange(12) % 3, name="train")
+    noisy = Noise(deviation=1.0).plant(data, 0.9)[0]
+    covered = Backdoor(target=1, size=4, margin=0, value=(1.0,)).plant(noisy, 0.6)[0]
+    found = measured(covered, nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Classification())
+    assert isinstance(found, Unavailable)
+    assert found.reason.startswith("what the samples carry is not the noise that was planted: noise of deviation")
+
+
+def test_samples_may_be_single_numbers() -> None:
+    data = Noise(deviation=0.5).plant(Data.from_arrays(torch.linspace(-1, 1, 12), torch.arange(12) % 2), 0.9)[0]
+    found = measured(data, nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 2)), Classification())
+    assert isinstance(found, Value)
+    assert found.n == 11
 
 
 def test_a_network_that_saw_the_noise_is_told_from_such_as_did_not() -> None:

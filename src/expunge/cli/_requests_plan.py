@@ -34,16 +34,23 @@ def planned(
         seed: of everything random.
 
     Raises:
-        UserError: there is no ledger, an id is unknown, or the record of a qualification is not there.
+        UserError: there is no ledger, an id is unknown, or nothing can be started on any model.
     """
-    found = []
+    found, problems = [], list[UserError]()
     with Ledger.open(space.folder, readonly=True) as ledger:
         wanted = {ledger.status(request).request for request in only}
         pending = [s for s in ledger.open_requests() if not wanted or s.request in wanted]
-        for name, own in places(place).items():
-            qualified.load(own)  # a record that is not there would stop the work
+        every = places(place)
+        for name, own in every.items():
             site = Site(name, own, place.config.requests, space, ledger, runtime, seed, utcnow)
-            found += _model(site, pending, how)
+            try:
+                qualified.load(own)  # a record that is not there stops the work on this model
+                found += _model(site, pending, how)
+            except UserError as error:
+                problems.append(error)
+                found.append(_row(site, [s.request for s in pending], None, f"refused: {error}"))
+        if problems and len(problems) == len(every):
+            raise problems[0]
     return found
 
 

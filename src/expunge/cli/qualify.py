@@ -239,6 +239,7 @@ def _finish(chosen: Any, body: dict[str, Any], output: Path, replace: bool) -> N
     from expunge.cli import _jobs
     from expunge.files import atomic, check_free
     from expunge.qualify.record import Qualification
+    from expunge.qualify.study import unsimulated
     from expunge.report import qualifypage
 
     check_free(output, replace)
@@ -247,7 +248,7 @@ def _finish(chosen: Any, body: dict[str, Any], output: Path, replace: bool) -> N
         room.mkdir()
         record.save(room / "qualification.json")
         (room / "report.html").write_text(qualifypage.render(body, command=_jobs.command()), encoding="utf-8")
-    said = [f"{kind['words']}: {kind['verdict']['value']}." for kind in body["kinds"]]
+    said = [f"{kind['words']}: {kind['verdict']['value']}." for kind in body["kinds"]] + unsimulated(body["declined"])
     where = f"Record: {output / 'qualification.json'}, report: {output / 'report.html'}"
     emit(chosen, body, *qualifypage.terminal(body), *said, where)
     if any(kind["verdict"]["value"] == "distinguishable" for kind in body["kinds"]):

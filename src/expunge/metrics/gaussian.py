@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge import noise
 from expunge.data import Batch, Data
+from expunge.errors import UserError
 from expunge.metric import Audit, Found, Goal, Metric, Number, Value
 from expunge.passes import Passes
 from expunge.penalties import without_cudnn
@@ -51,6 +52,8 @@ class Gaussian(Metric):
     needs: ClassVar[frozenset[str]] = frozenset({"forget", "labels", "data"})
     undefined: ClassVar[tuple[str, ...]] = (
         "no noise was planted",
+        "no forgotten sample carries noise",
+        "what the samples carry is not the noise that was planted",
         "the model itself was not given",
         "its outputs do not depend on the input",
         "a gradient is infinite or not a number",
@@ -65,27 +68,31 @@ class Gaussian(Metric):
     def measure(self, audit: Audit) -> Found:
         """Return the mean score; that of each sample is kept."""
         trained = audit.data["forget"]
-        clean, ids = noise.without(trained)
-        if not ids:
+        found = noise.planted(trained)
+        if found is None:
             return self.none(MUST_BE_PLANTED)
+        if not found.ids:
+            return self.none("no forgotten sample carries noise")
         model = audit.models.get("model")
         if model is None:
             return self.none("the model itself was not given")
-        clean, trained = clean.subset(ids), trained.subset(ids)
+        clean, trained = found.clean.subset(found.ids), trained.subset(found.ids)
         slopes = gradients(model, audit.task, clean, audit.runtime)
         if slopes is None:
             return self.none("its outputs do not depend on the input")
         if not np.isfinite(slopes).all():
             return self.none("a gradient is infinite or not a number")
-        drawn = _inputs(trained) - _inputs(clean)
-        there = np.abs(slopes).reshape(len(slopes), -1).max(axis=1) > 0
+        drawn = (noise.values_of(trained) - noise.values_of(clean)).reshape(len(clean), -1).numpy()
+        slopes = slopes.reshape(len(slopes), -1)
+        there = np.abs(slopes).max(axis=1) > 0
         if there.sum() < 2:
             return self.none("noise and a gradient that is not 0 are needed on at least 2 forgotten samples")
-        source = trained.source
-        assert isinstance(source, noise.Noisy)
-        found = gaussian_scores(slopes[there], drawn[there], source.deviation)
-        audit.kept.samples["score/gaussian"] = found.scores
-        return {"gaussian/score": Value.of(found.mean, UNIT)}
+        try:
+            scores = gaussian_scores(slopes[there], drawn[there], found.deviation)
+        except UserError as error:  # as where a patch was put over it
+            return self.none(f"what the samples carry is not the noise that was planted: {error.got}")
+        audit.kept.samples["score/gaussian"] = scores.scores
+        return {"gaussian/score": Value.of(scores.mean, UNIT)}
 
 
 def gradients(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> NDArray[np.float64] | None:
@@ -105,7 +112,7 @@ def gradients(model: nn.Module, task: Task, data: Data, runtime: Runtime) -> NDA
 
     def work(batch: Batch) -> NDArray[np.float64] | None:
         name, values = noise.real(batch.inputs, data)
-        values = values.to(runtime.torch_device).requires_grad_()
+        values = values.detach().clone().to(runtime.torch_device).requires_grad_()
         moved = batch.to(runtime.torch_device)
         own = {**moved.inputs, name: values} if isinstance(moved.inputs, dict) else values
         with torch.enable_grad():
@@ -128,10 +135,6 @@ def _rises(task: Task, outputs: Tensor, target: Tensor | None) -> Tensor:
     logits, at = task.class_logits(outputs).double(), target.long().reshape(-1, 1)
     own = logits.gather(1, at)[:, 0]
     return logits.scatter(1, at, -math.inf).logsumexp(dim=1) - own
-
-
-def _inputs(data: Data) -> NDArray[np.float64]:
-    return np.concatenate([noise.real(b.inputs, data)[1].double().numpy() for b in data.batches(250)])
 
 
 METRIC = Gaussian

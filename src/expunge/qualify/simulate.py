@@ -285,7 +285,8 @@ def simulate(pool: Pool, asked: Asked, method: Mapping[str, Any]) -> Simulated:
         step: [cell.shared.task("answered", step, 1) for cell in cells] if against[step] == "retrained" else []
         for step in steps
     }
-    pool.done([task for step in steps for task in (*edits[step], *retrained[step])])
+    pool.done([task for step in steps for task in edits[step]])  # first: a method may decline
+    pool.done([task for step in steps for task in retrained[step]])
     masks, unmasked = _masks(pool, asked, cells)
     trials = tuple(
         _trials(pool, asked, edits[step], retrained[step], [f[step - 1] for f in forgotten]) for step in steps

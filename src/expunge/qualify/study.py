@@ -72,13 +72,13 @@ def qualify(
     say(f"training {pool.models} models on halves of the data")
     pool.train_all()
     by_kind = defaultdict[str, list[Simulated]](list)
-    declined = dict[str, str]()
+    declined = list[dict[str, str]]()
     for each in asked:
         say(f"{method.settings()['name']}: {each}")
         try:
             found = simulate(pool, each, method.settings())
         except Declined as error:
-            declined[str(each)] = error.got
+            declined.append({"kind": each.kind, "words": _words(each, each.kind != "subject"), "why": error.got})
             if len(declined) == len(asked):
                 raise
         else:
@@ -109,7 +109,7 @@ def qualify(
         "unit": "nats" if isinstance(pool.problem.task, Classes) else "loss",
         "kinds": kinds,
         "declined": declined,
-        "excludes": excluded(pool, every, share, confidence) + _unsimulated(declined),
+        "excludes": excluded(pool, every, share, confidence) + unsimulated(declined),
         "cost": {
             "pool": trained + pool.seconds("answered", models),
             "retrained": sum(one.cost["retrained"] for one in every),
@@ -164,7 +164,7 @@ def kind_of(
     return {
         "kind": asked.kind,
         "target": {"value": asked.value} if asked.kind == "class" else None,  # a person is not named in a record
-        "words": WORDS[asked.kind] + (f" ({asked})" if asked.kind in ("class", "subclass") else ""),
+        "words": _words(asked, asked.kind in ("class", "subclass")),
         "against": largest.against,
         "variants": sorted(largest.legitimate),
         "sizes": sizes,
@@ -206,10 +206,13 @@ def _size(trials: Trials) -> float:
     return float(np.median(trials.forget.sum(axis=1)))
 
 
-def _unsimulated(declined: Mapping[str, str]) -> list[str]:
-    return [
-        f"Requests {asked} were not simulated: the method declines them ({why})." for asked, why in declined.items()
-    ]
+def unsimulated(declined: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return what requests were not simulated, and why, in sentences."""
+    return [f"{each['words']} were not simulated: the method declines them ({each['why']})." for each in declined]
+
+
+def _words(asked: Asked, named: bool) -> str:
+    return WORDS[asked.kind] + (f" ({asked})" if named else "")
 
 
 def excluded(pool: Pool, found: Sequence[Simulated], share: float, confidence: float) -> list[str]:
