@@ -1,6 +1,7 @@
 """Backdoors: where the patch is, who carries it, and what is left as it was."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 
 from expunge.data import Data
 from expunge.errors import UserError
+from expunge.evaluate import evaluate
 from expunge.poison import Backdoor, Stamped
+from expunge.scenario import forget_ids
 from expunge.sources import Relabelled
 from expunge.tables.images import Image
+from expunge.task import Classification
 
 CORNERS = {
     "top left": (slice(1, 3), slice(1, 3)),
@@ -121,6 +125,39 @@ def test_content_tells_a_stamped_image_from_the_clean_one():
     clean = Data(Stamped(data.source, flags, backdoor()), data.positions, data.all_ids, {})
     differs = made.contents() != clean.contents()
     assert [i for i, other in zip(data.ids, differs, strict=True) if other] == ids
+
+
+def test_content_tells_one_patch_from_another():
+    data = images()
+    (one, ids), (other, _) = (replace(backdoor(), size=size).plant(data, 0.2) for size in (2, 3))
+    differs = one.contents() != other.contents()
+    assert [i for i, found in zip(data.ids, differs, strict=True) if found] == ids
+
+
+def test_an_input_may_be_called_patch():
+    x = torch.rand(12, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    made = [
+        backdoor().plant(Data.from_arrays({"x": x, "patch": torch.arange(12) + k}, torch.arange(12) % 3), 0.5)[0]
+        for k in (0, 1)
+    ]
+    assert not (made[0].contents() == made[1].contents()).any()
+
+
+def test_test_data_that_was_trained_on_is_told_from_the_images_without_patch():
+    data = images()
+    made, ids = backdoor().plant(data, 0.2)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))
+    model(data.read([0]).inputs)
+    leak = data.subset(ids[:2])
+    with pytest.raises(UserError, match="test data outside the training set"):
+        evaluate(
+            {"original": model},
+            Classification(),
+            train=made,
+            test=leak,
+            scenario=forget_ids(made, ids),
+            metrics=["loss"],
+        )
 
 
 def test_dict_inputs_are_stamped_too():

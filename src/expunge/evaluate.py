@@ -20,7 +20,7 @@ from expunge.evidence import Evidence, Outputs, collect, head_tap
 from expunge.method import Nature
 from expunge.metric import Audit, Found, Kept, Metric, Number, Value
 from expunge.metrics.membership import Membership
-from expunge.noise import planted
+from expunge.noise import untouched
 from expunge.runtime import Runtime
 from expunge.scenario import Scenario
 from expunge.scores import FLOOR, REFERENCE, Scores, merged, with_gaps
@@ -312,8 +312,7 @@ def _splits(train: Data, test: Data | None, holdout: Data | None, scenario: Scen
 
 def _same_content(one: Data, other: Data) -> bool:
     """Return whether a sample is the same under the same id; data sets may well share ids such as train/0."""
-    clean = [d if (p := planted(d)) is None else p.clean for d in (one, other)]
-    a, b = (d.fingerprints(b"", labelled=False)[1] for d in clean)
+    a, b = (untouched(d).fingerprints(b"", labelled=False)[1] for d in (one, other))
     return bool((a == b).any())
 
 

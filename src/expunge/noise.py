@@ -206,6 +206,21 @@ def planted(data: Data) -> Planted | None:
     return Planted(replace(data, source=source), [i for i, f in zip(data.ids, at, strict=True) if f], deviation)
 
 
+def untouched(data: Data) -> Data:
+    """Return the data without noise and patches, under the same ids and the labels it has.
+
+    Args:
+        data: maybe from `Noise.plant` or `Backdoor.plant`, or made of such.
+    """
+    return replace(data, source=_bare(data.source))
+
+
+def _bare(source: Source) -> Source:
+    if isinstance(source, Noisy | Stamped):
+        return _bare(source.source)
+    return replace(source, source=_bare(source.source)) if isinstance(source, Relabelled) else source
+
+
 def _under(source: Source) -> tuple[Source, NDArray[np.bool_], float] | None:
     """Return a source without noise, which of its samples carried some, and how much."""
     if isinstance(source, Noisy):

@@ -18,6 +18,7 @@ from expunge.sources import Inputs, Source
 
 Place = Literal["top left", "top right", "bottom left", "bottom right"]
 WHY = "backdoor"  # what relabelled data says of itself
+MARK = "\0patch"  # a name that no input of a network has
 LOOKED_AT = 1000  # samples whose largest value makes the patch
 
 
@@ -152,6 +153,10 @@ class Backdoor:
         made[at, :, top : top + self.size, left : left + self.size] = colour
         return made
 
+    def mark(self) -> int:
+        """Return a number that tells this patch from others, whatever class it stands for."""
+        return named_seed("patch", self.size, self.margin, self.place, *map(float, self.value))
+
     def _corner(self, images: Tensor) -> tuple[int, int]:
         """Return the first row and column of the patch."""
         far = [side - self.margin - self.size for side in images.shape[-2:]]
@@ -212,13 +217,13 @@ class Stamped:
     def read(self, positions: NDArray[np.int64], raw: bool) -> tuple[Inputs, Tensor | None]:
         """Return the source's samples with the patch on those that carry it.
 
-        Raw samples may lie otherwise than images do, and are only told apart: an entry ``patch`` says which carry it.
+        Raw samples may lie otherwise than images do, and are only told apart: an entry says which patch each carries.
         """
         inputs, target = self.source.read(positions, raw)
         at = torch.from_numpy(self.flags[positions])
         if raw:
             parts = inputs if isinstance(inputs, dict) else {"x": inputs}
-            return {**parts, "patch": at.to(torch.uint8)}, target
+            return {**parts, MARK: at * self.backdoor.mark()}, target
         if isinstance(inputs, dict):
             return {k: self.backdoor.stamp(v, at) if v.dim() == 4 else v for k, v in inputs.items()}, target
         return self.backdoor.stamp(inputs, at), target
