@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from expunge.data import relabelled
 from expunge.method import State
 from expunge.methods import load
-from expunge.stamp import forgotten
+from expunge.stamp import forgotten, unchanged
 from expunge.unlearn import Unlearned, prepare, unlearn
 from worlds import QUIET, World, world
 
@@ -53,6 +55,20 @@ def test_a_state_that_was_not_prepared_marks_them_too(tiny: World, tmp_path: Pat
     second.state.save(tmp_path / "state")
     again = State.load(tmp_path / "state")
     assert forgotten(again, ids).tolist() == forgotten(second.state, ids).tolist()
+
+
+def test_a_state_tells_the_samples_it_was_prepared_on_from_changed_ones(tiny: World) -> None:
+    ready, done = prepared(tiny)
+    gone, rest = list(tiny.scenario.forget), tiny.train.without(tiny.scenario.forget)
+    assert unchanged(ready, tiny.train)
+    assert unchanged(ready, rest)
+    assert unchanged(done.state, rest)
+    assert not unchanged(done.state, tiny.train.subset(gone[:1]))
+    for swap in (replace(rest, all_ids=np.roll(rest.all_ids, 1)), relabelled(rest, 1 - rest.targets())):
+        assert not unchanged(done.state, swap)
+    stranger = np.array(["nobody" if i == rest.ids[-1] else i for i in rest.all_ids], dtype=object)
+    assert not unchanged(done.state, replace(rest, all_ids=stranger))
+    assert unchanged(retrained(tiny, gone).state, rest) is None
 
 
 def test_states_without_marks_are_not_taken_for_ones_that_forgot_nothing(tiny: World) -> None:

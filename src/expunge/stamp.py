@@ -90,9 +90,8 @@ def check(
     key = bytes.fromhex(meta["key"])
     known, content = state.tensors[_IDS].numpy(), state.tensors[_CONTENT].numpy().copy()
     flags = state.tensors[_FORGOTTEN].numpy().copy()
-    order = np.argsort(known)
     hashes = id_hashes(key, ids)
-    at = order[np.clip(np.searchsorted(known, hashes, sorter=order), 0, len(known) - 1)]
+    at = _places(known, hashes)
     _refuse(ids, known[at] != hashes, "ids of the prepared training data", "unknown", "take ids that were trained on")
     _refuse(ids, flags[at] == 1, "ids that are still to be forgotten", "already forgotten", "leave them out")
     if forget is not None and forget.shows_inputs and (forget.labelled or not meta["labelled"]):
@@ -140,6 +139,22 @@ def staying(state: State) -> int | None:
     if not isinstance(own, Mapping) or "samples" not in own:
         return None
     return int((state.tensors[_FORGOTTEN].numpy() == 0).sum())
+
+
+def unchanged(state: State, data: Data) -> bool | None:
+    """Return whether a state knows every sample, with the content that it was prepared on and not as forgotten.
+
+    None where it was not prepared on training data, and so cannot tell. Labels count as content where the method sees
+    them.
+    """
+    own = state.meta.get(_OWN)
+    if not isinstance(own, Mapping) or "samples" not in own:
+        return None
+    known, content = state.tensors[_IDS].numpy(), state.tensors[_CONTENT].numpy()
+    ids, now = data.fingerprints(bytes.fromhex(own["key"]), own["labelled"])
+    at = _places(known, ids)
+    stays = state.tensors[_FORGOTTEN].numpy()[at] == 0
+    return bool(((known[at] == ids) & (content[at] == now) & stays).all())
 
 
 def key(meta: Mapping[str, Any]) -> bytes | None:
@@ -195,6 +210,12 @@ def _remembered(
         _refuse(retain.ids, gone, "retain data without forgotten samples", "already forgotten", "leave them out")
     every = torch.from_numpy(np.concatenate([known, hashes]))
     return meta, {_IDS: every, _CONTENT: torch.zeros_like(every), _FORGOTTEN: torch.ones(len(every), dtype=torch.uint8)}
+
+
+def _places(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Return where each hash stands among the known ones, (N,); some place, where it does not."""
+    order = np.argsort(known)
+    return order[np.clip(np.searchsorted(known, hashes, sorter=order), 0, len(known) - 1)]
 
 
 def _refuse(ids: Sequence[str], bad: Any, expected: str, got: str, remedy: str) -> None:

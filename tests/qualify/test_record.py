@@ -85,17 +85,17 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_it_holds_until_model_data_method_or_version_change() -> None:
-    same: dict[str, Any] = {"model": "w0", "data": "d0", "method": METHOD}
+    same: dict[str, Any] = {"model": "w0", "same_data": True, "method": METHOD}
     assert record().expired(**same) == ()
     assert record(model=None).expired(**same | {"model": "any"}) == ()
     assert "trained anew" in record().expired(**same | {"model": "w1"})[0]
-    assert "data" in record().expired(**same | {"data": "d1"})[0]
+    assert "data" in record().expired(**same | {"same_data": False})[0]
     assert record().expired(**same | {"method": METHOD | {"alpha": 10.0}}) == (
         "alpha of the method is 10.0 instead of 5.0",
     )
     assert record().expired(**same | {"method": {"name": "lfssd"}}) == ("the method is lfssd instead of ssd",)
     assert "expunge 9.9.1" in record(expunge="9.9.1").expired(**same)[0]
-    assert len(record(expunge="9.9.1").expired(model="w1", data="d1", method={"name": "x"})) == 4
+    assert len(record(expunge="9.9.1").expired(model="w1", same_data=False, method={"name": "x"})) == 4
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from expunge.errors import CorruptArtefact, UserError
@@ -15,6 +17,7 @@ from expunge.qualify.record import Qualification, data_digest
 from expunge.service.limits import NO_QUALIFICATION
 from expunge.service.record import record_of
 from expunge.tensors import weights_digest
+from projects import FEATURES, rows
 from qualify.test_record import record, size
 from services import Shop
 
@@ -32,9 +35,10 @@ def qualified(shop: Shop, **more: Any) -> None:
     }
     record(**body).save(shop.folder / "q.json")
     file = shop.folder / "expunge.toml"
-    text = file.read_text()
-    assert "[requests]" not in text
-    file.write_text(text + '\n[requests]\nqualification = "q.json"\n')
+    text, head = file.read_text(), "[requests]\n"
+    assert text.count("[requests]") == text.count(head)
+    named = head + 'qualification = "q.json"\n'
+    file.write_text(text.replace(head, named) if head in text else f"{text}\n{named}")
 
 
 def told(shop: Shop, id: str) -> dict[str, Any]:
@@ -176,6 +180,81 @@ def test_one_of_other_data_or_another_method_is_said_to_have_expired(pets: Any, 
     assert not told(shop, "r1")["covers"]
     assert word in told(shop, "r1")["text"]
     assert "has expired" in outcome.advice[0]
+
+
+def keep(shop: Shop, stays: Callable[[int], bool], changed: Mapping[int, float] | None = None, more: int = 0) -> None:
+    """Write the training data anew: with some of its rows, other values in the first input, further rows."""
+    path = shop.folder / "train.parquet"
+    table = pd.read_parquet(path)
+    for id, value in (changed or {}).items():
+        table.loc[table["key"] == id, FEATURES[0]] = value
+    new = pd.DataFrame(rows(more, seed=7, first=500)) if more else table.iloc[:0]
+    pd.concat([table[table["key"].map(stays)], new.astype(table.dtypes)]).to_parquet(path)
+
+
+def in_a_row(shop: Shop, between: Callable[[], None], count: int = 2) -> list[dict[str, Any]]:
+    """Return what requests of ten samples cite; between two the data changes."""
+    for n in range(count):
+        shop.ask(f"r{n}", *map(str, range(100 + 10 * n, 110 + 10 * n)))
+        assert [o.step for o in shop.process()] == ["deployed"]
+        between()
+    return [told(shop, f"r{n}") for n in range(count)]
+
+
+def test_fulfilled_requests_may_be_taken_out_of_the_training_data(pets: Any) -> None:
+    shop: Shop = pets()
+    qualified(shop)
+    found = in_a_row(shop, lambda: keep(shop, lambda i: str(i) not in shop.remembered()), 3)
+    assert [(f["covers"], f["expired"]) for f in found] == [(True, [])] * 3
+    assert "this is edit 3 since the training" in found[2]["text"]
+
+
+def test_a_state_prepared_anew_goes_on_where_the_old_one_ended(pets: Any) -> None:
+    shop: Shop = pets({"requests.refresh_every": 1})
+    qualified(shop)
+    found = in_a_row(shop, lambda: keep(shop, lambda i: str(i) not in shop.remembered()), 3)
+    assert "prepared" in shop.event("r2", "unlearned").body
+    assert [f["covers"] for f in found] == [True] * 3
+
+
+def test_new_samples_may_come_in(pets: Any) -> None:
+    shop: Shop = pets()
+    qualified(shop)
+    keep(shop, lambda i: True, more=4)
+    found = in_a_row(shop, lambda: keep(shop, lambda i: str(i) not in shop.remembered()))
+    assert [f["covers"] for f in found] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("stays", "changed"), [(lambda i: i not in (*range(100, 110), 150), None), (lambda i: i > 109, {150: 9.0})]
+)
+def test_once_other_samples_go_or_change_it_has_expired_for_good(
+    pets: Any, stays: Callable[[int], bool], changed: Mapping[int, float] | None
+) -> None:
+    shop: Shop = pets()
+    qualified(shop)
+    found = in_a_row(shop, lambda: keep(shop, stays, changed), 3)
+    assert [f["expired"] for f in found] == [[], *[["the training data is not what it was"]] * 2]
+
+
+def test_samples_gone_before_the_first_edit_are_not_taken_for_forgotten_ones(pets: Any) -> None:
+    shop: Shop = pets()
+    qualified(shop)
+    keep(shop, lambda i: i != 150)
+    assert in_a_row(shop, lambda: None, 1)[0]["expired"] == ["the training data is not what it was"]
+
+
+def test_another_record_is_not_held_to_what_an_edit_said_of_the_first(pets: Any) -> None:
+    shop: Shop = pets()
+    qualified(shop)
+    file = shop.folder / "q.json"
+
+    def other() -> None:
+        keep(shop, lambda i: i > 109)
+        body = json.loads(file.read_text())
+        file.write_text(json.dumps(body | {"data": "d1"}))
+
+    assert [f["expired"] for f in in_a_row(shop, other)] == [[], ["the training data is not what it was"]]
 
 
 def test_without_one_the_record_says_so(pets: Any) -> None:

@@ -143,18 +143,18 @@ class Qualification:
         """What tells this record from any other."""
         return digest(dict(self.body))
 
-    def expired(self, *, model: str | None, data: str, method: Mapping[str, Any]) -> tuple[str, ...]:
+    def expired(self, *, model: str | None, same_data: bool, method: Mapping[str, Any]) -> tuple[str, ...]:
         """Return why the record no longer holds, in words; nothing where it does.
 
         Args:
             model: digest of the weights that the first edit started from.
-            data: of the training set that those were trained on, see `data_digest`.
+            same_data: whether those were trained on the data that was qualified.
             method: settings with its name.
         """
         own, found = self.body, list[str]()
         if own.get("model") is not None and own["model"] != model:
             found.append("the model is another than was qualified, or was trained anew since")
-        if own["data"] != data:
+        if not same_data:
             found.append("the training data is not what it was")
         if own["method"].get("name") != method.get("name"):
             found.append(f"the method is {method.get('name')} instead of {own['method'].get('name')}")

@@ -25,7 +25,15 @@ from expunge.service.workspace import Workspace
 from expunge.stamp import prepared
 from expunge.unlearn import Prepared, prepare
 
-COUNTERS: dict[str, Any] = {"requests": 0, "samples": 0, "stale": 0, "retrained": None, "seq": 0, "first": None}
+COUNTERS: dict[str, Any] = {
+    "requests": 0,
+    "samples": 0,
+    "stale": 0,
+    "retrained": None,
+    "seq": 0,
+    "first": None,
+    "qualified": None,  # digest of the record whose data the last edit was held to
+}
 
 
 @dataclass
@@ -52,7 +60,7 @@ class Site:
     seed: int
     now: Callable[[], datetime]
     qualification: Qualification | None = field(default=None, repr=False)  # which edits cite, read before work begins
-    fingerprint: str | None = field(default=None, repr=False)  # of the training data, once it is worked out
+    same: dict[str, bool] = field(default_factory=dict, repr=False)  # by trained weights: whether on its data
     _opened: Project | None = field(default=None, repr=False)
     _holding: tuple[Path, Holding] | None = field(default=None, repr=False)
 
