@@ -47,10 +47,10 @@ def same_data(site: Site, folder: Folder, first: str) -> bool:
 
 def _trained_on(site: Site, folder: Folder, record: Qualification) -> bool:
     held, train, wanted = site.holding(folder), folder.project.train, record.body["data"]
+    if site.counters(folder)["qualified"] == record.digest and not held.missing and unchanged(folder.state, held.left):
+        return True
     if data_digest(train) == wanted:
         return True
-    if site.counters(folder)["qualified"] == record.digest:
-        return not held.missing and unchanged(folder.state, held.left) is True
     old = [i for i in train.ids if i in held.trained or i in held.gone]
     return 0 < len(old) < len(train) and data_digest(train.subset(old)) == wanted
 
