@@ -144,8 +144,8 @@ def staying(state: State) -> int | None:
 def unchanged(state: State, data: Data) -> bool | None:
     """Return whether a state knows every sample, with the content that it was prepared on and not as forgotten.
 
-    None where it was not prepared on training data, and so cannot tell. Labels count as content where the method sees
-    them.
+    None where it was not prepared on training data, and so cannot tell. Labels count as content where the method
+    prepares on them or reads those of forgotten samples.
     """
     own = state.meta.get(_OWN)
     if not isinstance(own, Mapping) or "samples" not in own:

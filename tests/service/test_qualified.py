@@ -30,7 +30,7 @@ def qualified(shop: Shop, **more: Any) -> None:
     body = {
         "model": weights_digest(folder.model()),
         "data": data_digest(place.train),
-        "method": place.method("ssd", folder.settings()).settings(),
+        "method": more.get("method") or place.method("ssd", folder.settings()).settings(),
         **more,
     }
     record(**body).save(shop.folder / "q.json")
@@ -215,6 +215,13 @@ def test_a_state_prepared_anew_goes_on_where_the_old_one_ended(pets: Any) -> Non
     found = in_a_row(shop, lambda: keep(shop, lambda i: str(i) not in shop.remembered()), 3)
     assert "prepared" in shop.event("r2", "unlearned").body
     assert [f["covers"] for f in found] == [True] * 3
+
+
+def test_they_may_under_a_method_that_keeps_nothing_of_the_data_itself(pets: Any) -> None:
+    shop: Shop = pets({"method.name": "finetune", "method.alpha": None, "method.dampening": None})
+    qualified(shop, method=shop.project.method().settings())
+    found = in_a_row(shop, lambda: keep(shop, lambda i: str(i) not in shop.remembered()))
+    assert [f["expired"] for f in found] == [[], []]
 
 
 def test_new_samples_may_come_in(pets: Any) -> None:

@@ -14,7 +14,7 @@ from expunge.folders import Folder
 from expunge.method import Method, State
 from expunge.service import facts, targets
 from expunge.service.made import Made
-from expunge.service.qualified import cite, same_data
+from expunge.service.qualified import cite
 from expunge.service.site import Site
 from expunge.service.targets import Target
 from expunge.tensors import weights_digest
@@ -58,10 +58,10 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
     )
     before, past = folder.record["weights"], site.counters(folder)
     first = past["first"] or before
-    same = same_data(site, folder, first)
+    told = cite(site, folder, method.settings(), batch, len(forget), first)
     counters = past | {
         "first": first,
-        "qualified": site.qualification.digest if site.qualification is not None and same else None,
+        "qualified": told["digest"] if told is not None and not told["expired"] else None,
         "edits": past["edits"] + 1,
         "requests": past["requests"] + len(batch),
         "samples": past["samples"] + len(forget),
@@ -78,7 +78,7 @@ def edit(site: Site, folder: Folder, batch: Sequence[Target]) -> Made:
         "so_far": {key: counters[key] for key in ("requests", "samples", "stale")},
         **({"prepared": renewed} if renewed else {}),
     }
-    if (told := cite(site, folder, method.settings(), batch, len(forget), first, same)) is not None:
+    if told is not None:
         body["qualification"] = told
     idle = ""
     if folders.idle(done):

@@ -25,44 +25,8 @@ def load(place: Project) -> Qualification | None:
     return Qualification.load(place.folder / named) if named else None
 
 
-def same_data(site: Site, folder: Folder, first: str) -> bool:
-    """Return whether the model was trained on the data that was qualified.
-
-    It was where the data at hand is that data, or is but for samples that came in since. It was, too, where an earlier
-    edit of these weights was held to the same record, and of what the model has not forgotten nothing is missing or
-    other than when the method was prepared: fulfilled requests may be taken out of the data.
-
-    Args:
-        site: the model, with the record that `load` returned before work began.
-        folder: the version that is edited.
-        first: digest of the weights that the first edit since the training started from.
-    """
-    record = site.qualification
-    if record is None:
-        return False
-    if first not in site.same:  # later in a run there is the same data, less what was forgotten
-        site.same[first] = _trained_on(site, folder, record)
-    return site.same[first]
-
-
-def _trained_on(site: Site, folder: Folder, record: Qualification) -> bool:
-    held, train, wanted = site.holding(folder), folder.project.train, record.body["data"]
-    if site.counters(folder)["qualified"] == record.digest and not held.missing and unchanged(folder.state, held.left):
-        return True
-    if data_digest(train) == wanted:
-        return True
-    old = [i for i in train.ids if i in held.trained or i in held.gone]
-    return 0 < len(old) < len(train) and data_digest(train.subset(old)) == wanted
-
-
 def cite(
-    site: Site,
-    folder: Folder,
-    settings: Mapping[str, Any],
-    batch: Sequence[Target],
-    samples: int,
-    first: str,
-    same: bool,
+    site: Site, folder: Folder, settings: Mapping[str, Any], batch: Sequence[Target], samples: int, first: str
 ) -> dict[str, Any] | None:
     """Return what is recorded with an edit; nobody is named in it.
 
@@ -73,7 +37,6 @@ def cite(
         batch: requests that the edit fulfils together.
         samples: that it makes the model forget.
         first: digest of the weights that the first edit since the training started from.
-        same: whether the model was trained on the data that was qualified, see `same_data`.
 
     Returns:
         ``digest``, ``made``, ``covers``, ``expired`` (reasons), ``text`` and ``officer``; None where the project names
@@ -82,7 +45,7 @@ def cite(
     record = site.qualification
     if record is None:
         return None
-    expired = record.expired(model=first, same_data=same, method=settings)
+    expired = record.expired(model=first, same_data=_same_data(site, folder, record, first), method=settings)
     found = _cited(record, folder.project, batch, samples, site.counters(folder)["edits"] + 1)
     text, officer = found.text, found.officer
     if expired:
@@ -105,3 +68,25 @@ def _cited(record: Qualification, place: Project, batch: Sequence[Target], sampl
     if len(batch) > 1 or len(set(first.values)) > 1:
         return uncovered("several people or classes, or some with other samples, were not simulated in one edit")
     return record.cited(kind=first.kind, n=samples, in_row=in_row, target=next(iter(classes(batch, place)), None))
+
+
+def _same_data(site: Site, folder: Folder, record: Qualification, first: str) -> bool:
+    """Return whether the model was trained on the data that was qualified.
+
+    It was where the data at hand is that data, or is but for samples that came in since. It was, too, where the edit
+    before was held to the same record, and of what the model has not forgotten nothing is missing or other than when
+    the method was prepared: fulfilled requests may be taken out of the data.
+    """
+    if first not in site.same:  # later in a run there is the same data, less what was forgotten
+        site.same[first] = _compared(site, folder, record)
+    return site.same[first]
+
+
+def _compared(site: Site, folder: Folder, record: Qualification) -> bool:
+    held, train, wanted = site.holding(folder), folder.project.train, record.body["data"]
+    if site.counters(folder)["qualified"] == record.digest and not held.missing and unchanged(folder.state, held.left):
+        return True
+    if data_digest(train) == wanted:
+        return True
+    old = [i for i in train.ids if i in held.trained or i in held.gone]
+    return 0 < len(old) < len(train) and data_digest(train.subset(old)) == wanted

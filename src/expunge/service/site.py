@@ -32,7 +32,7 @@ COUNTERS: dict[str, Any] = {
     "retrained": None,
     "seq": 0,
     "first": None,
-    "qualified": None,  # digest of the record whose data the last edit was held to
+    "qualified": None,  # digest of the record that held for the last edit
 }
 
 
@@ -60,7 +60,7 @@ class Site:
     seed: int
     now: Callable[[], datetime]
     qualification: Qualification | None = field(default=None, repr=False)  # which edits cite, read before work begins
-    same: dict[str, bool] = field(default_factory=dict, repr=False)  # by trained weights: whether on its data
+    same: dict[str, bool] = field(default_factory=dict, repr=False)  # by trained weights: whether on qualified data
     _opened: Project | None = field(default=None, repr=False)
     _holding: tuple[Path, Holding] | None = field(default=None, repr=False)
 
